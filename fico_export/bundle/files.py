@@ -1,0 +1,136 @@
+"""The files of a bundle: written aside and renamed when whole, hashed, and checked before they are trusted."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fico_export.bundle.manifest import FILE_NAME, File, Manifest
+from fico_export.errors import BundleError, ConfigError, DiskError
+
+# Hashing the weights of a 7B bundle takes longer than answering a question, so `run` hashes what is small
+# (graphs, tokenizer, configs) and compares the sizes of the rest; `verify` and `inspect --check` hash everything.
+QUICK_LIMIT_BYTES = 64 * 2**20
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def describe(folder: Path) -> dict[str, File]:
+    """Hash and size of every file below a bundle's folder but its manifest, by POSIX path."""
+    found = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != FILE_NAME)
+    return {p.relative_to(folder).as_posix(): File(sha256=sha256(p), size=p.stat().st_size) for p in found}
+
+
+def check(folder: Path, manifest: Manifest, *, full: bool) -> None:
+    """Compare a bundle's files with its manifest; without `full`, large files by size alone.
+
+    Raises:
+        BundleError: a file is missing, of another size, or of another content.
+    """
+    mend = "copy or export the bundle again: a damaged graph would answer wrongly without a word"
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"{name} is missing from the bundle {folder}", mend=mend)
+        size = path.stat().st_size
+        if size != expected.size:
+            raise BundleError(f"{name} has {size} bytes, the manifest says {expected.size}", mend=mend)
+        if (full or size <= QUICK_LIMIT_BYTES) and sha256(path) != expected.sha256:
+            raise BundleError(f"{name} does not have the SHA-256 that the manifest says", mend=mend)
+
+
+@contextmanager
+def written_whole(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `folder` to write into, renamed to it at the end; on any failure nothing remains.
+
+    Raises:
+        ConfigError: `folder` exists and is not to be overwritten, or is no bundle.
+        DiskError: the disk filled up while writing.
+    """
+    if folder.exists() or folder.is_symlink():
+        if not overwrite:
+            raise ConfigError(
+                f"{folder} exists", mend="give --overwrite to replace it, or --out another folder"
+            )
+        if not (folder / FILE_NAME).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(
+                f"{folder} is not a bundle, so --overwrite will not delete it",
+                mend="give --out another folder",
+            )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder)
+    partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        _swap(partial, folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskError(
+                f"the disk of {folder.parent} filled up; nothing was kept",
+                mend="free some space, or give --out a folder on another disk",
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Refuse work whose output would not fit on the disk of `folder`.
+
+    Raises:
+        DiskError: fewer than `needed` bytes are free.
+    """
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise DiskError(
+            f"the bundle needs {needed / 1e9:.1f} GB, the disk of {existing} has {free / 1e9:.1f} GB free",
+            mend="free some space, give --out a folder on another disk, or choose --precision fp16",
+        )
+
+
+def _swap(partial: Path, folder: Path) -> None:
+    aside = folder.parent / f".{folder.name}.old-{os.getpid()}"
+    if folder.exists():
+        folder.rename(aside)
+    try:
+        partial.rename(folder)
+    except BaseException:
+        if aside.exists():
+            aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what exports of this folder left behind when they were killed outright."""
+    for leftover in folder.parent.glob(f".{folder.name}.partial-*"):
+        pid = leftover.name.rpartition("-")[2]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,147 @@
+"""manifest.json: everything about a bundle that the graphs do not say themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fico_export.errors import BundleError
+
+SCHEMA_VERSION = 1
+FILE_NAME = "manifest.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(_Record):
+    """An input or output of a graph; a dimension is a number, or the name of a free axis."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+class Graph(_Record):
+    """One ONNX file and its tensors."""
+
+    file: str
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+
+
+class Model(_Record):
+    """Where the weights came from.
+
+    `source` is an alias, a hub id or an absolute folder; `weights` the size in bytes of each file of weights.
+    """
+
+    model_type: str
+    source: str
+    revision: str | None
+    weights: dict[str, int]
+
+
+class Reduction(_Record):
+    """What was done to the visual tokens. `schedule` maps encoder layer to the patches left after it."""
+
+    method: str
+    options: dict[str, Any]
+    site: str
+    visual_tokens: int
+    keep: int
+    grid: tuple[int, int]
+    kept_aside: int
+    schedule: dict[int, int]
+    positions: Literal["compact", "original"]
+
+
+class Decoder(_Record):
+    """Shape of the KV cache and the longest sequence."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    context: int
+
+
+class Tokens(_Record):
+    """Special tokens."""
+
+    image: str
+    image_id: int
+    bos: str | None
+    eos: str | None
+    eos_ids: list[int]
+
+
+class File(_Record):
+    """A file's content, by hash and size in bytes."""
+
+    sha256: str
+    size: int
+
+
+class Manifest(_Record):
+    """The whole of manifest.json."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    model: Model
+    reduction: Reduction
+    decoder: Decoder
+    tokens: Tokens
+    image_size: int
+    precision: Literal["fp32", "fp16"]
+    target: str
+    opset: int
+    ir_version: int
+    graphs: dict[str, Graph]
+    tools: dict[str, str]
+    created: str
+    files: dict[str, File] = {}
+
+    def save(self, folder: Path) -> None:
+        """Write manifest.json."""
+        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read manifest.json.
+
+        Raises:
+            BundleError: no bundle, a newer schema, or a manifest that is not one.
+        """
+        path = folder / FILE_NAME
+        if not path.is_file():
+            raise BundleError(
+                f"{folder} is no bundle: it has no {FILE_NAME}",
+                mend="make one with `fico-export --model M --keep K`, and give its folder",
+            )
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            version = content["schema_version"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BundleError(
+                f"{path} is damaged: {error!r}", mend="export or copy the bundle again"
+            ) from error
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            raise BundleError(
+                f"{path} has schema version {version}; this fico_export reads up to {SCHEMA_VERSION}",
+                mend="update with `pip install --upgrade fico_export`, or export again with this version",
+            )
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise BundleError(
+                f"{path} is damaged: {where}: {first['msg']}", mend="export or copy the bundle again"
+            ) from error

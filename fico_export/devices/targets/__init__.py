@@ -1,0 +1,58 @@
+"""Targets by name: `<name>.toml` in this folder."""
+
+from __future__ import annotations
+
+import sys
+from importlib import resources
+
+from pydantic import BaseModel, ConfigDict
+
+from fico_export.errors import unknown_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULT = "portable"
+
+
+class Limits(BaseModel):
+    """Numbers a target's parser or builder will not go beyond."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    topk: int
+
+
+class Target(BaseModel):
+    """What graphs for a target may hold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    description: str
+    opset: int
+    ir_version: int
+    precisions: list[str]
+    operators: frozenset[str]
+    limits: Limits
+
+
+def names() -> list[str]:
+    """All targets, sorted."""
+    return sorted(
+        f.name.removesuffix(".toml") for f in resources.files(__name__).iterdir() if f.name.endswith(".toml")
+    )
+
+
+def get(name: str) -> Target:
+    """The target called `name`.
+
+    Raises:
+        ConfigError: no such target; the message lists the known.
+    """
+    if name not in names():
+        raise unknown_name("target", name, names())
+    text = (resources.files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
+    return Target.model_validate(tomllib.loads(text))
