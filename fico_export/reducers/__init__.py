@@ -1,0 +1,48 @@
+"""Training-free visual-token reducers, one file each. The folder is the registry.
+
+Every file `<name>.py` here that ends in `REDUCER = Reducer(...)` is a method called `<name>`, with `_`
+written `-`. Nothing else needs an edit: the new file is listed, exported and property-tested.
+`base/` holds what a reducer is made of, `stages/` the shared filter, correlate and compress functions.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fico_export.errors import unknown_name
+
+if TYPE_CHECKING:
+    from fico_export.reducers.base.reducer import Reducer
+
+DEFAULT = "ficoco-v"
+
+
+def names() -> list[str]:
+    """All method names, sorted. Reads the folder, imports nothing."""
+    return sorted(p.stem.replace("_", "-") for p in _files())
+
+
+def summaries() -> dict[str, str]:
+    """Method name → first line of its file's docstring. Needs no torch."""
+    trees = {p.stem.replace("_", "-"): ast.parse(p.read_text(encoding="utf-8")) for p in _files()}
+    return {name: (ast.get_docstring(tree) or "").partition("\n")[0] for name, tree in sorted(trees.items())}
+
+
+def get(name: str) -> Reducer[Any]:
+    """The method called `name`.
+
+    Raises:
+        ConfigError: no such method; the message lists the known and suggests the nearest.
+    """
+    if name not in names():
+        raise unknown_name("method", name, names())
+    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    reducer: Reducer[Any] = module.REDUCER
+    return reducer
+
+
+def _files() -> list[Path]:
+    return [p for p in Path(__file__).parent.glob("*.py") if p.stem != "__init__"]

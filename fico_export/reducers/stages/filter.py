@@ -1,0 +1,56 @@
+"""Filter: how redundant or how important each token is. All scores FP32, [B, n]."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_TINY = 1e-12
+
+
+def normalize(x: Tensor) -> Tensor:
+    """Scale x to unit L2 norm over its last dimension; a zero vector stays zero."""
+    return x / x.norm(dim=-1, keepdim=True).clamp_min(_TINY)
+
+
+def cosine_matrix(x: Tensor) -> Tensor:
+    """[B, n, n] cosines between the rows of x [B, n, C]."""
+    unit = normalize(x)
+    return unit @ unit.transpose(1, 2)
+
+
+def distance_from_mean(keys: Tensor) -> Tensor:
+    """[B, n] minus the cosine of each row of keys [B, n, D] with their mean: a stand-in for CLS attention."""
+    mean = normalize(keys.mean(1, keepdim=True))
+    return -(normalize(keys) @ mean.transpose(1, 2)).squeeze(-1)
+
+
+def local_penalty(
+    scores: Tensor, positions: Tensor, grid: tuple[int, int], window: int, coefficient: float
+) -> Tensor:
+    """Spread the removals: in each window of the grid, the most redundant live token is marked up.
+
+    Only the largest score of each window changes: times the coefficient if positive, divided by it if negative.
+    FiCoCo, arXiv 2411.17686. Written as comparisons between live tokens, so that dead cells need no padding.
+
+    Args:
+        scores: [B, n].
+        positions: [B, n] int64 raster positions of the live tokens, ascending.
+        grid: rows, columns.
+        window: side of a window, in cells.
+        coefficient: > 0.
+    """
+    cell = torch.tensor(_window_of_each_cell(grid, window), device=scores.device)[positions]
+    together = cell[:, :, None] == cell[:, None, :]
+    mine, other = scores[:, :, None], scores[:, None, :]
+    index = torch.arange(scores.shape[1], device=scores.device)
+    ahead = (other > mine) | ((other == mine) & (index[None, :] < index[:, None]))
+    beaten = (together & ahead).to(torch.int32).amax(-1) > 0
+    marked = torch.where(scores > 0, scores * coefficient, scores / coefficient)
+    return torch.where(beaten, scores, marked)
+
+
+def _window_of_each_cell(grid: tuple[int, int], window: int) -> list[int]:
+    rows, columns = grid
+    across = -(-columns // window)
+    return [(row // window) * across + column // window for row in range(rows) for column in range(columns)]
