@@ -1,0 +1,1 @@
+"""The embedded default: a model and pictures that need no download."""

@@ -1,0 +1,95 @@
+"""Model families, one file each: checkpoint layout, tower, sites, prompt, names. The folder is the registry."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fico_export.errors import CheckpointError, ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from fico_export.models.parts.family import Family, Vlm
+
+DEMO = "demo"
+
+
+def families() -> dict[str, Family]:
+    """File name → family. Imports torch and transformers."""
+    stems = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem != "__init__")
+    return {stem: importlib.import_module(f"{__name__}.{stem}").FAMILY for stem in stems}
+
+
+def aliases() -> dict[str, str]:
+    """Short name → hub id, over all families."""
+    return {alias: hub_id for family in families().values() for alias, hub_id in family.aliases.items()}
+
+
+def load(folder: Path, revision: str | None = None) -> Vlm:
+    """The model in a checkpoint folder.
+
+    Raises:
+        CheckpointError: not a checkpoint of a supported family, or a damaged one.
+    """
+    from fico_export.models.parts.checkpoint import read_json
+
+    config_path = folder / "config.json"
+    if not config_path.exists():
+        raise CheckpointError(
+            f"{folder} has no config.json",
+            mend="point --model at the checkpoint folder itself: config.json lies beside the .safetensors files",
+        )
+    model_type = read_json(config_path).get("model_type")
+    supported = {t: family for family in families().values() for t in family.model_types}
+    if model_type not in supported:
+        raise CheckpointError(
+            f"model_type {model_type!r} in {config_path} is not supported",
+            mend=f"supported: {', '.join(sorted(supported))}",
+        )
+    return supported[model_type].load(folder, revision)
+
+
+def find(model: str, revision: str | None = None) -> tuple[Path, str | None]:
+    """Folder and revision of a model named by an alias, a hub id, or its folder.
+
+    Raises:
+        ConfigError: no such folder or alias, or the hub cannot be reached.
+    """
+    if Path(model).expanduser().is_dir():
+        return Path(model).expanduser().resolve(), None
+    known = aliases()
+    hub_id = known.get(model, model)
+    if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
+        if "/" in model:
+            raise ConfigError(
+                f"no folder {model}", mend="give the checkpoint's folder, a hub id (owner/name) or an alias"
+            )
+        raise unknown_name("model", model, [DEMO, *known])
+    return _download(hub_id, revision)
+
+
+def _download(hub_id: str, revision: str | None) -> tuple[Path, str | None]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+    try:
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+    except RepositoryNotFoundError as error:
+        raise ConfigError(
+            f"the hub has no model {hub_id!r}, or it is private",
+            mend="check the name, or log in with `hf auth login`",
+        ) from error
+    except HFValidationError as error:
+        raise ConfigError(f"{hub_id!r} is no hub id", mend="give owner/name, an alias or a folder") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ConfigError(
+            f"cannot download {hub_id}: {error}",
+            mend=f"connect to the network, or run `hf download {hub_id} --local-dir DIR` elsewhere and give --model DIR",
+        ) from error
+    return folder, folder.name

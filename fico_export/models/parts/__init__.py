@@ -1,0 +1,1 @@
+"""Towers, projectors, decoders and checkpoints that model families are built from."""

@@ -1,0 +1,168 @@
+"""A Hugging Face checkpoint folder: finds its safetensors, names its tensors, reads them one at a time.
+
+Never pickle, never remote code. Two key layouts exist in public LLaVA checkpoints, and transformers 5 saves a third;
+all are read as one: `vision_tower.…`, `multi_modal_projector.…`, `language_model.layers.…`, `lm_head.weight`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from fico_export.errors import CheckpointError
+
+_RENAMES = (
+    (re.compile(r"^model\."), ""),
+    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
+    (re.compile(r"^language_model\.model\."), "language_model."),
+    (re.compile(r"^vision_tower\.vision_model\."), "vision_tower."),
+)
+
+
+def canonical(key: str) -> str:
+    """The one name of a checkpoint key."""
+    for pattern, replacement in _RENAMES:
+        key = pattern.sub(replacement, key)
+    return key
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies, and its shape."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+
+
+class Checkpoint:
+    """The tensors of a checkpoint folder by canonical name.
+
+    Raises:
+        CheckpointError: no safetensors, or shards that are missing, truncated or at odds with their index.
+    """
+
+    def __init__(self, folder: Path, tied: Mapping[str, str] | None = None) -> None:
+        """Read the headers; `tied` names tensors that may be absent and whose they then are."""
+        self.folder = folder
+        self.tensors: dict[str, Stored] = {}
+        index = _read_index(folder)
+        self.files = _shards(folder, index)
+        for file in self.files:
+            self.tensors.update(_read_header(file))
+        if index is not None:
+            missing = sorted(k for k in index if canonical(k) not in self.tensors)
+            if missing:
+                raise CheckpointError(
+                    f"model.safetensors.index.json names {len(missing)} tensors that no shard holds, first {missing[0]!r}",
+                    mend=f"download the checkpoint again: the shards in {folder} are from another revision than the index",
+                )
+        for name, source in (tied or {}).items():
+            if name not in self.tensors and source in self.tensors:
+                self.tensors[name] = self.tensors[source]
+
+    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse a checkpoint that lacks a tensor or has one of another shape than the config says.
+
+        Raises:
+            CheckpointError: naming the first such tensor.
+        """
+        for name, shape in expected.items():
+            stored = self.tensors.get(name)
+            if stored is None:
+                raise CheckpointError(
+                    f"the checkpoint has no tensor {name!r}",
+                    mend=f"download the checkpoint again, or check that {self.folder / 'config.json'} belongs to it",
+                )
+            if stored.shape != shape:
+                raise CheckpointError(
+                    f"tensor {stored.key!r} has shape {list(stored.shape)}, but config.json makes it {list(shape)}",
+                    mend=f"use the config.json of this checkpoint in {self.folder}",
+                )
+
+    def load(self, name: str) -> torch.Tensor:
+        """One tensor, in the dtype it is stored in."""
+        stored = self.tensors[name]
+        with safe_open(stored.file, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(stored.key)
+        return tensor
+
+    def stream(self, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The named tensors one after another, each shard opened once."""
+        with ExitStack() as stack:
+            open_files: dict[Path, Any] = {}
+            for name in names:
+                stored = self.tensors[name]
+                if stored.file not in open_files:
+                    open_files[stored.file] = stack.enter_context(safe_open(stored.file, framework="pt"))
+                yield name, open_files[stored.file].get_tensor(stored.key)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: the file is not one.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}", mend="download the checkpoint again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object", mend="download the checkpoint again")
+    return content
+
+
+def _read_index(folder: Path) -> dict[str, str] | None:
+    path = folder / "model.safetensors.index.json"
+    if not path.exists():
+        return None
+    index = read_json(path).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise CheckpointError(f"{path} has no weight_map", mend="download the checkpoint again")
+    return index
+
+
+def _shards(folder: Path, index: dict[str, str] | None) -> list[Path]:
+    if index is not None:
+        # Path(...).name: an index is data and must not reach out of its folder.
+        files = [folder / Path(name).name for name in sorted(set(index.values()))]
+        for file in files:
+            if not file.exists():
+                raise CheckpointError(
+                    f"shard {file.name} named by model.safetensors.index.json is missing",
+                    mend=f"download it into {folder}",
+                )
+        return files
+    single = folder / "model.safetensors"
+    if single.exists():
+        return [single]
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+        raise CheckpointError(
+            f"{folder} holds only pickled weights, which can run code when loaded and are not read",
+            mend='convert them on a machine you trust: `python -c "from transformers import '
+            "LlavaForConditionalGeneration as M; M.from_pretrained('IN').save_pretrained('OUT')\"`",
+        )
+    raise CheckpointError(
+        f"{folder} holds no model.safetensors and no model.safetensors.index.json",
+        mend="point --model at the folder with config.json and the .safetensors files",
+    )
+
+
+def _read_header(file: Path) -> dict[str, Stored]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            keys = opened.keys()
+            return {canonical(k): Stored(file, k, tuple(opened.get_slice(k).get_shape())) for k in keys}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file.name} is truncated or damaged: {error}", mend=f"download it again into {file.parent}"
+        ) from error

@@ -1,0 +1,105 @@
+"""The record that makes a file of `models/` a model family, and what a loaded model offers to the exporter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from fico_export.models.parts.checkpoint import Checkpoint
+from fico_export.models.parts.decoder import Decoder, DecoderConfig, EmbedTokens
+from fico_export.models.parts.vision import VisionEncoder
+from fico_export.reducers.base.plan import Plan
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Special tokens that the runtime must know."""
+
+    image: str
+    image_id: int
+    bos: str | None
+    eos: str | None
+    eos_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Files:
+    """The text files of a bundle, by name, besides the graphs."""
+
+    tokenizer: str
+    tokenizer_config: dict[str, Any]
+    chat_template: str | None
+    config: dict[str, Any]
+    generation_config: dict[str, Any]
+    preprocessor: dict[str, Any]
+    processor: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Vlm:
+    """A checkpoint that was read and found whole: builds its graphs' modules, without weights until asked.
+
+    Attributes:
+        model_type: as in config.json.
+        folder: where it lies.
+        revision: commit of the hub repository, or None for a plain folder.
+        checkpoint: its tensors.
+        shapes: of every tensor that the graphs read, by canonical name.
+        grid: rows and columns of patches.
+        image_size: side of the square picture the tower sees, in pixels.
+        decoder_config: shape of the decoder.
+        tokens: special tokens.
+        plan: (method, keep, settings) → Plan for this tower.
+        vision: (plan, dtype) → the vision graph's module, parameters uninitialised.
+        files: reads the tokenizer, the templates and the configs.
+    """
+
+    model_type: str
+    folder: Path
+    revision: str | None
+    checkpoint: Checkpoint
+    shapes: Mapping[str, tuple[int, ...]]
+    grid: tuple[int, int]
+    image_size: int
+    decoder_config: DecoderConfig
+    tokens: Tokens
+    plan: Callable[[str, int | None, dict[str, Any]], Plan]
+    vision: Callable[[Plan, torch.dtype], VisionEncoder]
+    files: Callable[[], Files]
+
+    def decoder(self, dtype: torch.dtype) -> Decoder:
+        """The decoder graph's module, parameters uninitialised."""
+        return Decoder(self.decoder_config, dtype)
+
+    def embed_tokens(self, dtype: torch.dtype) -> EmbedTokens:
+        """The embedding graph's module, parameters uninitialised."""
+        return EmbedTokens(self.decoder_config, dtype)
+
+    def with_weights(self, module: ModuleT) -> ModuleT:
+        """The module with the checkpoint's weights in its parameters' dtypes, ready to run in torch."""
+        wanted = {name: parameter.dtype for name, parameter in module.named_parameters()}
+        state = {name: tensor.to(wanted[name]) for name, tensor in self.checkpoint.stream(list(wanted))}
+        module.load_state_dict(state, assign=True)
+        return module.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family.
+
+    Attributes:
+        model_types: values of `model_type` in config.json that it loads.
+        aliases: short name → hub id.
+        load: (folder, revision) → Vlm; raises CheckpointError.
+    """
+
+    model_types: tuple[str, ...]
+    aliases: dict[str, str]
+    load: Callable[[Path, str | None], Vlm]
