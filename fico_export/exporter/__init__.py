@@ -1,0 +1,1 @@
+"""torch → ONNX: traces the graphs, binds the weights, checks the result, writes a bundle."""

@@ -1,0 +1,129 @@
+"""From a torch module without weights to an ONNX graph without weights.
+
+Modules are traced with parameters that take no memory; `weights.py` binds the checkpoint's tensors afterwards.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import onnx_ir as ir
+import torch
+from onnxscript import optimizer
+from torch import nn
+
+from fico_export.errors import ExportError, FicoError
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Inputs of a graph: names, example tensors, and which of their axes are free.
+
+    Attributes:
+        inputs: names in the order of the graph.
+        examples: arguments of the module's forward; nested sequences are flattened into `inputs`.
+        axes: like `examples`, with {axis: name} for each tensor's free axes; None where all is static.
+        outputs: names in the order of the graph.
+    """
+
+    inputs: Sequence[str]
+    examples: tuple[Any, ...]
+    axes: tuple[Any, ...] | None
+    outputs: Sequence[str]
+
+
+def weightless(make: Callable[[], ModuleT]) -> ModuleT:
+    """The module that `make` builds, each parameter a single zero expanded to its shape.
+
+    Not the meta device: constants that a module creates while it is traced must be real.
+    """
+    with torch.device("meta"):
+        module = make()
+    for owner in module.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            empty = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+            setattr(owner, name, nn.Parameter(empty, requires_grad=False))
+    return module.eval()
+
+
+def graph_from_module(module: nn.Module, signature: Signature, opset: int) -> ir.Model:
+    """Trace a module whose parameters hold no weights; the initializers keep their parameters' names.
+
+    Raises:
+        ExportError: torch's exporter failed.
+    """
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            # The exporter warns about its own internals, which nobody here can mend.
+            warnings.simplefilter("ignore")
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+            program = torch.export.export(
+                module, signature.examples, dynamic_shapes=_dynamic(signature.axes), strict=False
+            )
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=opset,
+                input_names=signature.inputs,
+                output_names=signature.outputs,
+            )
+    except FicoError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"torch could not export {type(module).__name__}: {error}",
+            mend="run again with --debug and file an issue with the trace and your torch version",
+        ) from error
+    assert exported is not None
+    name_nodes(exported.model)
+    return exported.model
+
+
+def name_nodes(model: ir.Model) -> None:
+    """Name each node by the module it came from, so that a profile of an engine can be read by stages.
+
+    Also drops the tracer's metadata, which holds source lines and the paths of this machine.
+    """
+    for i, node in enumerate(model.graph.all_nodes()):
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
+        scope = next((s for s in reversed(scopes[:-1]) if s), "graph")
+        node.name = f"{scope}/{node.op_type}_{i}"
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+
+
+def simplify(model: ir.Model) -> None:
+    """Fold constants and drop what nothing reads. Weights must be bound already: folding reads small ones."""
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    optimizer.optimize_ir(model, input_size_limit=4096, output_size_limit=1 << 20)
+
+
+def _dynamic(axes: Any, dims: dict[str, Any] | None = None) -> Any:
+    """Axis names → torch.export's symbols, one for each name: fewer unknowns trace several times faster."""
+    dims = {} if dims is None else dims
+    if axes is None:
+        return None
+    if isinstance(axes, dict):
+        return {axis: dims.setdefault(name, torch.export.Dim(name)) for axis, name in axes.items()}
+    return type(axes)(_dynamic(a, dims) for a in axes)
+
+
+def name_axes(values: Sequence[ir.Value], axes: Sequence[dict[int, str] | None]) -> None:
+    """Give the free axes of inputs or outputs their words instead of the tracer's symbols."""
+    for value, names in zip(values, axes, strict=True):
+        if names and value.shape is not None:
+            value.shape = ir.Shape([names.get(i, d) for i, d in enumerate(value.shape)])
