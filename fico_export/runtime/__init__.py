@@ -1,0 +1,1 @@
+"""Runs bundles: pictures and prompts in, answers out. Needs numpy and ONNX Runtime, never torch."""

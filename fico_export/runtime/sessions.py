@@ -1,0 +1,83 @@
+"""ONNX Runtime sessions, and which backend this machine can run."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+import onnxruntime as ort
+
+from fico_export.errors import ConfigError, EngineError, unknown_name
+
+BACKENDS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
+AUTO = "auto"
+
+
+def choose_backend(name: str) -> str:
+    """A backend that can run here; `auto` takes the GPU where there is one.
+
+    Raises:
+        ConfigError: unknown backend, or no GPU or no GPU build of ONNX Runtime for the one asked for.
+    """
+    if name == AUTO:
+        return "ort-cuda" if _cuda_problem() is None else "ort-cpu"
+    if name not in BACKENDS:
+        raise unknown_name("backend", name, [AUTO, *BACKENDS])
+    problem = _cuda_problem() if name == "ort-cuda" else None
+    if problem is not None:
+        raise ConfigError(
+            f"backend ort-cuda cannot run: {problem}", mend="give --backend ort-cpu, or see `fico doctor`"
+        )
+    return name
+
+
+def cuda_devices() -> int:
+    """GPUs that the NVIDIA driver offers; 0 without a driver."""
+    library = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(library)
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def open_session(path: Path, backend: str, threads: int = 0) -> ort.InferenceSession:
+    """Load a graph.
+
+    Args:
+        path: of the .onnx file.
+        backend: a name of `BACKENDS`.
+        threads: CPU threads within an operator; 0 for one per core.
+
+    Raises:
+        EngineError: ONNX Runtime cannot load it, or left the GPU for the CPU.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    provider = BACKENDS[backend]
+    try:
+        session = ort.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # ONNX Runtime raises classes of its own without a common base
+        raise EngineError(
+            f"ONNX Runtime cannot load {path.name}: {error}",
+            mend="run `fico verify` on the bundle, and `fico doctor` on this machine",
+        ) from error
+    if provider not in session.get_providers():
+        raise EngineError(
+            f"ONNX Runtime could not start {provider} and would have run on {session.get_providers()}",
+            mend="install the CUDA and cuDNN that this onnxruntime-gpu needs, or give --backend ort-cpu",
+        )
+    return session
+
+
+def _cuda_problem() -> str | None:
+    if BACKENDS["ort-cuda"] not in ort.get_available_providers():
+        return "this ONNX Runtime is a CPU build (install onnxruntime-gpu)"
+    if cuda_devices() == 0:
+        return "no NVIDIA GPU and driver found"
+    return None

@@ -1,0 +1,173 @@
+"""A loaded bundle: encodes pictures, answers prompts, streams, and holds conversations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fico_export.bundle import files
+from fico_export.bundle.manifest import Manifest
+from fico_export.errors import BundleError, EngineError
+from fico_export.runtime.decoder import Decoder
+from fico_export.runtime.generation import Answer, Conversation, Stream
+from fico_export.runtime.images import ImageProcessor, load_image
+from fico_export.runtime.prompt import PromptFormatter, SpecialTokens
+from fico_export.runtime.sampling import Sampling
+from fico_export.runtime.sessions import AUTO, choose_backend, open_session
+
+ImageSource = str | Path | bytes | Image.Image
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the vision graph made of a picture.
+
+    Attributes:
+        features: [K, D] in the bundle's precision, ready for the decoder.
+        keep_index: [K] int64 raster positions, ascending.
+        digest: identifies the pixels, so that a conversation knows a picture it has seen.
+    """
+
+    features: npt.NDArray[Any]
+    keep_index: npt.NDArray[np.int64]
+    digest: str
+
+
+class Vlm:
+    """A bundle ready to answer.
+
+    Args:
+        folder: of the bundle.
+        backend: auto, ort-cpu or ort-cuda.
+        threads: CPU threads within an operator; 0 for one per core.
+
+    Raises:
+        BundleError: the bundle is missing, damaged, or from a newer version.
+        ConfigError: the backend cannot run here.
+        EngineError: a graph cannot be loaded.
+    """
+
+    def __init__(self, folder: str | Path, *, backend: str = AUTO, threads: int = 0) -> None:
+        self.folder = Path(folder)
+        self.manifest = Manifest.load(self.folder)
+        files.check(self.folder, self.manifest, full=False)
+        self.backend = choose_backend(backend)
+        self._threads = threads
+        self.formatter = PromptFormatter(
+            _read(self.folder / "tokenizer.json"), self._chat_template(), _special(self.manifest)
+        )
+        self.processor = ImageProcessor.from_config(_read_json(self.folder / "preprocessor_config.json"))
+        self._vision = self._open("vision_encoder", self.backend)
+        # The table stays in host memory: a lookup of a few rows gains nothing from a GPU that is short of memory.
+        self._embed = self._open("embed_tokens", "ort-cpu")
+        self.decoder = Decoder(self.folder, self.manifest, self.backend, threads)
+
+    def preprocess(self, image: ImageSource) -> npt.NDArray[np.float32]:
+        """Pixel values [1, 3, S, S] of a picture.
+
+        Raises:
+            InputError: not a picture, or too large.
+        """
+        return self.processor(load_image(image))
+
+    def encode_pixels(self, pixels: npt.NDArray[np.float32]) -> ImageFeatures:
+        """Run the vision graph on pixel values [1, 3, S, S]."""
+        features, keep_index = self._run(self._vision, "vision graph", {"pixel_values": pixels})
+        return ImageFeatures(features[0], keep_index[0], hashlib.sha256(pixels.tobytes()).hexdigest())
+
+    def encode_image(self, image: ImageSource) -> ImageFeatures:
+        """Features [K, D] and kept positions [K] of a picture, for those who bring their own decoder.
+
+        Raises:
+            InputError: not a picture, or too large.
+        """
+        return self.encode_pixels(self.preprocess(image))
+
+    def embed(self, token_ids: Sequence[int]) -> npt.NDArray[Any]:
+        """Embeddings [S, C] of token ids."""
+        ids = np.asarray([token_ids], np.int64)
+        result: npt.NDArray[Any] = self._run(self._embed, "embedding graph", {"input_ids": ids})[0][0]
+        return result
+
+    def chat(self) -> Conversation:
+        """A conversation whose turns reuse the KV cache of the turns before."""
+        return Conversation(self)
+
+    def stream(
+        self,
+        prompt: str,
+        images: Sequence[ImageSource] = (),
+        *,
+        max_new_tokens: int = 256,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> Stream:
+        """Answer piece by piece: iterate over the text; `.answer` holds the whole when it ends.
+
+        Args:
+            prompt: the question.
+            images: pictures it is about, shown before it.
+            max_new_tokens: at most so many tokens.
+            sampling: how tokens are chosen; greedily by default.
+            stop: strings that end the answer.
+
+        Raises:
+            InputError: a picture or the prompt cannot be used.
+        """
+        return self.chat().stream(prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+
+    def generate(
+        self,
+        prompt: str,
+        images: Sequence[ImageSource] = (),
+        *,
+        max_new_tokens: int = 256,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> Answer:
+        """Answer at once; arguments as for `stream`."""
+        return self.chat().ask(prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+
+    def _open(self, name: str, backend: str) -> Any:
+        return open_session(self.folder / self.manifest.graphs[name].file, backend, self._threads)
+
+    def _run(self, session: Any, what: str, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        try:
+            result: list[npt.NDArray[Any]] = session.run(None, feeds)
+        except Exception as error:  # ONNX Runtime raises classes of its own without a common base
+            raise EngineError(
+                f"the {what} failed: {error}", mend="free memory, or run `fico verify` on the bundle"
+            ) from error
+        return result
+
+    def _chat_template(self) -> str | None:
+        path = self.folder / "chat_template.jinja"
+        return _read(path) if path.exists() else None
+
+
+def _special(manifest: Manifest) -> SpecialTokens:
+    tokens = manifest.tokens
+    return SpecialTokens(tokens.image, tokens.image_id, tokens.bos, tokens.eos, tuple(tokens.eos_ids))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"cannot read {path}: {error}", mend="export or copy the bundle again") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(_read(path))
+    except ValueError as error:
+        raise BundleError(f"{path} is damaged: {error}", mend="export or copy the bundle again") from error
+    return content
