@@ -1,0 +1,150 @@
+"""The Python interface: `fico_export.export(...)` and `fico_export.load(...)`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fico_export.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from fico_export.models.parts.family import Vlm as Checkpoint
+    from fico_export.parity.report import Report
+    from fico_export.runtime.vlm import Vlm
+
+DEFAULT_MODEL = "demo"
+
+
+def export(
+    model: str | Path,
+    keep: int | None = None,
+    *,
+    method: str | None = None,
+    settings: dict[str, Any] | None = None,
+    precision: str = "fp32",
+    target: str = "portable",
+    positions: Literal["compact", "original"] | None = None,
+    revision: str | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    verify: bool = True,
+    progress: Progress | None = None,
+) -> Path:
+    """Export a LLaVA checkpoint to a bundle of ONNX graphs with its visual tokens reduced to K.
+
+    Args:
+        model: an alias (`llava-1.5-7b`), a hub id, a checkpoint folder, or `demo`.
+        keep: visual tokens handed to the decoder, K; None keeps all, with method `none`.
+        method: a reducer's name; `ficoco-v` by default, `none` where keep is None.
+        settings: options of the method.
+        precision: fp32 or fp16.
+        target: what the graphs are for.
+        positions: policy for the position ids of kept tokens; None for the method's own.
+        revision: of a hub repository.
+        out: the bundle's folder; engines/<model>-<method>-k<K>-<precision> by default.
+        overwrite: replace a bundle that is there.
+        verify: compare every graph with torch before the bundle gets its name.
+        progress: told of each step.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        ConfigError: the request or the checkpoint cannot be used; nothing was written.
+        ExportError: a graph could not be exported, or broke a rule.
+        ParityError: a graph does not compute what torch computes.
+    """
+    from fico_export import reducers
+    from fico_export.exporter.write import Request, write_bundle
+    from fico_export.parity.report import require
+    from fico_export.parity.verify import verify_bundle
+
+    progress = progress or Silent()
+    progress.stage("read checkpoint")
+    with open_checkpoint(str(model), revision) as checkpoint:
+        request = Request(
+            name=Path(model).expanduser().resolve().name,
+            source=_source(str(model), checkpoint),
+            method=method or ("none" if keep is None else reducers.DEFAULT),
+            keep=keep,
+            settings=settings or {},
+            precision=precision,
+            target=target,
+            positions=positions,
+            out=Path(out) if out is not None else None,
+            overwrite=overwrite,
+        )
+
+        def check(folder: Path) -> None:
+            require(verify_bundle(folder, checkpoint, progress=progress))
+
+        return write_bundle(checkpoint, request, progress, check if verify else None)
+
+
+def load(bundle: str | Path, *, backend: str = "auto", threads: int = 0) -> Vlm:
+    """Load a bundle to answer with: `.generate()`, `.stream()`, `.chat()`, `.encode_image()`.
+
+    Args:
+        bundle: its folder.
+        backend: auto, ort-cpu or ort-cuda.
+        threads: CPU threads within an operator; 0 for one per core.
+
+    Raises:
+        BundleError: the bundle is missing, damaged, or from a newer version.
+        ConfigError: the backend cannot run here.
+        EngineError: a graph cannot be loaded.
+    """
+    from fico_export.runtime.vlm import Vlm
+
+    return Vlm(bundle, backend=backend, threads=threads)
+
+
+def verify(bundle: str | Path, *, model: str | None = None, progress: Progress | None = None) -> Report:
+    """Compare a bundle with the checkpoint it came from.
+
+    Args:
+        bundle: its folder.
+        model: where the checkpoint is now; where the manifest says, by default.
+        progress: told of each step.
+
+    Raises:
+        BundleError: the bundle is missing or damaged.
+        CheckpointError: the checkpoint is not the one the bundle came from.
+    """
+    from fico_export.bundle import files
+    from fico_export.bundle.manifest import Manifest
+    from fico_export.parity.verify import verify_bundle
+
+    progress = progress or Silent()
+    folder = Path(bundle)
+    manifest = Manifest.load(folder)
+    progress.stage("hash")
+    files.check(folder, manifest, full=True)
+    progress.stage("read checkpoint")
+    with open_checkpoint(model or manifest.model.source, manifest.model.revision) as checkpoint:
+        return verify_bundle(folder, checkpoint, progress=progress)
+
+
+def _source(model: str, checkpoint: Checkpoint) -> str:
+    """What finds the model again from anywhere: a name as it is, a folder as an absolute path."""
+    from fico_export import models
+
+    return str(checkpoint.folder) if model != models.DEMO and Path(model).expanduser().is_dir() else model
+
+
+@contextmanager
+def open_checkpoint(model: str, revision: str | None) -> Iterator[Checkpoint]:
+    """A loaded checkpoint; `demo` lives in a temporary folder while it is open."""
+    from fico_export import models
+
+    if model != models.DEMO:
+        yield models.load(*models.find(model, revision))
+        return
+    from fico_export.demo.checkpoint import write_random_checkpoint
+
+    with tempfile.TemporaryDirectory(prefix="fico-demo-") as folder:
+        write_random_checkpoint(Path(folder) / models.DEMO)
+        yield models.load(Path(folder) / models.DEMO)

@@ -1,0 +1,90 @@
+"""Draws progress on stderr and results on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """The one JSON object of a `--json` run."""
+    print(json.dumps(content, ensure_ascii=False))
+
+
+def human_bytes(count: int) -> str:
+    """Such as 1.2 GB."""
+    size = float(count)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+class StageProgress:
+    """One line per step with its time and size, and a bar under way where the size is known."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._title, self._began = "", 0.0
+        self._total: int | None = None
+
+    def __enter__(self) -> StageProgress:
+        """Start drawing."""
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish the last step, unless it failed."""
+        if kind is None:
+            self._finish()
+        self._bar.stop()
+
+    def stage(self, title: str, total_bytes: int | None = None) -> None:
+        """A step begins, and the one before it is done."""
+        self._finish()
+        self._title, self._total, self._began = title, total_bytes, time.perf_counter()
+        self._task = self._bar.add_task(title, total=total_bytes)
+
+    def advance(self, done_bytes: int) -> None:
+        """So many more bytes of the step are done."""
+        if self._task is not None:
+            self._bar.advance(self._task, done_bytes)
+
+    def warn(self, text: str) -> None:
+        """Something the user should know."""
+        self._console.print(f"warning: {text}", style="yellow", soft_wrap=True)
+
+    def _finish(self) -> None:
+        if not self._title:
+            return
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        size = f"  {human_bytes(self._total)}" if self._total is not None else ""
+        self._console.print(
+            f"  {self._title:<30}{time.perf_counter() - self._began:7.1f} s{size}", soft_wrap=True
+        )
+        self._title, self._task = "", None
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr)

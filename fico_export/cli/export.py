@@ -1,0 +1,132 @@
+"""`fico-export` and `fico export`: a checkpoint in, a bundle out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fico_export.cli.console import StageProgress, human_bytes, print_json, say
+from fico_export.cli.options import DebugOption, JsonOption
+from fico_export.errors import ConfigError, unknown_name
+
+_POSITIONS = ("compact", "original")
+_PRECISIONS = ("fp32", "fp16")
+
+
+def command(
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="An alias (llava-1.5-7b), a hub id, a checkpoint folder, or demo."
+        ),
+    ] = "demo",
+    keep: Annotated[
+        str | None, typer.Option("--keep", "-k", metavar="K", help="Visual tokens to hand to the decoder.")
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method", help="Reducer; `fico list methods`. Default: ficoco-v, or none without --keep."
+        ),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="An option of the method; repeatable."),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option("--precision", metavar="fp32|fp16", help="Of weights and arithmetic.")
+    ] = "fp32",
+    target: Annotated[
+        str, typer.Option("--target", help="What the graphs are for; `fico list targets`.")
+    ] = "portable",
+    positions: Annotated[
+        str | None,
+        typer.Option(
+            "--positions",
+            metavar="compact|original",
+            help="Position ids of kept tokens. Default: the method's.",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder of the bundle. Default: engines/<model>-<method>-k<K>-<precision>."
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare every graph with torch first.")
+    ] = True,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Export a LLaVA checkpoint to ONNX graphs with its visual tokens reduced to K."""
+    count = _integer(keep)
+    if precision not in _PRECISIONS:
+        raise unknown_name("precision", precision, _PRECISIONS)
+    if positions is not None and positions not in _POSITIONS:
+        raise unknown_name("positions policy", positions, _POSITIONS)
+    settings = _settings(setting or [])
+
+    from fico_export.api import export
+    from fico_export.bundle.manifest import Manifest
+
+    began = time.perf_counter()
+    with StageProgress() as progress:
+        folder = export(
+            model,
+            count,
+            method=method,
+            settings=settings,
+            precision=precision,
+            target=target,
+            positions=positions,  # type: ignore[arg-type]  # checked above
+            revision=revision,
+            out=out,
+            overwrite=overwrite,
+            verify=verify,
+            progress=progress,
+        )
+    seconds = time.perf_counter() - began
+    manifest = Manifest.load(folder)
+    size, reduction = sum(f.size for f in manifest.files.values()), manifest.reduction
+    if as_json:
+        print_json(
+            {
+                "bundle": str(folder),
+                "method": reduction.method,
+                "visual_tokens": reduction.visual_tokens,
+                "keep": reduction.keep,
+                "precision": manifest.precision,
+                "target": manifest.target,
+                "size_bytes": size,
+                "seconds": round(seconds, 3),
+            }
+        )
+        return
+    say(
+        f"{folder}: {reduction.visual_tokens} → {reduction.keep} visual tokens, {human_bytes(size)}, {seconds:.1f} s"
+    )
+    say(f'next: fico run {folder} --image PICTURE --prompt "What is in the picture?"')
+
+
+def _integer(keep: str | None) -> int | None:
+    try:
+        return None if keep is None else int(keep)
+    except ValueError as error:
+        raise ConfigError(
+            f"--keep {keep!r} is not a whole number", mend="--keep K, such as --keep 64"
+        ) from error
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise ConfigError(f"--set {pair!r} has no value", mend="--set NAME=VALUE, such as --set lam=0.5")
+    return {name.strip(): value.strip() for name, _, value in (pair.partition("=") for pair in pairs)}

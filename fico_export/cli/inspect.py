@@ -1,0 +1,56 @@
+"""`fico inspect`: what is in a bundle."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fico_export.cli.console import human_bytes, print_json
+from fico_export.cli.options import BundleArgument, DebugOption, JsonOption
+
+
+def command(
+    bundle: BundleArgument,
+    check: Annotated[bool, typer.Option("--check", help="Hash every file and compare.")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show the manifest: model, method, budget, graphs and their tensors, files."""
+    from fico_export.bundle import files
+    from fico_export.bundle.manifest import Manifest
+
+    manifest = Manifest.load(bundle)
+    if check:
+        files.check(bundle, manifest, full=True)
+    if as_json:
+        print_json({**manifest.model_dump(mode="json"), "hashes_checked": check})
+        return
+    reduction, decoder = manifest.reduction, manifest.decoder
+    options = ", ".join(f"{k}={v}" for k, v in reduction.options.items() if v is not None)
+    print(f"{manifest.name}  schema {manifest.schema_version}, made {manifest.created}")
+    print(
+        f"model      {manifest.model.source} ({manifest.model.model_type}), revision {manifest.model.revision or '–'}"
+    )
+    print(f"method     {reduction.method} at the {reduction.site}{'; ' + options if options else ''}")
+    print(f"tokens     {reduction.visual_tokens} → {reduction.keep} of a {reduction.grid[0]}×{reduction.grid[1]} grid, "
+          f"{reduction.positions} positions")  # fmt: skip
+    if reduction.schedule:
+        print(
+            f"schedule   {', '.join(f'layer {layer}: {left}' for layer, left in reduction.schedule.items())}"
+        )
+    print(
+        f"decoder    {decoder.layers} layers, {decoder.kv_heads} kv heads of {decoder.head_dim}, context {decoder.context}"
+    )
+    print(
+        f"graphs     {manifest.precision}, target {manifest.target}, opset {manifest.opset}, IR {manifest.ir_version}"
+    )
+    for name, graph in manifest.graphs.items():
+        print(f"  {name}: {graph.file}")
+        for direction, specs in (("in ", graph.inputs), ("out", graph.outputs)):
+            for spec in specs[:4]:
+                print(f"    {direction} {spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]")
+            if len(specs) > 4:
+                print(f"    {direction} … {len(specs) - 4} more")
+    total = sum(f.size for f in manifest.files.values())
+    print(f"files      {len(manifest.files)}, {human_bytes(total)}{', hashes match' if check else ''}")

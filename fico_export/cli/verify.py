@@ -1,0 +1,47 @@
+"""`fico verify`: does a bundle compute what its checkpoint computes? Fails closed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fico_export.cli.console import StageProgress, print_json
+from fico_export.cli.options import BundleArgument, DebugOption, JsonOption
+
+if TYPE_CHECKING:
+    from fico_export.parity.report import Check
+
+
+def command(
+    bundle: BundleArgument,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Where the checkpoint is now. Default: where the manifest says."),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compare a bundle with its checkpoint; exit 1 when a threshold is missed or a check could not run."""
+    from fico_export.api import verify
+
+    with StageProgress() as progress:
+        report = verify(bundle, model=model, progress=progress)
+    good = not report.failed and not report.skipped
+    if as_json:
+        checks = [{**asdict(check), "status": check.status} for check in report.checks]
+        print_json({"bundle": report.bundle, "precision": report.precision, "passed": good, "checks": checks})
+    else:
+        for check in report.checks:
+            print(_line(check))
+        print("passed" if good else f"not passed: {len(report.failed)} failed, {len(report.skipped)} skipped")
+    if not good:
+        raise typer.Exit(1)
+
+
+def _line(check: Check) -> str:
+    value = "–" if check.value is None else f"{check.value:.7g}"
+    held = "reported" if check.threshold is None else f"{'≥' if check.at_least else '≤'} {check.threshold:g}"
+    note = f"  {check.note}" if check.note else ""
+    return f"{check.status:<9} {check.graph:<22} {check.metric:<32} {value:<14} {held}{note}"
