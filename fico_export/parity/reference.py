@@ -45,6 +45,8 @@ class Reference:
             output = self._model(
                 inputs_embeds=torch.from_numpy(np.ascontiguousarray(embeds, np.float32))[None],
                 position_ids=torch.tensor([positions]),
+                # Without a mask, transformers takes a gap in the positions for the start of another sequence.
+                attention_mask=torch.ones(1, len(positions), dtype=torch.int64),
                 use_cache=False,
             )
         return np.asarray(output.logits[0].to(torch.float32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from fico_export.reducers.base.cues import Cues
 from fico_export.reducers.base.reducer import Options, Reducer, Reduction, Site
 from fico_export.reducers.stages.select import constant_indices
 
-_MAX_ASPECT = 2.0  # a cell no longer than twice its width; beyond that, rows of unequal length serve better
+_MAX_ASPECT = 2  # a cell no longer than twice its width; beyond that, rows of unequal length serve better
 
 
 def apply(tokens: Tensor, cues: Cues, keep: int, options: Options) -> Reduction:
@@ -25,13 +26,16 @@ def apply(tokens: Tensor, cues: Cues, keep: int, options: Options) -> Reduction:
 def columns_per_row(grid: tuple[int, int], keep: int) -> list[int]:
     """How many cells each row of cells holds, from the top: equal where K factors well, else as even as can be."""
     height, width = grid
-    pairs = [(r, keep // r) for r in range(1, height + 1) if keep % r == 0 and keep // r <= width]
-    if pairs:
-        rows, columns = min(pairs, key=lambda p: abs(math.log(width / p[1] * p[0] / height)))
-        aspect = (width / columns) / (height / rows)
-        if max(aspect, 1 / aspect) <= _MAX_ASPECT:
-            return [columns] * rows
-    rows = min(height, max(-(-keep // width), math.floor(math.sqrt(keep * height / width) + 0.5)))
+
+    def elongation(rows: int) -> Fraction:
+        """Longer side of a cell over the shorter, exact: two layouts may tie, and then have the fewer rows."""
+        aspect = Fraction(width * rows * rows, height * keep)
+        return max(aspect, 1 / aspect)
+
+    factors = [rows for rows in range(1, height + 1) if keep % rows == 0 and keep // rows <= width]
+    if factors and elongation(best := min(factors, key=elongation)) <= _MAX_ASPECT:
+        return [keep // best] * best
+    rows = min(height, keep, max(-(-keep // width), math.floor(math.sqrt(keep * height / width) + 0.5)))
     return [(b + 1) * keep // rows - b * keep // rows for b in range(rows)]
 
 

@@ -283,7 +283,7 @@ def _pool_rows(grid: tuple[int, int], keep: int) -> list[int]:
             best_rows, best_aspect = rows, aspect
     if best_rows and best_aspect <= 2:
         return [keep // best_rows] * best_rows
-    rows = min(h, max(-(-keep // w), math.floor(math.sqrt(keep * h / w) + 0.5)))
+    rows = min(h, keep, max(-(-keep // w), math.floor(math.sqrt(keep * h / w) + 0.5)))
     return [(b + 1) * keep // rows - b * keep // rows for b in range(rows)]
 
 

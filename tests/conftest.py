@@ -1,0 +1,58 @@
+"""Fixtures: checkpoints and bundles are made once a session; GPU tests skip without a GPU, unless told not to."""
+
+import os
+
+import pytest
+from checkpoints import GRID24, to_public_layout, write_tiny
+from PIL import Image
+from skimage import data
+
+import fico_export
+from fico_export.runtime.sessions import cuda_devices
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and cuda_devices() == 0:
+        if os.environ.get("FICO_REQUIRE_GPU") == "1":
+            pytest.fail("FICO_REQUIRE_GPU=1, and there is no GPU")
+        pytest.skip("needs a CUDA GPU")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """64 visual tokens, FP16 weights, in the public checkpoints' layout."""
+    return to_public_layout(write_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint_v5(tmp_path_factory):
+    """The same sizes in FP32 and other weights, as transformers 5 saves it."""
+    return write_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny-v5", seed=1)
+
+
+@pytest.fixture(scope="session")
+def grid24_checkpoint(tmp_path_factory):
+    """A 24×24 tower: 576 visual tokens."""
+    return write_tiny(tmp_path_factory.mktemp("checkpoint") / "grid24", vision=GRID24, seed=2)
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tmp_path_factory):
+    """Exports once per set of arguments: make_bundle(checkpoint, keep, **options) → folder of the bundle."""
+    made = {}
+
+    def make(checkpoint, keep=None, **options):
+        key = (checkpoint, keep, repr(sorted(options.items())))
+        if key not in made:
+            out = tmp_path_factory.mktemp("bundle") / "bundle"
+            made[key] = fico_export.export(checkpoint, keep, out=out, **options)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def photographs():
+    """Five pictures, public domain or free: portrait, landscape, square, grey turned RGB."""
+    arrays = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket(), data.camera()]
+    return [Image.fromarray(array).convert("RGB") for array in arrays]

@@ -1,0 +1,129 @@
+"""What every reducer of the registry promises, on any input; a new file in reducers/ is tested at once."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reducer_cases import HEADS, Inputs, computed, random_inputs
+
+from fico_export import reducers
+from fico_export.reducers.base.cues import Cues
+
+METHODS = [name for name in reducers.names() if name != "none"]
+HUGE = 65504.0  # the largest FP16 number: no activation of an FP16 model exceeds it
+
+cases = st.builds(
+    dict,
+    seed=st.integers(0, 2**16),
+    rows=st.integers(2, 9),
+    columns=st.integers(2, 9),
+    share=st.floats(0, 1),
+    has_cls=st.booleans(),
+)
+
+
+def inputs_of(case, batch=1):
+    grid = (case["rows"], case["columns"])
+    keep = 1 + round(case["share"] * (grid[0] * grid[1] - 1))
+    return random_inputs(case["seed"], grid=grid, channels=16, has_cls=case["has_cls"], batch=batch), keep
+
+
+@pytest.mark.parametrize("method", METHODS)
+@settings(max_examples=40, deadline=None)
+@given(case=cases)
+def test_exactly_k_tokens_ascending_distinct_in_range(method, case):
+    inputs, keep = inputs_of(case)
+    tokens, indices = computed(method, inputs, keep)
+    n = inputs.tokens.shape[1]
+
+    assert tokens.shape == (1, keep, 16)
+    assert indices.shape == (1, keep)
+    assert indices.dtype == torch.int64
+    assert ((indices >= 0) & (indices < n)).all()
+    assert (indices.diff(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@settings(max_examples=25, deadline=None)
+@given(case=cases)
+def test_a_batch_equals_a_loop(method, case):
+    inputs, keep = inputs_of(case, batch=3)
+    tokens, indices = computed(method, inputs, keep)
+    for i in range(3):
+        parts = (t[i : i + 1] for t in (inputs.tokens, inputs.queries, inputs.keys, inputs.positions))
+        alone = computed(method, Inputs(*parts, inputs.grid, inputs.has_cls), keep)
+
+        assert torch.equal(indices[i], alone[1][0])
+        torch.testing.assert_close(tokens[i], alone[0][0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@settings(max_examples=15, deadline=None)
+@given(case=cases)
+def test_the_same_input_gives_the_same_output(method, case):
+    inputs, keep = inputs_of(case)
+    first, second = computed(method, inputs, keep), computed(method, inputs, keep)
+
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [0.0, 1.0, HUGE, -HUGE, 1e-30], ids=str)
+@pytest.mark.parametrize("keep", [1, 5, 15])
+def test_constant_zero_and_huge_inputs_stay_finite(method, value, keep):
+    shape = (1, 17, 16)
+    same = torch.full(shape, value)
+    inputs = Inputs(same[:, 1:], same, same, torch.arange(16)[None], (4, 4))
+    tokens, indices = computed(method, inputs, keep)
+
+    assert tokens.isfinite().all()
+    assert indices.unique().numel() == keep
+
+
+@pytest.mark.parametrize("method", METHODS)
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**16), scale=st.sampled_from([1e-6, 1.0, 1e3, HUGE / 6]))
+def test_random_inputs_of_any_scale_stay_finite(method, seed, scale):
+    inputs = random_inputs(seed, grid=(5, 5), channels=16)
+    scaled = Inputs(
+        inputs.tokens * scale, inputs.queries * scale, inputs.keys * scale, inputs.positions, inputs.grid
+    )
+    tokens, indices = computed(method, scaled, 9)
+
+    assert tokens.isfinite().all()
+    assert indices.unique().numel() == 9
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_reads_only_the_cues_it_declares(method):
+    inputs = random_inputs(0, grid=(6, 6), channels=16)
+    for has_cls in (True, False):
+        read = set()
+
+        class Spy(Cues):
+            def __getattribute__(self, name, read=read):
+                if name in ("logits", "attention", "mean_keys"):
+                    read.add(name)
+                return super().__getattribute__(name)
+
+        first = 0 if has_cls else 1
+        spy = Spy(
+            inputs.grid, inputs.positions, inputs.queries[:, first:], inputs.keys[:, first:], HEADS, has_cls
+        )
+        reducer = reducers.get(method)
+        reducer.apply(inputs.tokens, spy, 9, reducer.parse_options({}))
+
+        assert read <= reducer.cues
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ties_go_to_the_lower_index(method):
+    """Equal tokens score equally: what differs between backends must not decide."""
+    same = torch.ones(1, 37, 16)
+    inputs = Inputs(same[:, 1:], same, same, torch.arange(36)[None], (6, 6))
+    first = computed(method, inputs, 9)[1]
+
+    assert torch.equal(first, computed(method, inputs, 9)[1])
+    if method == "g-prune":
+        assert first[0].tolist() == list(range(9))
