@@ -1,5 +1,6 @@
 """Answers of exported bundles, through the runtime, equal transformers' generate on the same checkpoint."""
 
+import itertools
 import json
 import warnings
 
@@ -60,7 +61,7 @@ def test_one_picture(pair, photographs):
 
 def test_two_pictures(pair, photographs):
     vlm, reference = pair
-    for first, second in zip(photographs, photographs[1:], strict=False):
+    for first, second in itertools.pairwise(photographs):
         answer = vlm.generate("What differs?", [first, second], max_new_tokens=NEW_TOKENS)
 
         assert answer.token_ids == reference.generate([("user", "What differs?", [first, second])])
@@ -77,7 +78,7 @@ def test_text_alone(pair):
 
 def test_a_follow_up_turn_equals_the_whole_conversation_and_reuses_the_cache(pair, photographs):
     vlm, reference = pair
-    for picture, other in zip(photographs, photographs[1:], strict=False):
+    for picture, other in itertools.pairwise(photographs):
         chat = vlm.chat()
         first = chat.ask("What is it?", [picture], max_new_tokens=NEW_TOKENS)
         second = chat.ask("And this one?", [other], max_new_tokens=NEW_TOKENS)

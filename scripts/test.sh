@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Sets up a virtual environment and passes every check: format, lint, types, layers, tests, and a device's install.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/venv.sh
+make_venv dev
+
+ruff format --check .
+ruff check .
+mypy
+lint-imports
+scripts/check_runtime.sh
+# Last, so that its closing line is the run's: N passed.
+pytest --numprocesses "${FICO_TEST_PROCESSES:-2}" --dist loadscope "$@"
