@@ -13,8 +13,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 
 def print_json(content: dict[str, Any]) -> None:
-    """The one JSON object of a `--json` run."""
-    print(json.dumps(content, ensure_ascii=False))
+    """The one JSON object of a `--json` run, in ASCII: it survives every terminal and every path."""
+    print(json.dumps(content))
 
 
 def human_bytes(count: int) -> str:

@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Annotated, Any
 
 import typer
 
 from fico_export.cli.console import print_json
 from fico_export.cli.options import DebugOption, JsonOption
-
-
-class Kind(str, Enum):
-    """What can be listed."""
-
-    MODELS = "models"
-    METHODS = "methods"
-    TARGETS = "targets"
-    BACKENDS = "backends"
+from fico_export.errors import unknown_name
 
 
 def command(
-    kind: Annotated[Kind, typer.Argument(help="What to list.", show_default=False)],
+    kind: Annotated[str, typer.Argument(metavar="models|methods|targets|backends", help="What to list.")],
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With sites, stages and options.")] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """List models, methods, targets or backends."""
-    entries = {
-        Kind.MODELS: _models,
-        Kind.METHODS: _verbose_methods if verbose else _methods,
-        Kind.TARGETS: _targets,
-        Kind.BACKENDS: _backends,
-    }[kind]()
+    kinds = {
+        "models": _models,
+        "methods": _verbose_methods if verbose else _methods,
+        "targets": _targets,
+        "backends": _backends,
+    }
+    if kind not in kinds:
+        raise unknown_name("kind", kind, kinds)
+    entries = kinds[kind]()
     if as_json:
-        print_json({kind.value: entries})
+        print_json({kind: entries})
         return
     for name, details in entries.items():
         print(f"{name:<14} {details.pop('summary', '')}")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import io
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import click
 import typer
 
 from fico_export.cli import doctor, export, inspect, listing, run, verify
+from fico_export.cli.console import print_json, say
 from fico_export.errors import ConfigError, FicoError
 
 _HELP = """Vision-language models on small GPUs, with their visual tokens already reduced.
@@ -33,7 +33,7 @@ _EXTRAS = {
     ),
 }
 
-app = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(help=_HELP, add_completion=False, rich_markup_mode=None)
 app.command("export")(export.command)
 app.command("run")(run.command)
 app.command("verify")(verify.command)
@@ -45,46 +45,62 @@ export_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 export_app.command()(export.command)
 
 
+# typer has used click's classes and, later, a copy of its own: this is the one that it raises.
+_USAGE_ERROR: Any = typer.BadParameter.__base__
+_INTERRUPTED = 130
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """`fico`."""
-    sys.exit(invoke(app, "fico", sys.argv[1:] if arguments is None else list(arguments)))
+    """`fico`; alone, it says what it can do."""
+    _enter(app, "fico", arguments, alone=["--help"])
 
 
 def export_main(arguments: Sequence[str] | None = None) -> NoReturn:
     """`fico-export`."""
-    sys.exit(invoke(export_app, "fico-export", sys.argv[1:] if arguments is None else list(arguments)))
+    _enter(export_app, "fico-export", arguments, alone=[])
 
 
 def invoke(application: typer.Typer, name: str, arguments: list[str]) -> int:
-    """Run a command line; returns its exit code: 0 done, 1 it failed, 2 the request was wrong."""
+    """Run a command line.
+
+    Returns:
+        Its exit code: 0 done, 1 it failed, 2 the request was wrong, 130 interrupted.
+    """
     try:
-        _exit_on_terminate()
         result: Any = typer.main.get_command(application)(arguments, prog_name=name, standalone_mode=False)
     except FicoError as error:
         return _report(error, arguments)
-    except click.UsageError as error:
+    except _USAGE_ERROR as error:
         where = error.ctx.command_path if error.ctx else name
-        return _report(ConfigError(error.format_message(), mend=f"see `{where} --help`"), arguments)
-    except (click.exceptions.Exit, SystemExit) as stop:
-        code = getattr(stop, "exit_code", getattr(stop, "code", 0))
-        return code if isinstance(code, int) else 0
+        what = " ".join(error.format_message().split())
+        return _report(ConfigError(what, mend=f"see `{where} --help`"), arguments)
     except ModuleNotFoundError as error:
         return _report(_missing(error), arguments)
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted; nothing half-written remains", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        result = _INTERRUPTED
+    except SystemExit as stop:  # the reader of a pipe left
+        result = stop.code
+    if result == _INTERRUPTED:
+        say("interrupted; nothing half-written remains")
     return result if isinstance(result, int) else 0
+
+
+def _enter(
+    application: typer.Typer, name: str, arguments: Sequence[str] | None, alone: list[str]
+) -> NoReturn:
+    signal.signal(signal.SIGTERM, _interrupt)  # let `kill` clean up as Ctrl-C does
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows another
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    sys.exit(invoke(application, name, given or alone))
 
 
 def _report(error: FicoError, arguments: list[str]) -> int:
     if "--debug" in arguments:
         traceback.print_exception(error)
     if "--json" in arguments:
-        print(json.dumps({"error": error.what, "mend": error.mend, "exit_code": error.exit_code}))
-    print(f"error: {error.what}\nmend:  {error.mend}", file=sys.stderr)
+        print_json({"error": error.what, "mend": error.mend, "exit_code": error.exit_code})
+    say(f"error: {error.what}\nmend:  {error.mend}")
     return error.exit_code
 
 
@@ -97,15 +113,6 @@ def _missing(error: ModuleNotFoundError) -> FicoError:
                 f"this needs {package}, which is not installed", mend=f"pip install 'fico_export[{extra}]'"
             )
     raise error
-
-
-def _exit_on_terminate() -> None:
-    """Let `kill` clean up as Ctrl-C does."""
-    stop: Callable[..., None] = _interrupt
-    try:
-        signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread, where a test may call us
-        return
 
 
 def _interrupt(*_: object) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,7 +31,7 @@ def command(
         report = verify(bundle, model=model, progress=progress)
     good = not report.failed and not report.skipped
     if as_json:
-        checks = [{**asdict(check), "status": check.status} for check in report.checks]
+        checks = [_describe(check) for check in report.checks]
         print_json({"bundle": report.bundle, "precision": report.precision, "passed": good, "checks": checks})
     else:
         for check in report.checks:
@@ -38,6 +39,11 @@ def command(
         print("passed" if good else f"not passed: {len(report.failed)} failed, {len(report.skipped)} skipped")
     if not good:
         raise typer.Exit(1)
+
+
+def _describe(check: Check) -> dict[str, Any]:
+    finite = check.value is not None and math.isfinite(check.value)  # JSON has no NaN
+    return {**asdict(check), "value": check.value if finite else None, "status": check.status}
 
 
 def _line(check: Check) -> str:
