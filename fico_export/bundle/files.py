@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fico_export.bundle.manifest import FILE_NAME, File, Manifest
@@ -16,6 +16,8 @@ from fico_export.errors import BundleError, ConfigError, DiskError
 # Hashing the weights of a 7B bundle takes longer than answering a question, so `run` hashes what is small
 # (graphs, tokenizer, configs) and compares the sizes of the rest; `verify` and `inspect --check` hash everything.
 QUICK_LIMIT_BYTES = 64 * 2**20
+# No space, no quota, and no larger file: a limit of the shell or of the file system (4 GB on FAT32).
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sha256(path: Path) -> str:
@@ -56,29 +58,20 @@ def written_whole(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder beside `folder` to write into, renamed to it at the end; on any failure nothing remains.
 
     Raises:
-        ConfigError: `folder` exists and is not to be overwritten, or is no bundle.
+        ConfigError: `folder` exists and is not to be overwritten, or is no bundle, or cannot be made.
         DiskError: the disk filled up while writing.
     """
-    if folder.exists() or folder.is_symlink():
-        if not overwrite:
-            raise ConfigError(
-                f"{folder} exists", mend="give --overwrite to replace it, or --out another folder"
-            )
-        if not (folder / FILE_NAME).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(
-                f"{folder} is not a bundle, so --overwrite will not delete it",
-                mend="give --out another folder",
-            )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(folder)
-    partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    place = folder.resolve()  # a link stays, what it points at is replaced
+    _clear_abandoned(place)
+    _require_free(folder, overwrite=overwrite)
+    partial = place.parent / f".{place.name}.partial-{os.getpid()}"
+    new_parents = [parent for parent in place.parents if not parent.exists()]
     try:
+        _make(partial, folder)
         yield partial
-        _swap(partial, folder)
+        _swap(partial, place)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             raise DiskError(
                 f"the disk of {folder.parent} filled up; nothing was kept",
                 mend="free some space, or give --out a folder on another disk",
@@ -86,6 +79,9 @@ def written_whole(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # not empty: the bundle is in it
+            for parent in new_parents:
+                parent.rmdir()
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -103,6 +99,30 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
+def _require_free(folder: Path, *, overwrite: bool) -> None:
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise ConfigError(f"{folder} exists", mend="give --overwrite to replace it, or --out another folder")
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    try:
+        Manifest.load(folder)  # many a project has a manifest.json: it must be one of ours
+    except BundleError as error:
+        raise ConfigError(
+            f"{folder} is not a bundle, so --overwrite will not delete it", mend="give --out another folder"
+        ) from error
+
+
+def _make(partial: Path, folder: Path) -> None:
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to {folder}: {error.strerror}", mend="give --out a folder that you may write to"
+        ) from error
+
+
 def _swap(partial: Path, folder: Path) -> None:
     aside = folder.parent / f".{folder.name}.old-{os.getpid()}"
     if folder.exists():
@@ -116,11 +136,22 @@ def _swap(partial: Path, folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _remove_abandoned(folder: Path) -> None:
-    """Remove what exports of this folder left behind when they were killed outright."""
-    for leftover in folder.parent.glob(f".{folder.name}.partial-*"):
-        pid = leftover.name.rpartition("-")[2]
-        if pid.isdigit() and not _alive(int(pid)):
+def _clear_abandoned(folder: Path) -> None:
+    """Clear away what exports of this folder left behind when they were killed outright.
+
+    One that was killed between the two renames of `_swap` left the old bundle aside: it gets its name back.
+    """
+    if not folder.parent.is_dir():
+        return
+    for leftover in sorted(folder.parent.iterdir()):
+        name, _, pid = leftover.name.rpartition("-")
+        if name not in (f".{folder.name}.partial", f".{folder.name}.old") or not pid.isdigit():
+            continue
+        if int(pid) != os.getpid() and _alive(int(pid)):
+            continue
+        if name.endswith(".old") and not folder.exists():
+            leftover.rename(folder)
+        else:
             shutil.rmtree(leftover, ignore_errors=True)
 
 

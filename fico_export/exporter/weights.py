@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx_ir as ir
 import torch
 from onnx_ir import tensor_adapters
 
-from fico_export.errors import ConfigError
+from fico_export.errors import ConfigError, FicoError
 from fico_export.models.parts.checkpoint import Checkpoint
 
 _TORCH_DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
@@ -30,6 +32,20 @@ def bind(model: ir.Model, checkpoint: Checkpoint, warn: Callable[[str], None]) -
             value.const_value = _lazy(checkpoint, name, value.dtype, warn)
 
 
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """onnx_ir wraps what a tensor raises when it is read: raise that itself, and what the disk says."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, (FicoError, OSError)):
+            cause = cause.__cause__
+        if cause is None or cause is error:
+            raise
+        raise cause from None
+
+
 def save(model: ir.Model, path: Path, progress: Callable[[int], None]) -> None:
     """Write the graph, and its tensors in one file `<name>.onnx_data` beside it.
 
@@ -42,7 +58,13 @@ def save(model: ir.Model, path: Path, progress: Callable[[int], None]) -> None:
     def step(tensor: ir.TensorProtocol, info: object) -> None:
         progress(tensor.nbytes)
 
-    ir.save(model, path, external_data=f"{path.name}_data", size_threshold_bytes=1024, callback=step)
+    try:
+        ir.save(model, path, external_data=f"{path.name}_data", size_threshold_bytes=1024, callback=step)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # numpy gives no errno when a file takes only part of what is written, which means that it cannot grow
+        raise OSError(errno.ENOSPC, str(error)) from error
 
 
 def total_bytes(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> int:
