@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fico_export.errors import BundleError
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
+_MEND = "export or copy the bundle again"
 
 
 class _Record(BaseModel):
@@ -91,7 +92,7 @@ class File(_Record):
 class Manifest(_Record):
     """The whole of manifest.json."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = Field(SCHEMA_VERSION, strict=True, ge=1)
     name: str
     model: Model
     reduction: Reduction
@@ -129,10 +130,8 @@ class Manifest(_Record):
             content = json.loads(path.read_text(encoding="utf-8"))
             version = content["schema_version"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BundleError(
-                f"{path} is damaged: {error!r}", mend="export or copy the bundle again"
-            ) from error
-        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            raise BundleError(f"{path} is damaged: {error!r}", mend=_MEND) from error
+        if isinstance(version, int) and version > SCHEMA_VERSION:
             raise BundleError(
                 f"{path} has schema version {version}; this fico_export reads up to {SCHEMA_VERSION}",
                 mend="update with `pip install --upgrade fico_export`, or export again with this version",
@@ -142,6 +141,15 @@ class Manifest(_Record):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise BundleError(
-                f"{path} is damaged: {where}: {first['msg']}", mend="export or copy the bundle again"
-            ) from error
+            raise BundleError(f"{path} is damaged: {where}: {first['msg']}", mend=_MEND) from error
+
+    def graph(self, name: str) -> Graph:
+        """A graph by name.
+
+        Raises:
+            BundleError: the bundle has no such graph, or has no hash of it.
+        """
+        graph = self.graphs.get(name)
+        if graph is None or graph.file not in self.files:
+            raise BundleError(f"{FILE_NAME} of {self.name} lists no graph {name!r} with its hash", mend=_MEND)
+        return graph

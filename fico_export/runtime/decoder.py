@@ -39,7 +39,7 @@ class Decoder:
     """Runs prefill and decode on the one decoder graph of a bundle."""
 
     def __init__(self, folder: Path, manifest: Manifest, backend: str, threads: int = 0) -> None:
-        graph = manifest.graphs["decoder_model_merged"]
+        graph = manifest.graph("decoder_model_merged")
         self._session = open_session(folder / graph.file, backend, threads)
         self._device = "cuda" if backend == "ort-cuda" else "cpu"
         self._shape = (1, manifest.decoder.kv_heads, 0, manifest.decoder.head_dim)

@@ -54,8 +54,11 @@ def open_session(path: Path, backend: str, threads: int = 0) -> ort.InferenceSes
         threads: CPU threads within an operator; 0 for one per core.
 
     Raises:
+        ConfigError: a negative number of threads, which ONNX Runtime would read as any.
         EngineError: ONNX Runtime cannot load it, or left the GPU for the CPU.
     """
+    if threads < 0:
+        raise ConfigError(f"threads is {threads}", mend="give a number from 1, or 0 for one per core")
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
