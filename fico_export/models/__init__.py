@@ -41,7 +41,7 @@ def load(folder: Path, revision: str | None = None) -> Vlm:
         )
     model_type = read_json(config_path).get("model_type")
     supported = {t: family for family in families().values() for t in family.model_types}
-    if model_type not in supported:
+    if not isinstance(model_type, str) or model_type not in supported:
         raise CheckpointError(
             f"model_type {model_type!r} in {config_path} is not supported",
             mend=f"supported: {', '.join(sorted(supported))}",
@@ -55,8 +55,11 @@ def find(model: str, revision: str | None = None) -> tuple[Path, str | None]:
     Raises:
         ConfigError: no such folder or alias, or the hub cannot be reached.
     """
-    if Path(model).expanduser().is_dir():
-        return Path(model).expanduser().resolve(), None
+    place = Path(model).expanduser()
+    if place.is_dir():
+        return place.resolve(), None
+    if place.exists():
+        raise ConfigError(f"{model} is a file", mend="give the checkpoint's folder, the one with config.json")
     known = aliases()
     hub_id = known.get(model, model)
     if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
@@ -89,7 +92,7 @@ def _download(hub_id: str, revision: str | None) -> tuple[Path, str | None]:
         raise ConfigError(f"{hub_id!r} is no hub id", mend="give owner/name, an alias or a folder") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ConfigError(
-            f"cannot download {hub_id}: {error}",
+            f"cannot download {hub_id}: {' '.join(str(error).split())}",
             mend=f"connect to the network, or run `hf download {hub_id} --local-dir DIR` elsewhere and give --model DIR",
         ) from error
     return folder, folder.name

@@ -25,6 +25,8 @@ _RENAMES = (
     (re.compile(r"^language_model\.model\."), "language_model."),
     (re.compile(r"^vision_tower\.vision_model\."), "vision_tower."),
 )
+_DTYPES = ("BF16", "F16", "F32", "F64")
+_BUFFER = re.compile(r"\.rotary_emb\.inv_freq$")  # older checkpoints store it; it follows from the config
 
 
 def canonical(key: str) -> str:
@@ -36,10 +38,11 @@ def canonical(key: str) -> str:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies, and its shape."""
+    """Where a tensor lies, its dtype in safetensors' words, and its shape."""
 
     file: Path
     key: str
+    dtype: str
     shape: tuple[int, ...]
 
 
@@ -70,7 +73,10 @@ class Checkpoint:
                 self.tensors[name] = self.tensors[source]
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Refuse a checkpoint that lacks a tensor or has one of another shape than the config says.
+        """Refuse a checkpoint whose tensors are not those of its config.
+
+        A tensor of the decoder that the config has no place for is one too: a layer, a bias or a scale left out
+        would change every answer without a word.
 
         Raises:
             CheckpointError: naming the first such tensor.
@@ -86,6 +92,17 @@ class Checkpoint:
                 raise CheckpointError(
                     f"tensor {stored.key!r} has shape {list(stored.shape)}, but config.json makes it {list(shape)}",
                     mend=f"use the config.json of this checkpoint in {self.folder}",
+                )
+            if stored.dtype not in _DTYPES:
+                raise CheckpointError(
+                    f"tensor {stored.key!r} is stored as {stored.dtype}; read are {', '.join(_DTYPES)}",
+                    mend="use the checkpoint that was not quantized",
+                )
+        for name, stored in self.tensors.items():
+            if name.startswith("language_model.") and name not in expected and not _BUFFER.search(name):
+                raise CheckpointError(
+                    f"the checkpoint has a tensor {stored.key!r} that config.json has no place for",
+                    mend=f"use the config.json of this checkpoint in {self.folder}, and weights that were not quantized",
                 )
 
     def load(self, name: str) -> torch.Tensor:
@@ -106,6 +123,18 @@ class Checkpoint:
                 yield name, open_files[stored.file].get_tensor(stored.key)
 
 
+def read_text(path: Path) -> str:
+    """A UTF-8 text.
+
+    Raises:
+        CheckpointError: the file is not one.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}", mend="download the checkpoint again") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
@@ -113,8 +142,8 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is not one.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
         raise CheckpointError(f"cannot read {path}: {error}", mend="download the checkpoint again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object", mend="download the checkpoint again")
@@ -126,24 +155,25 @@ def _read_index(folder: Path) -> dict[str, str] | None:
     if not path.exists():
         return None
     index = read_json(path).get("weight_map")
-    if not isinstance(index, dict) or not index:
+    # Path(...).name: an index is data and must not reach out of its folder.
+    named = isinstance(index, dict) and all(isinstance(n, str) and Path(n).name for n in index.values())
+    if not index or not named:
         raise CheckpointError(f"{path} has no weight_map", mend="download the checkpoint again")
-    return index
+    return {key: Path(name).name for key, name in index.items()}
 
 
 def _shards(folder: Path, index: dict[str, str] | None) -> list[Path]:
     if index is not None:
-        # Path(...).name: an index is data and must not reach out of its folder.
-        files = [folder / Path(name).name for name in sorted(set(index.values()))]
+        files = [folder / name for name in sorted(set(index.values()))]
         for file in files:
-            if not file.exists():
+            if not file.is_file():
                 raise CheckpointError(
                     f"shard {file.name} named by model.safetensors.index.json is missing",
                     mend=f"download it into {folder}",
                 )
         return files
     single = folder / "model.safetensors"
-    if single.exists():
+    if single.is_file():
         return [single]
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
         raise CheckpointError(
@@ -160,8 +190,11 @@ def _shards(folder: Path, index: dict[str, str] | None) -> list[Path]:
 def _read_header(file: Path) -> dict[str, Stored]:
     try:
         with safe_open(file, framework="pt") as opened:
-            keys = opened.keys()
-            return {canonical(k): Stored(file, k, tuple(opened.get_slice(k).get_shape())) for k in keys}
+            stored = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 - no dict, and iterable by keys() only
+            return {
+                canonical(key): Stored(file, key, entry.get_dtype(), tuple(entry.get_shape()))
+                for key, entry in stored.items()
+            }
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{file.name} is truncated or damaged: {error}", mend=f"download it again into {file.parent}"
