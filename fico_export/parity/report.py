@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from fico_export.errors import ParityError
@@ -64,8 +65,14 @@ def require(report: Report) -> None:
         ParityError: naming it, its value and its threshold.
     """
     for check in report.failed:
+        assert check.value is not None
         sign = "at least" if check.at_least else "at most"
+        mend = (
+            "export with --precision fp32; if that fails too, please file an issue with the command you ran"
+        )
+        if math.isnan(check.value):
+            mend = "download the checkpoint again if its weights hold NaN or infinity; else export with --precision fp32"
         raise ParityError(
             f"{check.graph}: {check.metric} is {check.value:.3g}, not {sign} {check.threshold:g}. {check.note}".strip(),
-            mend="export with --precision fp32; if that fails too, please file an issue with the command you ran",
+            mend=mend,
         )
