@@ -1,0 +1,137 @@
+"""Exports that stop half-way, by a full disk, a signal or a graph that is wrong: nothing half-written remains."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from cli_tools import command_line, copied
+from onnx_ir import tensor_adapters
+
+from fico_export.exporter import weights
+
+posix = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX")
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(refused, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1000, 1000, 0))
+
+    refused("--keep", 4, words=["the bundle needs", "0.0 GB free", "--out a folder on another disk"])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_leaves_nothing(refused, embedding_only, monkeypatch, number):
+    def save(model, path, progress):
+        path.with_suffix(".onnx_data").write_bytes(b"half of it")
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(weights, "save", save)
+
+    refused("--keep", 4, words=["filled up; nothing was kept", "free some space"])
+
+
+@posix
+def test_a_file_that_cannot_grow_is_a_full_disk_too(refused, embedding_only):
+    """A real limit, below the 131 kB of the embedding table; Python ignores its signal, so that writing fails."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
+    try:
+        refused("--keep", 4, words=["filled up; nothing was kept", "free some space"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_an_overwrite_that_fails_keeps_the_old_bundle(export, fico, out, bundle, embedding_only, monkeypatch):
+    def save(model, path, progress):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(weights, "save", save)
+    out.parent.mkdir()
+    copied(bundle, out)
+
+    export("--keep", 4, "--overwrite").refuses("filled up")
+
+    assert list(out.parent.iterdir()) == [out]
+    assert fico("inspect", out, "--check", "--json").json["reduction"]["keep"] == 16
+
+
+def test_a_bundle_that_was_set_aside_when_its_export_was_killed_gets_its_name_back(export, fico, out, bundle):
+    out.parent.mkdir()
+    aside = copied(bundle, out.parent / f".{out.name}.old-{_dead_process()}")
+
+    export("--keep", 4).refuses(f"{out} exists")
+
+    assert not aside.exists()
+    assert fico("inspect", out, "--check").code == 0
+
+
+def test_a_graph_that_computes_something_else_is_not_kept(export, out, monkeypatch):
+    class Shifted(tensor_adapters.TorchTensor):
+        def __init__(self, tensor, name):
+            super().__init__(
+                tensor * 1.05 if name == "multi_modal_projector.linear_1.weight" else tensor, name=name
+            )
+
+    monkeypatch.setattr(weights.tensor_adapters, "TorchTensor", Shifted)
+
+    export("--keep", 4).refuses("vision_encoder: max relative error is 0.0", "not at most 0.001", code=1)
+
+    assert not out.parent.exists()
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_export_leaves_nothing(out, tiny_checkpoint, number):
+    process = _start_export(tiny_checkpoint, out)
+    process.send_signal(number)
+    printed, said = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert printed == ""
+    assert "interrupted; nothing half-written remains" in said
+    assert "Traceback" not in said
+    assert not out.parent.exists()
+
+
+@posix
+def test_the_next_export_removes_what_a_killed_one_left(export, out, tiny_checkpoint, embedding_only):
+    process = _start_export(tiny_checkpoint, out)
+    process.kill()
+    process.communicate(timeout=60)
+    assert [p.name for p in out.parent.iterdir()] == [f".bundle.partial-{process.pid}"]
+
+    assert export("--keep", 4, "--no-verify").code == 0
+    assert list(out.parent.iterdir()) == [out]
+
+
+@posix
+def test_an_export_under_way_elsewhere_keeps_its_files(export, out, embedding_only):
+    others = out.parent / f".{out.name}.partial-{os.getppid()}"
+    others.mkdir(parents=True)
+
+    assert export("--keep", 4, "--no-verify").code == 0
+    assert others.exists()
+
+
+def _start_export(checkpoint, out):
+    """An export in a process of its own that has begun to write."""
+    line = command_line("fico-export", "--model", checkpoint, "--keep", 4, "--out", out, "--no-verify")
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not out.parent.exists() or not any(out.parent.iterdir()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def _dead_process():
+    """The id of a process that has ended."""
+    process = subprocess.Popen(command_line("fico", "--help"), stdout=subprocess.DEVNULL)
+    process.wait()
+    return process.pid
