@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fico_export.errors import CheckpointError
 from fico_export.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def export(
     progress = progress or Silent()
     progress.stage("read checkpoint")
     with open_checkpoint(str(model), revision) as checkpoint:
+        _require_answerable(checkpoint)
         request = Request(
             name=Path(model).expanduser().resolve().name,
             source=_source(str(model), checkpoint),
@@ -79,7 +81,10 @@ def export(
         )
 
         def check(folder: Path) -> None:
-            require(verify_bundle(folder, checkpoint, progress=progress))
+            report = verify_bundle(folder, checkpoint, progress=progress)
+            for skipped in report.skipped:
+                progress.warn(f"{skipped.graph}: not {skipped.metric}: {skipped.note}")
+            require(report)
 
         return write_bundle(checkpoint, request, progress, check if verify else None)
 
@@ -112,7 +117,7 @@ def verify(bundle: str | Path, *, model: str | None = None, progress: Progress |
 
     Raises:
         BundleError: the bundle is missing or damaged.
-        CheckpointError: the checkpoint is not the one the bundle came from.
+        CheckpointError: the checkpoint has moved, or is not the one the bundle came from.
     """
     from fico_export.bundle import files
     from fico_export.bundle.manifest import Manifest
@@ -124,8 +129,48 @@ def verify(bundle: str | Path, *, model: str | None = None, progress: Progress |
     progress.stage("hash")
     files.check(folder, manifest, full=True)
     progress.stage("read checkpoint")
-    with open_checkpoint(model or manifest.model.source, manifest.model.revision) as checkpoint:
+    source = model or manifest.model.source
+    if model is None and Path(source).is_absolute() and not Path(source).is_dir():
+        raise CheckpointError(
+            f"the checkpoint that {folder} came from is no longer at {source}",
+            mend="give --model FOLDER, where it is now",
+        )
+    with open_checkpoint(source, manifest.model.revision) as checkpoint:
+        weights = checkpoint.weights()
+        if weights != manifest.model.weights:
+            raise CheckpointError(
+                f"{source} is not the checkpoint that {folder} came from: its weights are {_sizes(weights)}, "
+                f"those of the bundle were {_sizes(manifest.model.weights)}",
+                mend="give --model FOLDER with the checkpoint it came from, or export this one",
+            )
         return verify_bundle(folder, checkpoint, progress=progress)
+
+
+def _sizes(weights: dict[str, int]) -> str:
+    return f"{sum(weights.values())} bytes in {', '.join(sorted(weights))}"
+
+
+def _require_answerable(checkpoint: Checkpoint) -> None:
+    """Have the runtime prepare a prompt with a picture, before hours are spent on graphs it could not use.
+
+    Raises:
+        ConfigError: the tokenizer, the chat template or the image processor cannot be used.
+    """
+    from PIL import Image
+
+    from fico_export.runtime.preprocess import ImageProcessor
+    from fico_export.runtime.prompt import Message, PromptFormatter
+
+    texts = checkpoint.files()
+    PromptFormatter(texts.tokenizer, texts.chat_template, checkpoint.tokens).encode(
+        [Message("user", "?", 1)], 1
+    )
+    height, width = ImageProcessor.from_config(texts.preprocessor)(Image.new("RGB", (3, 2))).shape[2:]
+    if (height, width) != (checkpoint.image_size, checkpoint.image_size):
+        raise CheckpointError(
+            f"preprocessor_config.json makes pictures of {width}×{height}, the tower sees {checkpoint.image_size}×{checkpoint.image_size}",
+            mend="use preprocessor_config.json and config.json of one checkpoint",
+        )
 
 
 def _source(model: str, checkpoint: Checkpoint) -> str:

@@ -95,7 +95,7 @@ def name_nodes(model: ir.Model) -> None:
     """
     for i, node in enumerate(model.graph.all_nodes()):
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
-        scope = next((s for s in reversed(scopes[:-1]) if s), "graph")
+        scope = next((s for s in reversed(scopes[:-1]) if s and not s.startswith("_")), "graph")
         node.name = f"{scope}/{node.op_type}_{i}"
         node.metadata_props.clear()
         for value in node.outputs:

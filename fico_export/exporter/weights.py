@@ -21,15 +21,30 @@ _TORCH_DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.fl
 def bind(model: ir.Model, checkpoint: Checkpoint, warn: Callable[[str], None]) -> None:
     """Point every initializer named like a checkpoint tensor at that tensor, converted when it is read.
 
+    A weight that the graph only transposes (torch keeps [out, in], MatMul takes [in, out]) is bound transposed:
+    otherwise each runtime would do it again at every start, and constant folding would read all weights at once.
+
     Args:
         model: a traced graph; its other initializers are constants and stay.
         checkpoint: the weights.
         warn: told, once per tensor and when it is read, of values that are not finite.
     """
-    for name, value in model.graph.initializers.items():
-        if name in checkpoint.tensors:
-            assert value.dtype is not None
+    for name, value in list(model.graph.initializers.items()):
+        if name not in checkpoint.tensors:
+            continue
+        assert value.dtype is not None
+        transposes = [node for node, _ in value.uses()]
+        matrix = len(checkpoint.tensors[name].shape) == 2
+        if not matrix or not transposes or any(n.op_type != "Transpose" for n in transposes):
             value.const_value = _lazy(checkpoint, name, value.dtype, warn)
+            continue
+        tensor = _lazy(checkpoint, name, value.dtype, warn, transposed=True)
+        turned = ir.Value(name=f"{name}.T", shape=ir.Shape(tensor.shape), type=value.type, const_value=tensor)
+        for node in transposes:
+            ir.convenience.replace_all_uses_with(node.outputs[0], turned)
+            model.graph.remove(node, safe=True)
+        del model.graph.initializers[name]
+        model.graph.register_initializer(turned)
 
 
 @contextmanager
@@ -78,11 +93,16 @@ def nbytes(model: ir.Model) -> int:
 
 
 def _lazy(
-    checkpoint: Checkpoint, name: str, dtype: ir.DataType, warn: Callable[[str], None]
+    checkpoint: Checkpoint,
+    name: str,
+    dtype: ir.DataType,
+    warn: Callable[[str], None],
+    *,
+    transposed: bool = False,
 ) -> ir.LazyTensor:
     def read() -> ir.TensorProtocol:
         stored = checkpoint.load(name)
-        tensor = stored.to(_TORCH_DTYPES[dtype]).contiguous()
+        tensor = stored.to(_TORCH_DTYPES[dtype])
         if not bool(torch.isfinite(tensor).all()):
             if bool(torch.isfinite(stored).all()):
                 raise ConfigError(
@@ -90,7 +110,7 @@ def _lazy(
                     mend="export with --precision fp32",
                 )
             warn(f"tensor {name!r} of the checkpoint holds NaN or infinity: answers will be meaningless")
-        return tensor_adapters.TorchTensor(tensor, name=name)
+        return tensor_adapters.TorchTensor((tensor.T if transposed else tensor).contiguous(), name=name)
 
-    shape = ir.Shape(checkpoint.tensors[name].shape)
-    return ir.LazyTensor(read, dtype=dtype, shape=shape, name=name)
+    shape = checkpoint.tensors[name].shape
+    return ir.LazyTensor(read, dtype=dtype, shape=ir.Shape(shape[::-1] if transposed else shape), name=name)

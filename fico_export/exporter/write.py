@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ from fico_export.devices import targets
 from fico_export.errors import ConfigError
 from fico_export.exporter import checks, trace, weights
 from fico_export.exporter.graphs import DTYPES, GraphJob, graph_jobs
-from fico_export.models.parts.family import Vlm
+from fico_export.models.parts.family import Files, Vlm
 from fico_export.progress import Progress
 from fico_export.reducers.base.plan import Plan
 
@@ -82,6 +82,7 @@ def write_bundle(
     bundle = (
         request.out or Path("engines") / f"{request.name}-{request.method}-k{plan.keep}-{request.precision}"
     )
+    texts = model.files()
     files.require_space(bundle, weights.total_bytes(model.shapes, DTYPES[request.precision].itemsize))
 
     with files.written_whole(bundle, overwrite=request.overwrite) as folder:
@@ -93,15 +94,16 @@ def write_bundle(
             graph = job.trace()
             graph.ir_version = target.ir_version
             weights.bind(graph, model.checkpoint, warned.add)
-            trace.simplify(graph)
-            progress.stage(f"write {job.name}", weights.nbytes(graph))
-            weights.save(graph, folder / job.file, progress.advance)
+            with weights.own_errors():
+                trace.simplify(graph)
+                progress.stage(f"write {job.name}", weights.nbytes(graph))
+                weights.save(graph, folder / job.file, progress.advance)
             graphs[job.name] = _describe(job, graph)
             progress.stage(f"check {job.name}")
             checks.check_graph(folder / job.file, target, static=job.static)
         for text in sorted(warned):
             progress.warn(text)
-        _write_texts(model, folder)
+        _write_texts(texts, folder)
         progress.stage("hash")
         _manifest(model, request, plan, bundle.name, graphs, target, folder).save(folder)
         if verify is not None:
@@ -123,8 +125,7 @@ def _describe(job: GraphJob, model: ir.Model) -> manifest.Graph:
     )
 
 
-def _write_texts(model: Vlm, folder: Path) -> None:
-    texts = model.files()
+def _write_texts(texts: Files, folder: Path) -> None:
     contents: dict[str, Any] = {
         "config.json": texts.config,
         "generation_config.json": texts.generation_config,
@@ -148,14 +149,14 @@ def _manifest(
     target: targets.Target,
     folder: Path,
 ) -> manifest.Manifest:
-    config, tokens = model.decoder_config, model.tokens
+    config = model.decoder_config
     return manifest.Manifest(
         name=name,
         model=manifest.Model(
             model_type=model.model_type,
             source=request.source,
             revision=model.revision,
-            weights={f.name: f.stat().st_size for f in model.checkpoint.files},
+            weights=model.weights(),
         ),
         reduction=manifest.Reduction(
             method=plan.method,
@@ -176,7 +177,7 @@ def _manifest(
             vocab_size=config.vocab_size,
             context=config.context,
         ),
-        tokens=manifest.Tokens(**{**asdict(tokens), "eos_ids": list(tokens.eos_ids)}),
+        tokens=model.tokens,
         image_size=model.image_size,
         precision=request.precision,
         target=target.name,

@@ -78,6 +78,7 @@ def _download(hub_id: str, revision: str | None) -> tuple[Path, str | None]:
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
@@ -87,6 +88,11 @@ def _download(hub_id: str, revision: str | None) -> tuple[Path, str | None]:
         raise ConfigError(
             f"the hub has no model {hub_id!r}, or it is private",
             mend="check the name, or log in with `hf auth login`",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ConfigError(
+            f"{hub_id} has no revision {revision!r}",
+            mend="give --revision a branch, tag or commit that it has",
         ) from error
     except HFValidationError as error:
         raise ConfigError(f"{hub_id!r} is no hub id", mend="give owner/name, an alias or a folder") from error

@@ -5,6 +5,8 @@ Source: Liu et al., arXiv 2310.03744; checkpoints as llava-hf publishes them and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,19 @@ import torch
 from transformers import LlavaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from fico_export.errors import CheckpointError
-from fico_export.models.parts.checkpoint import Checkpoint, read_json
+from fico_export.bundle.manifest import Tokens
+from fico_export.errors import CheckpointError, FicoError
+from fico_export.models.parts.checkpoint import Checkpoint, read_json, read_text
 from fico_export.models.parts.clip import ClipConfig, ClipTower
 from fico_export.models.parts.decoder import Decoder, DecoderConfig, EmbedTokens
-from fico_export.models.parts.family import Family, Files, Tokens, Vlm
+from fico_export.models.parts.family import Family, Files, Vlm
 from fico_export.models.parts.vision import Projector, VisionEncoder
 from fico_export.reducers.base.plan import Plan, make_plan
 from fico_export.reducers.base.reducer import Depth, Site
 
+_TOWERS = ("clip_vision_model", "clip")
 _DECODERS = ("llama", "mistral", "qwen2")
+_STRATEGIES = ("default", "full")
 _STATIC_ROPES = ("linear", "llama3", "yarn")  # frequencies that do not depend on the length of the prompt
 
 
@@ -32,15 +37,12 @@ def load(folder: Path, revision: str | None) -> Vlm:
         CheckpointError: the config asks for something that is not supported, or tensors are missing.
     """
     raw = read_json(folder / "config.json")
-    try:
+    with _reading_config():
+        _check_supported(raw)
         config = LlavaConfig.from_dict(raw)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"config.json is not a LLaVA config: {error}", mend="download it again"
-        ) from error
-    tower, feature_layers = _tower_config(config)
-    decoder = _decoder_config(config)
-    keeps_cls = _keeps_cls(config)
+        tower, feature_layers = _tower_config(config)
+        decoder = _decoder_config(config)
+    keeps_cls = bool(config.vision_feature_select_strategy == "full")
     tied = bool(
         getattr(config, "tie_word_embeddings", False)
         or getattr(config.text_config, "tie_word_embeddings", False)
@@ -70,7 +72,7 @@ def load(folder: Path, revision: str | None) -> Vlm:
         )
         return VisionEncoder(ClipTower(tower, dtype), projector, made, feature_layers, keeps_cls)
 
-    with torch.device("meta"):
+    with _reading_config(), torch.device("meta"):
         parts = [
             vision(plan("none", None, {}), torch.float32),
             Decoder(decoder, torch.float32),
@@ -94,17 +96,45 @@ def load(folder: Path, revision: str | None) -> Vlm:
     )
 
 
+@contextmanager
+def _reading_config() -> Iterator[None]:
+    """Names config.json in whatever transformers, a module or our arithmetic raises over one of its values."""
+    try:
+        yield
+    except FicoError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"config.json describes no LLaVA model: {type(error).__name__}: {' '.join(str(error).split())}",
+            mend="use the config.json that was published with this checkpoint",
+        ) from error
+
+
+def _check_supported(config: dict[str, Any]) -> None:
+    """Refuse parts by name before transformers does, which would list all that it knows itself."""
+    tower, decoder = config.get("vision_config") or {}, config.get("text_config") or {}
+    for what, asked, supported in (
+        ("vision tower", tower.get("model_type", _TOWERS[0]), _TOWERS),
+        ("decoder", decoder.get("model_type", _DECODERS[0]), _DECODERS),
+        (
+            "vision_feature_select_strategy",
+            config.get("vision_feature_select_strategy", "default"),
+            _STRATEGIES,
+        ),
+    ):
+        if asked not in supported:
+            raise CheckpointError(
+                f"{what} {asked!r} is not supported", mend=f"supported: {', '.join(supported)}"
+            )
+
+
 def _tower_config(config: Any) -> tuple[ClipConfig, tuple[int, ...]]:
     vision = config.vision_config
-    if vision.model_type not in ("clip_vision_model", "clip"):
-        raise CheckpointError(
-            f"vision tower {vision.model_type!r} is not supported", mend="supported towers: clip_vision_model"
-        )
     asked = config.vision_feature_layer
     asked = asked if isinstance(asked, (list, tuple)) else [asked]
     total = vision.num_hidden_layers
     feature_layers = tuple(layer if layer >= 0 else total + 1 + layer for layer in asked)
-    if not all(0 <= layer <= total for layer in feature_layers):
+    if not feature_layers or not all(0 <= layer <= total for layer in feature_layers):
         raise CheckpointError(
             f"vision_feature_layer {config.vision_feature_layer} is outside a tower of {total} layers",
             mend="use the config.json of this checkpoint",
@@ -125,22 +155,8 @@ def _tower_config(config: Any) -> tuple[ClipConfig, tuple[int, ...]]:
     )
 
 
-def _keeps_cls(config: Any) -> bool:
-    strategy = config.vision_feature_select_strategy
-    if strategy not in ("default", "full"):
-        raise CheckpointError(
-            f"vision_feature_select_strategy {strategy!r} is not supported", mend="supported: default, full"
-        )
-    return bool(strategy == "full")
-
-
 def _decoder_config(config: Any) -> DecoderConfig:
     text = config.text_config
-    if text.model_type not in _DECODERS:
-        raise CheckpointError(
-            f"decoder {text.model_type!r} is not supported",
-            mend=f"supported decoders: {', '.join(_DECODERS)}",
-        )
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     inv_freq, rope_scale = _rope(text, head_dim)
     # Qwen2 has biases on q, k and v and says so nowhere in its config.
@@ -188,7 +204,13 @@ def _rope(text: Any, head_dim: int) -> tuple[tuple[float, ...], float]:
 
 def _tokens(folder: Path, config: Any) -> Tokens:
     tokenizer = read_json(_tokenizer_file(folder))
-    added = {token["id"]: token["content"] for token in tokenizer.get("added_tokens", [])}
+    try:
+        added = {token["id"]: token["content"] for token in tokenizer.get("added_tokens", [])}
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"added_tokens of tokenizer.json cannot be read: {error!r}",
+            mend="use the tokenizer.json of this checkpoint",
+        ) from error
     image_id = config.image_token_id
     if image_id not in added:
         raise CheckpointError(
@@ -198,9 +220,12 @@ def _tokens(folder: Path, config: Any) -> Tokens:
     settings = _optional_json(folder / "tokenizer_config.json")
     generation = _optional_json(folder / "generation_config.json")
     eos = generation.get("eos_token_id", getattr(config.text_config, "eos_token_id", None))
-    eos_ids = tuple(eos) if isinstance(eos, list) else (() if eos is None else (eos,))
     return Tokens(
-        added[image_id], image_id, _text(settings.get("bos_token")), _text(settings.get("eos_token")), eos_ids
+        image=added[image_id],
+        image_id=image_id,
+        bos=_text(settings.get("bos_token")),
+        eos=_text(settings.get("eos_token")),
+        eos_ids=eos if isinstance(eos, list) else [] if eos is None else [eos],
     )
 
 
@@ -215,7 +240,7 @@ def _files(folder: Path, config: dict[str, Any]) -> Files:
             mend="copy preprocessor_config.json (or processor_config.json) of the checkpoint into the folder",
         )
     return Files(
-        tokenizer=_tokenizer_file(folder).read_text(encoding="utf-8"),
+        tokenizer=read_text(_tokenizer_file(folder)),
         tokenizer_config=settings,
         chat_template=_chat_template(folder, settings),
         config=config,
@@ -228,11 +253,16 @@ def _files(folder: Path, config: dict[str, Any]) -> Files:
 def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
     jinja = folder / "chat_template.jinja"
     if jinja.exists():
-        return jinja.read_text(encoding="utf-8")
+        return read_text(jinja)
     template = _optional_json(folder / "chat_template.json").get(
         "chat_template", tokenizer_config.get("chat_template")
     )
-    return template if isinstance(template, str) else None
+    if template is not None and not isinstance(template, str):
+        raise CheckpointError(
+            f"chat_template is a {type(template).__name__}, not one text",
+            mend=f"write the template to use to {jinja}",
+        )
+    return template
 
 
 def _tokenizer_file(folder: Path) -> Path:

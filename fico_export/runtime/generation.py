@@ -11,8 +11,9 @@ import numpy as np
 
 from fico_export.errors import ConfigError, InputError
 from fico_export.runtime.decoder import KvCache
-from fico_export.runtime.prompt import Message, StopStrings
+from fico_export.runtime.prompt import Message
 from fico_export.runtime.sampling import Sampler, Sampling
+from fico_export.runtime.streaming import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:
     from fico_export.runtime.vlm import ImageFeatures, ImageSource, Vlm
@@ -160,7 +161,7 @@ class Conversation:
         answer.ttft_ms = sum(answer.stages_ms.values())
 
         position, decode_ms = prompt.next_position, 0.0
-        text = vlm.formatter.stream_decoder()
+        text = StreamDecoder(vlm.formatter.tokenizer)
         try:
             while True:
                 answer.token_ids.append(token)

@@ -1,13 +1,12 @@
-"""Messages to token ids, and token ids back to text as they come.
+"""Messages to token ids.
 
-Ids equal those of transformers' ``AutoProcessor.apply_chat_template(..., tokenize=True)``, text equals
-``tokenizer.decode(ids, skip_special_tokens=True)``; neither torch nor transformers is needed.
+Ids equal those of transformers' ``AutoProcessor.apply_chat_template(..., tokenize=True)``; neither torch nor
+transformers is needed.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +19,7 @@ import jinja2.parser
 import jinja2.sandbox
 from tokenizers import Tokenizer
 
+from fico_export.bundle.manifest import Tokens
 from fico_export.errors import ConfigError, InputError
 
 LLAVA_TEMPLATE = """\
@@ -31,19 +31,6 @@ LLAVA_TEMPLATE = """\
 {%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}
 """
 """LLaVA-1.5's own form, for a checkpoint that brings no template: ``USER: <image>\\n… ASSISTANT:``."""
-
-_BYTE_TOKEN = re.compile(r"<0x..>")
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """The tokens that mean something to the model rather than to the reader."""
-
-    image_token: str
-    image_token_id: int
-    bos_token: str | None
-    eos_token: str | None
-    eos_token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -67,14 +54,14 @@ class PromptFormatter:
     Args:
         tokenizer_json: the text of ``tokenizer.json``.
         chat_template: the checkpoint's jinja2 template; None takes `LLAVA_TEMPLATE`.
-        special: the tokens named by the checkpoint's configs.
+        tokens: the special ones named by the checkpoint's configs.
 
     Raises:
         ConfigError: the tokenizer or the template cannot be read, or the image token is not the tokenizer's.
     """
 
-    def __init__(self, tokenizer_json: str, chat_template: str | None, special: SpecialTokens) -> None:
-        self.special = special
+    def __init__(self, tokenizer_json: str, chat_template: str | None, tokens: Tokens) -> None:
+        self.tokens = tokens
         try:
             self.tokenizer: Tokenizer = Tokenizer.from_str(tokenizer_json)
         except Exception as error:  # the tokenizers library raises bare Exception
@@ -85,10 +72,10 @@ class PromptFormatter:
         # A tokenizer.json saved after training may cut or pad every text.
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        found = self.tokenizer.token_to_id(special.image_token)
-        if found != special.image_token_id:
+        found = self.tokenizer.token_to_id(tokens.image)
+        if found != tokens.image_id:
             raise ConfigError(
-                f"the tokenizer's id of {special.image_token!r} is {found}, the model's is {special.image_token_id}",
+                f"the tokenizer's id of {tokens.image!r} is {found}, the model's is {tokens.image_id}",
                 mend="use tokenizer.json and config.json of one checkpoint",
             )
         try:
@@ -125,9 +112,9 @@ class PromptFormatter:
             return self._template.render(
                 messages=content,
                 add_generation_prompt=add_generation_prompt,
-                bos_token=self.special.bos_token or "",
-                eos_token=self.special.eos_token or "",
-                image_token=self.special.image_token,
+                bos_token=self.tokens.bos or "",
+                eos_token=self.tokens.eos or "",
+                image_token=self.tokens.image,
                 tools=None,
                 documents=None,
             )
@@ -150,9 +137,9 @@ class PromptFormatter:
             ConfigError: as `render`.
         """
         text = self.render(messages)
-        begins = bool(self.special.bos_token) and text.startswith(str(self.special.bos_token))
+        begins = bool(self.tokens.bos) and text.startswith(str(self.tokens.bos))
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=not begins).ids
-        image_id = self.special.image_token_id
+        image_id = self.tokens.image_id
         wanted, shown = sum(message.images for message in messages), ids.count(image_id)
         if wanted != shown:
             raise InputError(
@@ -161,14 +148,10 @@ class PromptFormatter:
             )
         return [token for id_ in ids for token in [id_] * (tokens_per_image if id_ == image_id else 1)]
 
-    def stream_decoder(self) -> StreamDecoder:
-        """A decoder for one answer."""
-        return StreamDecoder(self.tokenizer)
-
     def _check_text(self, text: str) -> None:
-        if self.special.image_token in text:
+        if self.tokens.image in text:
             raise InputError(
-                f"the text holds {self.special.image_token!r}, which stands for a picture",
+                f"the text holds {self.tokens.image!r}, which stands for a picture",
                 mend="give pictures by --image (in Python images=), and drop the marker from the text",
             )
         try:
@@ -177,97 +160,6 @@ class PromptFormatter:
             raise InputError(
                 f"the text is not Unicode at character {error.start}", mend="give the text as UTF-8"
             ) from error
-
-
-class StreamDecoder:
-    """Text of token ids while they come; all of it together is the tokenizer's decoding of all ids.
-
-    Each step decodes a window: the group of tokens given out last, then the pending. The group is there for
-    what a decoder does at a text's start only, such as to drop the space before the first word.
-
-    Byte tokens (``<0xE4>``) wait for the token after their run, not for a whole character: the decoder takes a
-    run as one, and a run with one wrong byte is U+FFFD throughout, the characters before that byte included.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        added = tokenizer.get_added_tokens_decoder()
-        self._special = frozenset(id_ for id_, token in added.items() if token.special)
-        self._group: list[int] = []
-        self._group_text = ""
-        self._pending: list[int] = []
-
-    def push(self, token_id: int) -> str:
-        """Take one token id; returns the text that it completes, often empty."""
-        token = self._tokenizer.id_to_token(token_id)
-        # A model's vocabulary may be padded beyond the tokenizer's; decoding skips such ids like special ones.
-        # They must not become the window's group: it would have no text, and the next word would lose its space.
-        if token is None or token_id in self._special:
-            return ""
-        self._pending.append(token_id)
-        if _BYTE_TOKEN.fullmatch(token):
-            return ""
-        text = self._decode(self._group + self._pending)
-        if text.endswith("\ufffd"):  # of a byte-level tokenizer: the first bytes of a character
-            return ""
-        fresh = text[len(self._group_text) :]
-        self._group, self._pending = self._pending, []
-        self._group_text = self._decode(self._group)
-        return fresh
-
-    def flush(self) -> str:
-        """The text that was held back; the next id begins a new text."""
-        fresh = self._decode(self._group + self._pending)[len(self._group_text) :]
-        self._group, self._group_text, self._pending = [], "", []
-        return fresh
-
-    def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return text
-
-
-class StopStrings:
-    """Cuts a stream of text at the first of some strings, which may come in pieces.
-
-    Of two that overlap, the one that is complete first counts: how the text was cut into pieces changes nothing.
-
-    Args:
-        stops: the strings; none means that nothing is held back.
-
-    Raises:
-        ConfigError: a stop string is empty, or one string was given in place of a list.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        if isinstance(stops, str) or "" in stops:
-            raise ConfigError(f"stop strings are {stops!r}", mend="give a list of strings that are not empty")
-        self._stops = tuple(stops)
-        self._longest = max(map(len, self._stops), default=0)
-        self._held = ""
-        self._hit = False
-
-    def push(self, text: str) -> tuple[str, bool]:
-        """Take text; returns what may be shown, and whether a stop string was hit (now or before)."""
-        if self._hit:
-            return "", True
-        buffer = self._held + text
-        found = [(at + len(stop), at) for stop in self._stops if (at := buffer.find(stop)) >= 0]
-        if found:
-            self._held, self._hit = "", True
-            return buffer[: min(found)[1]], True
-        reach = min(self._longest - 1, len(buffer))
-        held = next((n for n in range(reach, 0, -1) if self._begins_a_stop(buffer[-n:])), 0)
-        cut = len(buffer) - held
-        self._held = buffer[cut:]
-        return buffer[:cut], False
-
-    def flush(self) -> str:
-        """The text that was held back; nothing follows a stop string."""
-        held, self._held = self._held, ""
-        return held
-
-    def _begins_a_stop(self, text: str) -> bool:
-        return any(stop.startswith(text) for stop in self._stops)
 
 
 class _Generation(jinja2.ext.Extension):

@@ -18,8 +18,9 @@ from fico_export.bundle.manifest import Manifest
 from fico_export.errors import BundleError, EngineError
 from fico_export.runtime.decoder import Decoder
 from fico_export.runtime.generation import Answer, Conversation, Stream
-from fico_export.runtime.images import ImageProcessor, load_image
-from fico_export.runtime.prompt import PromptFormatter, SpecialTokens
+from fico_export.runtime.images import load_image
+from fico_export.runtime.preprocess import ImageProcessor
+from fico_export.runtime.prompt import PromptFormatter
 from fico_export.runtime.sampling import Sampling
 from fico_export.runtime.sessions import AUTO, choose_backend, open_session
 
@@ -62,7 +63,7 @@ class Vlm:
         self.backend = choose_backend(backend)
         self._threads = threads
         self.formatter = PromptFormatter(
-            _read(self.folder / "tokenizer.json"), self._chat_template(), _special(self.manifest)
+            _read(self.folder / "tokenizer.json"), self._chat_template(), self.manifest.tokens
         )
         self.processor = ImageProcessor.from_config(_read_json(self.folder / "preprocessor_config.json"))
         self._vision = self._open("vision_encoder", self.backend)
@@ -137,7 +138,7 @@ class Vlm:
         return self.chat().ask(prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
 
     def _open(self, name: str, backend: str) -> Any:
-        return open_session(self.folder / self.manifest.graphs[name].file, backend, self._threads)
+        return open_session(self.folder / self.manifest.graph(name).file, backend, self._threads)
 
     def _run(self, session: Any, what: str, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         try:
@@ -151,11 +152,6 @@ class Vlm:
     def _chat_template(self) -> str | None:
         path = self.folder / "chat_template.jinja"
         return _read(path) if path.exists() else None
-
-
-def _special(manifest: Manifest) -> SpecialTokens:
-    tokens = manifest.tokens
-    return SpecialTokens(tokens.image, tokens.image_id, tokens.bos, tokens.eos, tuple(tokens.eos_ids))
 
 
 def _read(path: Path) -> str:

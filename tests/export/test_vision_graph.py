@@ -15,7 +15,7 @@ from fico_export.devices import targets
 from fico_export.exporter import checks, trace, weights
 from fico_export.exporter.graphs import trace_vision
 from fico_export.parity.verify import pictures
-from fico_export.runtime.images import ImageProcessor
+from fico_export.runtime.preprocess import ImageProcessor
 
 BUDGETS = (1, 2, 16, 33, 64, 128, 192, 575, 576)
 METHODS = [name for name in reducers.names() if name != "none"]

@@ -9,8 +9,10 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoProcessor
 
+from fico_export.bundle.manifest import Tokens
 from fico_export.errors import ConfigError, InputError
-from fico_export.runtime.prompt import Message, PromptFormatter, SpecialTokens, StopStrings, StreamDecoder
+from fico_export.runtime.prompt import Message, PromptFormatter
+from fico_export.runtime.streaming import StopStrings, StreamDecoder
 
 CONVERSATIONS = {
     "one picture": [Message("user", "What is it?", images=1)],
@@ -33,12 +35,12 @@ GENERATION = (
 
 def special_tokens(folder, **changes):
     image_id = json.loads((folder / "config.json").read_text())["image_token_index"]
-    return SpecialTokens(**{
-        "image_token": "<image>",
-        "image_token_id": image_id,
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "eos_token_ids": (2,),
+    return Tokens(**{
+        "image": "<image>",
+        "image_id": image_id,
+        "bos": "<s>",
+        "eos": "</s>",
+        "eos_ids": [2],
         **changes,
     })  # fmt: skip
 
@@ -150,7 +152,7 @@ def test_any_text_has_the_token_ids_of_transformers(checkpoint, text, images):
 @pytest.mark.parametrize("tokens_per_image", [1, 17])
 def test_each_picture_becomes_as_many_tokens_as_asked(formatter, tokens_per_image):
     ids = formatter.encode(CONVERSATIONS["two pictures"], tokens_per_image)
-    assert ids.count(formatter.special.image_token_id) == 2 * tokens_per_image
+    assert ids.count(formatter.tokens.image_id) == 2 * tokens_per_image
 
 
 def test_a_tokenizer_saved_with_truncation_cuts_nothing(tiny_checkpoint):
@@ -204,9 +206,9 @@ def test_files_that_do_not_fit_are_refused(tiny_checkpoint):
     with pytest.raises(ConfigError, match=r"tokenizer\.json"):
         PromptFormatter("{", None, special_tokens(tiny_checkpoint))
     with pytest.raises(ConfigError, match=r"is \d+, the model's is 7"):
-        formatter_of(tiny_checkpoint, image_token_id=7)
+        formatter_of(tiny_checkpoint, image_id=7)
     with pytest.raises(ConfigError, match="is None"):
-        formatter_of(tiny_checkpoint, image_token="<picture>")
+        formatter_of(tiny_checkpoint, image="<picture>")
 
 
 def byte_level_tokenizer():
@@ -295,7 +297,7 @@ def test_each_token_is_decoded_in_a_short_window(formatter):
 
 
 def test_flush_begins_a_new_text(formatter):
-    decoder = formatter.stream_decoder()
+    decoder = StreamDecoder(formatter.tokenizer)
     for _ in range(2):
         ids = formatter.tokenizer.encode("hello there").ids
         assert "".join([*map(decoder.push, ids), decoder.flush()]) == "hello there"

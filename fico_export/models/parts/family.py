@@ -10,23 +10,13 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from fico_export.bundle.manifest import Tokens
 from fico_export.models.parts.checkpoint import Checkpoint
 from fico_export.models.parts.decoder import Decoder, DecoderConfig, EmbedTokens
 from fico_export.models.parts.vision import VisionEncoder
 from fico_export.reducers.base.plan import Plan
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Special tokens that the runtime must know."""
-
-    image: str
-    image_id: int
-    bos: str | None
-    eos: str | None
-    eos_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -73,6 +63,10 @@ class Vlm:
     plan: Callable[[str, int | None, dict[str, Any]], Plan]
     vision: Callable[[Plan, torch.dtype], VisionEncoder]
     files: Callable[[], Files]
+
+    def weights(self) -> dict[str, int]:
+        """Size in bytes of each file of weights: tells one checkpoint from another."""
+        return {file.name: file.stat().st_size for file in self.checkpoint.files}
 
     def decoder(self, dtype: torch.dtype) -> Decoder:
         """The decoder graph's module, parameters uninitialised."""

@@ -27,7 +27,7 @@ class Site(str, Enum):
 class Options(BaseModel):
     """Hyper-parameters of a method; a method's own subclass declares type, range, default and source."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)

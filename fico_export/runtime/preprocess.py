@@ -1,0 +1,217 @@
+"""A picture to the pixels the vision tower was trained on.
+
+Bit-equal to the Pillow processors of transformers 5 (``CLIPImageProcessorPil`` and ``LlavaImageProcessorPil``).
+The torchvision processors round differently and are not the reference.
+
+    picture   →  [pad to a square]  →  resize  →  centre crop  →  (x · factor − mean) / std
+    RGB, upright  LLaVA with do_pad     Pillow     zeros outside   float32 [1, 3, H, W]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fico_export.errors import ConfigError, InputError, unknown_name
+from fico_export.runtime.images import MAX_PIXELS
+
+_PROCESSORS = {
+    "CLIPImageProcessor": False,
+    "CLIPImageProcessorFast": False,
+    "LlavaImageProcessor": True,
+    "LlavaImageProcessorFast": True,
+}
+"""Processor name → whether its ``do_pad`` means a square of the mean colour."""
+
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageProcessor:
+    """What ``preprocessor_config.json`` asks for, done with Pillow and numpy.
+
+    Args:
+        pad_color: the colour that fills a picture to a square before it is resized; None leaves its shape.
+        size: the shortest edge, or (height, width), after resizing; None does not resize.
+        resample: the resizing filter.
+        crop: (height, width) of the centre crop, black where it reaches outside; None does not crop.
+        table: the value the tower gets for each byte of each channel, float32 [3, 256].
+    """
+
+    pad_color: tuple[int, int, int] | None
+    size: int | tuple[int, int] | None
+    resample: Image.Resampling
+    crop: tuple[int, int] | None
+    table: npt.NDArray[np.float32]
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ImageProcessor:
+        """Read the dictionary of a ``preprocessor_config.json``.
+
+        An absent key gets CLIP's default; a null one does not: a switch is off, a value missing.
+
+        Raises:
+            ConfigError: the processor is not one of the supported, or a value is not one it can have.
+        """
+        # Configs of old transformers call the processor a feature extractor.
+        older = str(config.get("feature_extractor_type") or "").replace("FeatureExtractor", "ImageProcessor")
+        name = str(config.get("image_processor_type") or older)
+        if name not in _PROCESSORS:
+            raise unknown_name("image processor", name, _PROCESSORS)
+        pads = bool(config.get("do_pad"))
+        if pads and not _PROCESSORS[name] and config.get("pad_size") is not None:
+            raise _bad_value("pad_size", config["pad_size"], f"null, all that {name} is supported with")
+        try:
+            resample = Image.Resampling(config.get("resample", Image.Resampling.BICUBIC))
+        except ValueError as error:
+            raise _bad_value("resample", config["resample"], "one of Pillow's filters, 0 to 5") from error
+
+        size: int | tuple[int, int] | None = None
+        if config.get("do_resize", True):
+            square = bool(config.get("default_to_square", False))
+            size = _edges(config.get("size", {"shortest_edge": 224}), "size", square=square)
+        crop: tuple[int, int] | None = None
+        if config.get("do_center_crop", True):
+            edges = _edges(config.get("crop_size", 224), "crop_size", square=True)
+            if isinstance(edges, int):
+                raise _bad_value("crop_size", config["crop_size"], "an int, or height and width")
+            crop = edges
+        color = (0, 0, 0)
+        if (mean := config.get("image_mean", _CLIP_MEAN)) is not None:
+            red, green, blue = _channels(mean, "image_mean")
+            color = (int(red * 255), int(green * 255), int(blue * 255))
+        return cls(color if pads and _PROCESSORS[name] else None, size, resample, crop, _table(config))
+
+    def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
+        """Turn a picture from `load_image` into pixel values, float32 [1, 3, H, W].
+
+        Raises:
+            InputError: the picture has no pixels, or is so long and thin that it would grow over ``MAX_PIXELS``.
+        """
+        picture = image if image.mode == "RGB" else image.convert("RGB")
+        (padded_width, padded_height), (resized_width, resized_height) = self._sizes(*picture.size)
+        if (padded_width, padded_height) != picture.size:
+            square = Image.new("RGB", (padded_width, padded_height), self.pad_color)
+            left, top = (padded_width - picture.width) // 2, (padded_height - picture.height) // 2
+            square.paste(picture, (left, top))
+            picture = square
+        if self.size is not None:
+            picture = picture.resize((resized_width, resized_height), resample=self.resample)
+        if self.crop is not None:
+            picture = picture.crop(self._crop_in(resized_width, resized_height, self.crop))
+        pixels = np.asarray(picture)  # uint8 [H, W, 3]
+        return np.stack([self.table[channel][pixels[..., channel]] for channel in range(3)])[None]
+
+    def crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Where in the upright picture the tower looks, to draw its patches over it.
+
+        Returns:
+            (left, top, right, bottom) in pixels of the picture. It reaches outside where the tower sees padding.
+
+        Raises:
+            InputError: as `__call__` on a picture of this size.
+        """
+        (padded_width, padded_height), (resized_width, resized_height) = self._sizes(width, height)
+        left, top, right, bottom = 0, 0, resized_width, resized_height
+        if self.crop is not None:
+            left, top, right, bottom = self._crop_in(resized_width, resized_height, self.crop)
+        across, down = padded_width / resized_width, padded_height / resized_height
+        offset_x, offset_y = (padded_width - width) // 2, (padded_height - height) // 2
+        return (
+            left * across - offset_x,
+            top * down - offset_y,
+            right * across - offset_x,
+            bottom * down - offset_y,
+        )
+
+    def _sizes(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(width, height) of the picture once padded, and once resized."""
+        if width < 1 or height < 1:
+            raise InputError(
+                f"a picture of {width}×{height} has no pixels", mend="give a picture that has some"
+            )
+        padded = (width, height) if self.pad_color is None else (max(width, height),) * 2
+        resized = padded
+        if isinstance(self.size, tuple):
+            resized = (self.size[1], self.size[0])
+        elif self.size is not None:
+            longest = int(self.size * max(padded) / min(padded))
+            resized = (self.size, longest) if padded[0] <= padded[1] else (longest, self.size)
+        for stage, (new_width, new_height) in (("padded", padded), ("resized", resized)):
+            if new_width * new_height > MAX_PIXELS:
+                raise InputError(
+                    f"a picture of {width}×{height} is {new_width}×{new_height} when {stage}, over {MAX_PIXELS:,} pixels",
+                    mend="crop the picture to a part that is less long and thin",
+                )
+        return padded, resized
+
+    @staticmethod
+    def _crop_in(width: int, height: int, crop: tuple[int, int]) -> tuple[int, int, int, int]:
+        """The centre crop's box; rounds down on both sides of zero, as the reference does in two cases."""
+        left, top = (width - crop[1]) // 2, (height - crop[0]) // 2
+        return left, top, left + crop[1], top + crop[0]
+
+
+def _table(config: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+    """What rescaling and normalizing make of each byte of each channel, float32 [3, 256].
+
+    A table loses nothing: each output depends on one byte and its channel only. The widths are the reference's,
+    float64 up to the rescaled value and float32 from there on.
+    """
+    values = np.arange(256, dtype=np.float64)
+    if config.get("do_rescale", True):
+        factor = config.get("rescale_factor", 1 / 255)
+        if not isinstance(factor, int | float) or not math.isfinite(factor):
+            raise _bad_value("rescale_factor", factor, "a finite number")
+        values = values * factor
+    table = np.repeat(values.astype(np.float32)[None], 3, axis=0)
+    if config.get("do_normalize", True):
+        mean = _channels(config.get("image_mean", _CLIP_MEAN), "image_mean")
+        std = _channels(config.get("image_std", _CLIP_STD), "image_std")
+        if 0.0 in std:
+            raise _bad_value("image_std", std, "numbers other than 0")
+        table = (table - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
+    return table
+
+
+def _channels(value: Any, key: str) -> tuple[float, float, float]:
+    """One number for each of red, green and blue, from three or from one for all."""
+    numbers = [value] * 3 if isinstance(value, int | float) else value
+    if (
+        not isinstance(numbers, list | tuple)
+        or len(numbers) != 3
+        or not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+    ):
+        raise _bad_value(key, value, "three finite numbers")
+    red, green, blue = (float(number) for number in numbers)
+    return red, green, blue
+
+
+def _edges(value: Any, key: str, *, square: bool) -> int | tuple[int, int]:
+    """A shortest edge, or (height, width), from the forms configs have had; ``square`` decides for a bare int."""
+    if isinstance(value, int):
+        value = {"height": value, "width": value} if square else {"shortest_edge": value}
+    edges = (
+        {name: edge for name, edge in value.items() if edge is not None} if isinstance(value, Mapping) else {}
+    )
+    if any(not isinstance(edge, int) or edge < 1 for edge in edges.values()):
+        edges = {}
+    if set(edges) == {"shortest_edge"}:
+        return int(edges["shortest_edge"])
+    if set(edges) == {"height", "width"}:
+        return int(edges["height"]), int(edges["width"])
+    raise _bad_value(key, value, "an int, shortest_edge, or height and width, in pixels")
+
+
+def _bad_value(key: str, value: object, expected: str) -> ConfigError:
+    return ConfigError(
+        f"the image processor's {key} is {value!r}, not {expected}",
+        mend=f"correct {key} in preprocessor_config.json (or under image_processor in processor_config.json)",
+    )

@@ -1,0 +1,132 @@
+"""Promises about the project itself: its names, its documents, its layers, its tests."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fico_export
+from fico_export import errors, models, reducers
+from fico_export.cli.main import app, export_app, invoke
+from fico_export.devices import targets
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_package_offers_what_it_says():
+    assert all(hasattr(fico_export, name) for name in fico_export.__all__)
+    assert callable(fico_export.export)
+    assert callable(fico_export.load)
+    assert callable(fico_export.verify)
+
+
+def test_every_error_has_a_mend_and_an_exit_code():
+    kinds = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, errors.FicoError)]
+    for kind in kinds:
+        assert kind("what", mend="mend").exit_code == (2 if issubclass(kind, errors.ConfigError) else 1)
+        with pytest.raises(TypeError):
+            kind("what")
+
+
+def test_the_error_tree_in_the_docstring_is_the_real_one():
+    drawn = set(re.findall(r"[A-Z]\w+Error", errors.__doc__ or ""))
+
+    assert drawn == {
+        n for n, e in vars(errors).items() if isinstance(e, type) and issubclass(e, errors.FicoError)
+    }
+
+
+def test_every_method_says_what_it_is():
+    for name, summary in reducers.summaries().items():
+        reducer = reducers.get(name)
+
+        assert summary.endswith(".")
+        assert reducer.filter
+        assert all(field.description for field in reducer.options.model_fields.values())
+        assert (reducer.schedule is not None) == (reducer.site.value == "encoder layer")
+
+
+def test_every_target_is_read_under_its_own_name():
+    for name in targets.names():
+        assert targets.get(name).name == name
+
+
+def test_the_aliases_are_known():
+    assert models.aliases()["llava-1.5-7b"] == "llava-hf/llava-1.5-7b-hf"
+    assert {"llava-1.5-13b", "bakllava"} <= models.aliases().keys()
+
+
+def test_no_file_is_over_four_hundred_lines():
+    long = {p.name: n for p in ROOT.glob("fico_export/**/*.py") if (n := p.read_text().count("\n")) > 400}
+
+    assert not long
+
+
+def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys, photographs):
+    """Every line of a console block that starts with `$ fico` and needs no download."""
+    monkeypatch.chdir(tmp_path)
+    photographs[0].save("picture.png")
+    blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ fico")]
+    local = [line for line in lines if "llava" not in line]
+    assert len(local) >= 5
+    for line in local:
+        name, *arguments = shlex.split(line)
+        code = invoke(export_app if name == "fico-export" else app, name, arguments)
+
+        assert code == 0, f"{line}: {capsys.readouterr().err}"
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, photographs):
+    monkeypatch.chdir(tmp_path)
+    photographs[0].save("picture.png")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_a_new_file_in_the_folder_is_a_new_method(tmp_path):
+    """The folder is the registry: a copy of the package with one more file lists and runs it."""
+    package = tmp_path / "fico_export"
+    subprocess.run(["cp", "-r", str(ROOT / "fico_export"), str(package)], check=True)
+    source = (package / "reducers" / "uniform.py").read_text()
+    (package / "reducers" / "every_nth.py").write_text(
+        source.replace("Uniform sampling", "A method of one's own")
+    )
+    code = (
+        "from fico_export import reducers; "
+        "assert 'every-nth' in reducers.names(); "
+        "assert reducers.get('every-nth').apply; "
+        "print(reducers.summaries()['every-nth'])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+
+    assert result.stdout.startswith("A method of one's own")
+
+
+def test_gpu_tests_fail_where_a_gpu_is_required_and_missing(tmp_path):
+    if fico_export.runtime.sessions.cuda_devices():
+        pytest.skip("there is a GPU")
+    environment = {**os.environ, "FICO_REQUIRE_GPU": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/runtime/test_cuda.py",
+        "-k",
+        "auto",
+    ]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    assert result.returncode == 1
+    assert "FICO_REQUIRE_GPU=1, and there is no GPU" in result.stdout
