@@ -49,7 +49,7 @@ def verify_bundle(folder: Path, checkpoint: Checkpoint, *, progress: Progress) -
     manifest = Manifest.load(folder)
     report = Report(manifest.name, manifest.precision)
     progress.stage("verify vision_encoder")
-    vlm = Vlm(folder, backend="ort-cpu")
+    vlm = Vlm(folder, backend="ort-cpu", lazy=True)  # the decoder only once memory was found to suffice
     pixels = [vlm.preprocess(picture) for picture in pictures(PICTURES)]
     _vision(report, manifest, checkpoint, vlm, pixels)
 

@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime as ort
 from PIL import Image
 
 from fico_export.bundle import files
@@ -49,6 +51,7 @@ class Vlm:
         folder: of the bundle.
         backend: auto, ort-cpu or ort-cuda.
         threads: CPU threads within an operator; 0 for one per core.
+        lazy: load each graph when it is first used, for those who use only some.
 
     Raises:
         BundleError: the bundle is missing, damaged, or from a newer version.
@@ -56,7 +59,9 @@ class Vlm:
         EngineError: a graph cannot be loaded.
     """
 
-    def __init__(self, folder: str | Path, *, backend: str = AUTO, threads: int = 0) -> None:
+    def __init__(
+        self, folder: str | Path, *, backend: str = AUTO, threads: int = 0, lazy: bool = False
+    ) -> None:
         self.folder = Path(folder)
         self.manifest = Manifest.load(self.folder)
         files.check(self.folder, self.manifest, full=False)
@@ -66,10 +71,22 @@ class Vlm:
             _read(self.folder / "tokenizer.json"), self._chat_template(), self.manifest.tokens
         )
         self.processor = ImageProcessor.from_config(_read_json(self.folder / "preprocessor_config.json"))
-        self._vision = self._open("vision_encoder", self.backend)
+        if not lazy:
+            _ = self._vision, self._embed, self.decoder
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The decoder graph."""
+        return Decoder(self.folder, self.manifest, self.backend, self._threads)
+
+    @cached_property
+    def _vision(self) -> ort.InferenceSession:
+        return self._open("vision_encoder", self.backend)
+
+    @cached_property
+    def _embed(self) -> ort.InferenceSession:
         # The table stays in host memory: a lookup of a few rows gains nothing from a GPU that is short of memory.
-        self._embed = self._open("embed_tokens", "ort-cpu")
-        self.decoder = Decoder(self.folder, self.manifest, self.backend, threads)
+        return self._open("embed_tokens", "ort-cpu")
 
     def preprocess(self, image: ImageSource) -> npt.NDArray[np.float32]:
         """Pixel values [1, 3, S, S] of a picture.
@@ -137,10 +154,10 @@ class Vlm:
         """Answer at once; arguments as for `stream`."""
         return self.chat().ask(prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
 
-    def _open(self, name: str, backend: str) -> Any:
+    def _open(self, name: str, backend: str) -> ort.InferenceSession:
         return open_session(self.folder / self.manifest.graph(name).file, backend, self._threads)
 
-    def _run(self, session: Any, what: str, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    def _run(self, session: ort.InferenceSession, what: str, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         try:
             result: list[npt.NDArray[Any]] = session.run(None, feeds)
         except Exception as error:  # ONNX Runtime raises classes of its own without a common base

@@ -10,6 +10,7 @@ from fico_export import models, reducers
 from fico_export.bundle.manifest import Manifest
 from fico_export.devices import targets
 from fico_export.parity import verify
+from fico_export.runtime import vlm
 from fico_export.runtime.sessions import BACKENDS
 
 VERBS = ["export", "run", "verify", "inspect", "list", "doctor"]
@@ -127,6 +128,7 @@ def test_verify_prints_a_line_for_each_check_and_the_verdict(fico, bundle):
 
 def test_verify_does_not_pass_what_it_could_not_compare(fico, bundle, monkeypatch):
     monkeypatch.setattr(verify, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(vlm, "Decoder", None)  # nor is the decoder loaded where it would not fit
 
     outcome = fico("verify", bundle, "--json")
 
