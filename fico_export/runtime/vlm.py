@@ -157,7 +157,9 @@ class Vlm:
     def _open(self, name: str, backend: str) -> ort.InferenceSession:
         return open_session(self.folder / self.manifest.graph(name).file, backend, self._threads)
 
-    def _run(self, session: ort.InferenceSession, what: str, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    def _run(
+        self, session: ort.InferenceSession, what: str, feeds: dict[str, npt.NDArray[Any]]
+    ) -> list[npt.NDArray[Any]]:
         try:
             result: list[npt.NDArray[Any]] = session.run(None, feeds)
         except Exception as error:  # ONNX Runtime raises classes of its own without a common base
