@@ -109,6 +109,8 @@ def open_session(path: Path, threads: int, profile_to: Path | None = None) -> or
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
+    # Threads of the graph that has just run would spin on while the other is timed.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if profile_to is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_to)

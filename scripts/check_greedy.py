@@ -30,6 +30,7 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import fico_export
+from fico_export.models.parts.transformers_quiet import quiet_transformers
 
 PICTURES = ("astronaut", "coffee", "chelsea", "rocket", "camera")
 QUESTIONS = (
@@ -103,6 +104,7 @@ def conversations(count: int) -> list[list[Turn]]:
 def reference_answers(checkpoint: Path, talks: list[list[Turn]], new_tokens: int) -> list[list[Reference]]:
     """What transformers answers in FP32, each turn given the whole conversation before it."""
     say("load the reference")
+    quiet_transformers()
     processor = AutoProcessor.from_pretrained(checkpoint)
     model: Any = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
     answers: list[list[Reference]] = []
