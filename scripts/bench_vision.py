@@ -45,18 +45,12 @@ VISION: dict[str, Any] = {
     "patch_size": 14,
 }
 # Only the width matters: the projector's output has it.
-TEXT: dict[str, Any] = {
-    "hidden_size": 4096,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 32,
-}
+TEXT: dict[str, Any] = {"hidden_size": 4096, "intermediate_size": 64, "num_hidden_layers": 1}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--method", default="ficoco-v", help="a reducer's name (default ficoco-v)")
     parser.add_argument("--keep", type=int, default=64, help="visual tokens kept, K (default 64)")
     parser.add_argument("--repeats", type=int, default=7, help="timed runs of each graph (default 7)")
@@ -69,16 +63,14 @@ def main() -> None:
         say("write a random checkpoint")
         write_random_checkpoint(folder / "model", vision=VISION, text=TEXT, dtype=torch.float16)
         model = models.load(folder / "model")
-        files = [
-            export_vision(model, "none", None, folder),
-            export_vision(model, args.method, args.keep, folder),
-        ]
-        say(f"time {args.repeats} runs of each")
+        plans = [("none", None), (args.method, args.keep)]
+        files = [export_vision(model, method, keep, folder) for method, keep in plans]
+        say(f"time {args.repeats} runs of each, then profile")
         medians_ms = time_alternating(files, args.repeats, args.threads, model.image_size)
-        reports: list[dict[str, Any]] = []
-        for file, median_ms in zip(files, medians_ms, strict=True):
-            say(f"profile {file.stem}")
-            reports.append({"graph": file.stem, "median_ms": median_ms} | describe(file, args.threads))
+        reports: list[dict[str, Any]] = [
+            {"graph": file.stem, "median_ms": median_ms} | describe(file, args.threads)
+            for file, median_ms in zip(files, medians_ms, strict=True)
+        ]
     base, reduced = reports
     result = {
         "method": args.method,
@@ -198,15 +190,9 @@ def table(result: dict[str, Any]) -> str:
         f"{r['nodes']:>8}{r['reducer_nodes']:>9}{r['reducer_share']:>10.1%}"
         for r in result["graphs"]
     ]
+    ratio = f"ratio: time {result['time_ratio']:.3f}, FLOPs {result['flops_ratio']:.3f}"
     costs = ", ".join(f"{op} {ms:.1f}" for op, ms in result["graphs"][1]["reducer_ms"].items())
-    return "\n".join(
-        [
-            header,
-            *rows,
-            f"ratio: time {result['time_ratio']:.3f}, FLOPs {result['flops_ratio']:.3f}",
-            f"reducer, ms by operator: {costs or '–'}",
-        ]
-    )
+    return "\n".join([header, *rows, ratio, f"reducer, ms by operator: {costs or '–'}"])
 
 
 def say(text: str) -> None:
