@@ -7,7 +7,7 @@
 Builds ViT-L/14-336 and its projector (24 layers of 1024, 576 patches, two linear layers to 4096) with random FP32
 weights, once with `none` and once with the method, and runs both in alternation: a machine's speed drifts, so the
 number to quote is the ratio of the medians. FLOPs are those of the graph's MatMul, Gemm and Conv nodes.
-Needs 6 GB of memory and 3 GB of disk in the temporary folder for a minute.
+Needs 4 GB of memory and 3 GB of disk in the temporary folder for a minute.
 """
 
 from __future__ import annotations
