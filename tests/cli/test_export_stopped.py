@@ -121,13 +121,20 @@ def test_an_export_under_way_elsewhere_keeps_its_files(export, out, embedding_on
 def _start_export(checkpoint, out):
     """An export in a process of its own that has begun to write."""
     line = command_line("fico-export", "--model", checkpoint, "--keep", 4, "--out", out, "--no-verify")
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
+    )
     deadline = time.monotonic() + 60
     while not out.parent.exists() or not any(out.parent.iterdir()):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return process
+
+
+def _heed_interrupts():
+    """A shell starts what it runs in the background deaf to Ctrl-C, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _dead_process():
