@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from fico_export.parity.report import Report
     from fico_export.runtime.vlm import Vlm
 
-DEFAULT_MODEL = "demo"
-
 
 def export(
     model: str | Path,
