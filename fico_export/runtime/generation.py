@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from fico_export.errors import ConfigError, InputError
 from fico_export.runtime.decoder import KvCache
+from fico_export.runtime.images import ImageFeatures
 from fico_export.runtime.prompt import Message
 from fico_export.runtime.sampling import Sampler, Sampling
 from fico_export.runtime.streaming import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:
-    from fico_export.runtime.vlm import ImageFeatures, ImageSource, Vlm
+    from fico_export.runtime.vlm import ImageSource, Vlm
 
 STAGES = ("preprocess", "vision", "embed", "prefill", "decode")
 
@@ -99,7 +101,7 @@ class Conversation:
     def ask(
         self,
         prompt: str,
-        images: Sequence[ImageSource] = (),
+        images: Sequence[ImageSource | ImageFeatures] = (),
         *,
         max_new_tokens: int = 256,
         sampling: Sampling | None = None,
@@ -114,7 +116,7 @@ class Conversation:
     def stream(
         self,
         prompt: str,
-        images: Sequence[ImageSource] = (),
+        images: Sequence[ImageSource | ImageFeatures] = (),
         *,
         max_new_tokens: int = 256,
         sampling: Sampling | None = None,
@@ -128,14 +130,16 @@ class Conversation:
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}", mend="give at least 1")
         answer, clock = Answer(), _Clock()
-        pixels = [self._vlm.preprocess(image) for image in images]
+        given = [
+            image if isinstance(image, ImageFeatures) else self._vlm.preprocess(image) for image in images
+        ]
         # Laid out with the pictures' sizes alone, so that a prompt too long is refused before the slow part.
         messages = [*self._messages, Message("user", prompt, len(images))]
         per_image = self._vlm.manifest.reduction.keep
         ids = self._vlm.formatter.encode(messages, per_image)
         self._require_room(ids)
         answer.stages_ms["preprocess"] = clock.lap_ms()
-        features = [*self._features, *(self._vlm.encode_pixels(p) for p in pixels)]
+        features = [*self._features, *(self._encode(picture) for picture in given)]
         answer.stages_ms["vision"] = clock.lap_ms()
 
         turn = _Turn(messages, features, self._lay_out(ids, features))
@@ -145,6 +149,21 @@ class Conversation:
             turn, answer, clock, max_new_tokens, Sampler(sampling or Sampling()), StopStrings(stop)
         )
         return Stream(pieces, answer)
+
+    def restart(self) -> None:
+        """Forget all turns, but not what was computed: the next first turn reuses the pictures it shares with the last."""
+        self._messages, self._features = [], []
+
+    def _encode(self, picture: ImageFeatures | npt.NDArray[np.float32]) -> ImageFeatures:
+        if not isinstance(picture, ImageFeatures):
+            return self._vlm.encode_pixels(picture)
+        expected = (self._vlm.manifest.reduction.keep, self._vlm.manifest.decoder.hidden_size)
+        if picture.features.shape != expected:
+            raise InputError(
+                f"a picture's features have the shape {picture.features.shape}, this bundle's are {expected}",
+                mend="encode the picture with the bundle that is to answer",
+            )
+        return picture
 
     def _run(
         self, turn: _Turn, answer: Answer, clock: _Clock, limit: int, sampler: Sampler, stops: StopStrings

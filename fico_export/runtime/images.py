@@ -1,4 +1,4 @@
-"""A picture file to an upright RGB picture in memory, as transformers' ``load_image`` reads it."""
+"""Pictures: a file to an upright RGB picture in memory, as transformers' ``load_image`` reads it; and one encoded."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -18,6 +22,21 @@ MAX_PIXELS = 200_000_000
 """Pixels of the largest picture that is decoded, padded or resized: 600 MB as RGB."""
 
 _pillow_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the vision graph made of a picture.
+
+    Attributes:
+        features: [K, D] in the bundle's precision, ready for the decoder.
+        keep_index: [K] int64 raster positions, ascending.
+        digest: identifies the pixels, so that a conversation knows a picture it has seen.
+    """
+
+    features: npt.NDArray[Any]
+    keep_index: npt.NDArray[np.int64]
+    digest: str
 
 
 def load_image(source: str | Path | bytes | Image.Image) -> Image.Image:

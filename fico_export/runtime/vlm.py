@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,28 +19,13 @@ from fico_export.bundle.manifest import Manifest
 from fico_export.errors import BundleError, EngineError
 from fico_export.runtime.decoder import Decoder
 from fico_export.runtime.generation import Answer, Conversation, Stream
-from fico_export.runtime.images import load_image
+from fico_export.runtime.images import ImageFeatures, load_image
 from fico_export.runtime.preprocess import ImageProcessor
 from fico_export.runtime.prompt import PromptFormatter
 from fico_export.runtime.sampling import Sampling
 from fico_export.runtime.sessions import AUTO, choose_backend, open_session
 
 ImageSource = str | Path | bytes | Image.Image
-
-
-@dataclass(frozen=True)
-class ImageFeatures:
-    """What the vision graph made of a picture.
-
-    Attributes:
-        features: [K, D] in the bundle's precision, ready for the decoder.
-        keep_index: [K] int64 raster positions, ascending.
-        digest: identifies the pixels, so that a conversation knows a picture it has seen.
-    """
-
-    features: npt.NDArray[Any]
-    keep_index: npt.NDArray[np.int64]
-    digest: str
 
 
 class Vlm:
@@ -102,7 +86,7 @@ class Vlm:
         return ImageFeatures(features[0], keep_index[0], hashlib.sha256(pixels.tobytes()).hexdigest())
 
     def encode_image(self, image: ImageSource) -> ImageFeatures:
-        """Features [K, D] and kept positions [K] of a picture, for those who bring their own decoder.
+        """Features [K, D] and kept positions [K] of a picture: to ask about it several times, or for a decoder of your own.
 
         Raises:
             InputError: not a picture, or too large.
@@ -122,7 +106,7 @@ class Vlm:
     def stream(
         self,
         prompt: str,
-        images: Sequence[ImageSource] = (),
+        images: Sequence[ImageSource | ImageFeatures] = (),
         *,
         max_new_tokens: int = 256,
         sampling: Sampling | None = None,
@@ -132,7 +116,7 @@ class Vlm:
 
         Args:
             prompt: the question.
-            images: pictures it is about, shown before it.
+            images: pictures it is about, shown before it; or what `encode_image` made of them.
             max_new_tokens: at most so many tokens.
             sampling: how tokens are chosen; greedily by default.
             stop: strings that end the answer.
@@ -145,7 +129,7 @@ class Vlm:
     def generate(
         self,
         prompt: str,
-        images: Sequence[ImageSource] = (),
+        images: Sequence[ImageSource | ImageFeatures] = (),
         *,
         max_new_tokens: int = 256,
         sampling: Sampling | None = None,

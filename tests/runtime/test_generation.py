@@ -136,6 +136,26 @@ def test_encoded_pictures_are_ready_for_another_decoder(vlm, photographs):
     assert encoded.digest != vlm.encode_image(photographs[1]).digest
 
 
+def test_a_picture_encoded_once_answers_as_the_picture_does(vlm, photographs):
+    expected = [vlm.generate(q, photographs[:1], max_new_tokens=6).token_ids for q in (QUESTION, "Where?")]
+    encoded, chat = vlm.encode_image(photographs[0]), vlm.chat()
+    first = chat.ask(QUESTION, [encoded], max_new_tokens=6)
+    chat.restart()
+    second = chat.ask("Where?", [encoded], max_new_tokens=6)
+
+    assert [first.token_ids, second.token_ids] == expected
+    assert first.cached_tokens == 0
+    assert second.cached_tokens >= 16  # the picture was not run again
+    assert second.prompt_tokens < first.prompt_tokens + 16  # and no turn came before
+
+
+def test_features_of_another_bundle_are_refused(vlm, tiny_checkpoint, make_bundle, photographs):
+    other = fico_export.load(make_bundle(tiny_checkpoint, 33))
+
+    with pytest.raises(InputError, match=r"\(33, 64\).*\(16, 64\)"):
+        vlm.generate(QUESTION, [other.encode_image(photographs[0])])
+
+
 def test_times_add_up(vlm, photographs):
     answer = vlm.generate(QUESTION, photographs[:1], max_new_tokens=8)
     stages = answer.stages_ms
