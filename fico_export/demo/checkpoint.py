@@ -6,11 +6,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from fico_export.models.parts.transformers_quiet import quiet_transformers
@@ -92,21 +102,35 @@ def write_random_checkpoint(
         folder / "generation_config.json",
         {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": image_id + 1},
     )
-    _write_tokenizer(folder, image_id)
-    _write_processor(folder, vision_config)
-    (folder / "chat_template.jinja").write_text(_TEMPLATE, encoding="utf-8")
+    write_tokenizer(folder, [_WORDS, _WORDS.upper(), "0123456789.,:;?!'\"-\n"], image_id)
+    write_processor(folder, vision_config)
 
 
-def _write_tokenizer(folder: Path, image_id: int) -> None:
-    """A byte-fallback BPE like Llama's, padded with unused words up to the image token."""
+def write_tokenizer(folder: Path, corpus: Iterable[str], image_id: int) -> None:
+    """Write a byte-fallback BPE like Llama's, with `<image>` and `<pad>` added, and LLaVA's chat template.
+
+    Args:
+        folder: of the checkpoint.
+        corpus: the texts that it is trained on.
+        image_id: id of `<image>`; the vocabulary below it is filled up with unused words.
+    """
     special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    # Merges stay within a word and apart from punctuation, as Llama's do; so inference needs no such split.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("▁", "merged_with_next"),
+            pre_tokenizers.Split("\n", "isolated"),
+            pre_tokenizers.Punctuation(),
+            pre_tokenizers.Digits(True),
+        ]
+    )
     trainer = trainers.BpeTrainer(
         vocab_size=image_id, special_tokens=special, show_progress=False, max_token_length=12
     )
-    tokenizer.train_from_iterator([_WORDS, _WORDS.upper(), "0123456789.,:;?!'\"-\n"], trainer)
-    spec = json.loads(tokenizer.to_str())
+    tokenizer.train_from_iterator(corpus, trainer)
+    spec = json.loads(tokenizer.to_str()) | {"pre_tokenizer": None}
     spec["added_tokens"] = [token for token in spec["added_tokens"] if not token["content"].startswith("<0x")]
     vocabulary = spec["model"]["vocab"]
     vocabulary |= {f"<unused_{i}>": i for i in range(len(vocabulary), image_id)}
@@ -136,9 +160,11 @@ def _write_tokenizer(folder: Path, image_id: int) -> None:
             "extra_special_tokens": {"image_token": "<image>"},
         },
     )
+    (folder / "chat_template.jinja").write_text(_TEMPLATE, encoding="utf-8")
 
 
-def _write_processor(folder: Path, vision: dict[str, Any]) -> None:
+def write_processor(folder: Path, vision: dict[str, Any]) -> None:
+    """Write what an image goes through before a tower of that config, as CLIP does it."""
     side = vision["image_size"]
     _dump(
         folder / "preprocessor_config.json",
