@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -63,28 +60,28 @@ def export(
 
     progress = progress or Silent()
     progress.stage("read checkpoint")
-    with open_checkpoint(str(model), revision) as checkpoint:
-        _require_answerable(checkpoint)
-        request = Request(
-            name=Path(model).expanduser().resolve().name,
-            source=_source(str(model), checkpoint),
-            method=method or ("none" if keep is None else reducers.DEFAULT),
-            keep=keep,
-            settings=settings or {},
-            precision=precision,
-            target=target,
-            positions=positions,
-            out=Path(out) if out is not None else None,
-            overwrite=overwrite,
-        )
+    checkpoint = open_checkpoint(str(model), revision)
+    _require_answerable(checkpoint)
+    request = Request(
+        name=Path(model).expanduser().resolve().name,
+        source=_source(str(model), checkpoint),
+        method=method or ("none" if keep is None else reducers.DEFAULT),
+        keep=keep,
+        settings=settings or {},
+        precision=precision,
+        target=target,
+        positions=positions,
+        out=Path(out) if out is not None else None,
+        overwrite=overwrite,
+    )
 
-        def check(folder: Path) -> None:
-            report = verify_bundle(folder, checkpoint, progress=progress)
-            for skipped in report.skipped:
-                progress.warn(f"{skipped.graph}: not {skipped.metric}: {skipped.note}")
-            require(report)
+    def check(folder: Path) -> None:
+        report = verify_bundle(folder, checkpoint, progress=progress)
+        for skipped in report.skipped:
+            progress.warn(f"{skipped.graph}: not {skipped.metric}: {skipped.note}")
+        require(report)
 
-        return write_bundle(checkpoint, request, progress, check if verify else None)
+    return write_bundle(checkpoint, request, progress, check if verify else None)
 
 
 def load(bundle: str | Path, *, backend: str = "auto", threads: int = 0) -> Vlm:
@@ -133,15 +130,15 @@ def verify(bundle: str | Path, *, model: str | None = None, progress: Progress |
             f"the checkpoint that {folder} came from is no longer at {source}",
             mend="give --model FOLDER, where it is now",
         )
-    with open_checkpoint(source, manifest.model.revision) as checkpoint:
-        weights = checkpoint.weights()
-        if weights != manifest.model.weights:
-            raise CheckpointError(
-                f"{source} is not the checkpoint that {folder} came from: its weights are {_sizes(weights)}, "
-                f"those of the bundle were {_sizes(manifest.model.weights)}",
-                mend="give --model FOLDER with the checkpoint it came from, or export this one",
-            )
-        return verify_bundle(folder, checkpoint, progress=progress)
+    checkpoint = open_checkpoint(source, manifest.model.revision)
+    weights = checkpoint.weights()
+    if weights != manifest.model.weights:
+        raise CheckpointError(
+            f"{source} is not the checkpoint that {folder} came from: its weights are {_sizes(weights)}, "
+            f"those of the bundle were {_sizes(manifest.model.weights)}",
+            mend="give --model FOLDER with the checkpoint it came from, or export this one",
+        )
+    return verify_bundle(folder, checkpoint, progress=progress)
 
 
 def _sizes(weights: dict[str, int]) -> str:
@@ -178,16 +175,8 @@ def _source(model: str, checkpoint: Checkpoint) -> str:
     return str(checkpoint.folder) if model != models.DEMO and Path(model).expanduser().is_dir() else model
 
 
-@contextmanager
-def open_checkpoint(model: str, revision: str | None) -> Iterator[Checkpoint]:
-    """A loaded checkpoint; `demo` lives in a temporary folder while it is open."""
-    from fico_export import models
+def open_checkpoint(model: str, revision: str | None) -> Checkpoint:
+    """A loaded checkpoint; `demo` is the one that this package brings along."""
+    from fico_export import demo, models
 
-    if model != models.DEMO:
-        yield models.load(*models.find(model, revision))
-        return
-    from fico_export.demo.checkpoint import write_random_checkpoint
-
-    with tempfile.TemporaryDirectory(prefix="fico-demo-") as folder:
-        write_random_checkpoint(Path(folder) / models.DEMO)
-        yield models.load(Path(folder) / models.DEMO)
+    return models.load(demo.FOLDER) if model == models.DEMO else models.load(*models.find(model, revision))

@@ -28,14 +28,13 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from fico_export.demo import scenes
 from fico_export.demo.checkpoint import write_processor, write_tokenizer
-from fico_export.demo.questions import KINDS, questions
+from fico_export.demo.questions import KINDS, Question, questions
 from fico_export.demo.scenes import Scene
 from fico_export.models.parts.transformers_quiet import quiet_transformers
 
 IMAGE_ID = 640
 VISUAL = demo_vision.GRID**2
 END = 2  # </s>
-AT_MOST = 26  # questions a row
 
 
 def corpus() -> list[str]:
@@ -90,7 +89,8 @@ class Text:
         """A scene's questions as conversations of one to three turns: ids, wanted, positions, conversation, kind."""
         asked = questions(scene, rng)
         rng.shuffle(asked)
-        asked = asked[:AT_MOST]
+        asked = [q for kind in KINDS for q in _share(kind, [q for q in asked if q.kind == kind])]
+        rng.shuffle(asked)
         ids: list[int] = []
         wanted: list[int] = []
         positions: list[int] = []
@@ -114,6 +114,12 @@ class Text:
         return ids, wanted, positions, which, kinds
 
 
+def _share(kind: str, asked: list[Question]) -> list[Question]:
+    """So many of a kind's questions as a row has: there are many to count, and few whose answer must be looked up."""
+    most = {"count": 3, "existence": 8}.get(kind, len(asked))
+    return asked * 2 if kind == "shape" else asked[:most]
+
+
 class Language(nn.Module):
     """Projector and decoder as transformers has them, run on rows."""
 
@@ -131,6 +137,9 @@ class Language(nn.Module):
             max_position_embeddings=2048,
             vocab_size=IMAGE_ID + 64,
             pad_token_id=IMAGE_ID + 1,
+            # Of a head's channels, those that turn slowly can match content wherever in the picture it is: at 10 000 a
+            # head of 32 has ten, too few for colour and shape at once.
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
             attn_implementation="sdpa",
         )
         self.decoder = LlamaForCausalLM(text)
@@ -142,16 +151,56 @@ class Language(nn.Module):
                 nn.init.xavier_uniform_(parameter)
         nn.init.normal_(self.decoder.model.embed_tokens.weight, std=0.5)
 
-    def standardise(self, features: Tensor) -> None:
-        """Start the projector on features of mean 0 and variance 1 a channel."""
-        mean, std = features.flatten(0, 1).mean(0), features.flatten(0, 1).std(0) + 1e-3
+    def start_from(self, heads: demo_vision.Heads, features: Tensor, text: Text) -> None:
+        """Start the projector aligned: a unit fires where a read-out of a label would, and adds the label's word.
+
+        What LLaVA's first stage learns from captions is set here. From a random projector the decoder learns colours at
+        once, but places and shapes not in an hour.
+
+        Args:
+            heads: the read-outs of the first stage.
+            features: `[B, 576, C]` of some pictures, to set the scales by.
+            text: knows the words.
+        """
+        tokens, width = features.flatten(0, 1), features.shape[-1]
+        spread = tokens.std(-1, unbiased=False)
+        # The norm before the read-outs, with the tokens' mean spread in place of each one's own.
+        weight = heads.patches.weight * heads.norm.weight @ (torch.eye(width) - 1 / width) / spread.mean()
+        bias = heads.patches.weight @ heads.norm.bias + heads.patches.bias
+        rows: list[tuple[Tensor, Tensor]] = []
+        for w, b in zip(weight.split(demo_vision.COLUMNS), bias.split(demo_vision.COLUMNS), strict=True):
+            w, b = (
+                w - w.mean(0),
+                b - b.mean(),
+            )  # a softmax does not care about what its classes share, a unit does
+            scale = 3 / (tokens @ w.T + b).max()
+            rows.append((w * scale, b * scale))
+        # Read-outs that were never asked about bare patches, or about the sign, must be silent there.
+        (none_w, none_b), (sign_w, sign_b) = ((rows[0][0][i], rows[0][1][i]) for i in (0, 6))
+        for i, name in enumerate(demo_vision.HEADS):
+            if name in demo_vision.OBJECTS_ONLY:
+                off_w, off_b = (none_w, none_b) if name == "cell" else (none_w + sign_w, none_b + sign_b)
+                rows[i] = (rows[i][0] - 1.5 * off_w, rows[i][1] - 1.5 * off_b)
         first, second = self.projector.linear_1, self.projector.linear_2
+        n = len(weight)
         with torch.no_grad():
-            nn.init.normal_(first.weight, std=first.in_features**-0.5)
-            first.weight.div_(std)
-            first.bias.copy_(-(first.weight @ mean))
-            nn.init.normal_(second.weight, std=0.8 * second.in_features**-0.5)
+            nn.init.normal_(first.weight, std=width**-0.5)
+            first.weight.div_(tokens.std(0) + 1e-3)
+            first.bias.copy_(-(first.weight @ tokens.mean(0)))
+            first.weight[:n], first.bias[:n] = (
+                torch.cat([w for w, _ in rows]),
+                torch.cat([b for _, b in rows]),
+            )
+            nn.init.normal_(second.weight, std=0.05)
+            nn.init.normal_(second.weight[:, :n], std=0.3)
+            words = self.decoder.model.embed_tokens.weight
+            for unit, label in enumerate(demo_vision.WORDS):
+                if label:
+                    ids = [text.tokenizer.token_to_id(word) for word in label]
+                    # Half of the random direction stays: what sets a 4 in the second place apart from one in the first.
+                    second.weight[:, unit] = 0.6 * words[ids].sum(0) + 0.5 * second.weight[:, unit]
             second.bias.zero_()
+            self.decoder.lm_head.weight.copy_(0.1 * words)
 
     def forward(
         self, features: Tensor, prefix: Tensor, ids: Tensor, positions: Tensor, sees: Tensor

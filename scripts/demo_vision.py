@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionModel
 
 from fico_export.demo import scenes
+from fico_export.demo.questions import PLACES
 from fico_export.demo.scenes import GLYPH, PITCH, SIZE, Scene
 
 PATCH = 8
@@ -34,6 +35,22 @@ HEADS = {
     "same_shape": (5, 0.5),
     "objects": (5, 0.5),
 }
+OBJECTS_ONLY = ("pair", "cell", "same_colour", "same_shape")  # what a bare patch is not asked
+COLUMNS = [
+    *(n for n, _ in HEADS.values()),
+    2,
+]  # of the read-outs: the heads' classes, and the offset to the centre
+# The words of each read-out's class, as tokens; None where there are none to say.
+WORDS: list[list[str] | None] = [
+    *[None, *([f"▁{shape}"] for shape in scenes.SHAPES), ["▁sign"]],
+    *[None, *([f"▁{colour}"] for colour in scenes.COLOURS)],
+    *[None] * 40,
+    *([f"▁{word}" for word in place.split()] for place in PLACES),
+    *[None, *([str(digit)] for _ in range(3) for digit in range(10))],
+    *([f"▁{colour}"] for colour in scenes.BACKGROUNDS),
+    *([f"▁{pattern}"] for pattern in scenes.PATTERNS),
+    *[None] * 17,
+]
 SUMMARY = (
     40 + 13 + 4 + 4 + 4 + 5
 )  # pairs, colours and shapes, background, pattern, digits on the sign, objects
@@ -46,7 +63,7 @@ class Heads(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.patches = nn.Linear(width, sum(n for n, _ in HEADS.values()) + 2)
+        self.patches = nn.Linear(width, sum(COLUMNS))
         self.summary = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, SUMMARY)) for _ in range(2)
         )
@@ -158,7 +175,7 @@ def loss(tower: CLIPVisionModel, heads: Heads, step: int, size: int) -> tuple[Te
         guesses = heads.patches(heads.norm(hidden[:, 1:])).float()
         summaries = [heads.summary[0](hidden[:, 0]), heads.summary[1](class_token(tower, hidden))]
     total, right = torch.zeros(()), {}
-    columns = guesses.split([*(n for n, _ in HEADS.values()), 2], dim=-1)
+    columns = guesses.split(COLUMNS, dim=-1)
     for (name, (_, weight)), guess in zip(HEADS.items(), columns, strict=False):
         target = wanted[name].flatten()
         asked = target >= 0

@@ -107,7 +107,7 @@ def main(
     ),
     seed: Annotated[int, typer.Option(help="Of the weights; scenes come from the steps' numbers.")] = 0,
     vision_steps: Annotated[int, typer.Option(help="Steps of the first stage.")] = 7000,
-    language_steps: Annotated[int, typer.Option(help="Steps of the second stage.")] = 5500,
+    language_steps: Annotated[int, typer.Option(help="Steps of the second stage.")] = 3000,
     batch: Annotated[int, typer.Option(help="Scenes a step.")] = 8,
 ) -> None:
     """Train the demo model."""
@@ -130,9 +130,10 @@ def main(
     tower.requires_grad_(False).eval()
     demo_language.write_text(state / "tokenizer")
     text = demo_language.Text(state / "tokenizer")
-    language = demo_language.Language(192, 6, 4, 384, tower.config, seed + 1)
+    language = demo_language.Language(192, 3, 4, 384, tower.config, seed + 1)
     with torch.no_grad():
-        language.standardise(demo_vision.features(tower, demo_vision.batch(0, 16)[0])[:, 1:])
+        features = demo_vision.features(tower, demo_vision.batch(0, 64)[0])[:, 1:]
+        language.start_from(modules["heads"], features, text)
     seen = vision_steps * batch  # the second stage goes on with scenes that the first has not seen
     fit(
         "language",
