@@ -40,7 +40,7 @@ def main(
         str, typer.Option(help="Names, comma separated; all by default. All tokens are always measured.")
     ] = "",
     keep: Annotated[str, typer.Option(help="Budgets, comma separated.")] = ",".join(map(str, KEEP)),
-    count: Annotated[int, typer.Option("--scenes", help="Held-out scenes.")] = 200,
+    count: Annotated[int, typer.Option("--scenes", help="Held-out scenes.")] = 300,
     model: Annotated[str, typer.Option(help="`demo` or a checkpoint folder trained like it.")] = "demo",
     out: Annotated[Path, typer.Option(help="Bundles, answers, table and plot.")] = Path("engines/evaluation"),
     docs: Annotated[

@@ -111,7 +111,7 @@ def test_the_context_is_filled_to_its_last_position_and_not_beyond(tmp_path):
 
 
 def test_original_positions_count_the_tokens_that_were_dropped(tiny_checkpoint, make_bundle, photographs):
-    compact = fico_export.load(make_bundle(tiny_checkpoint, 16))
+    compact = fico_export.load(make_bundle(tiny_checkpoint, 16, positions="compact"))
     original = fico_export.load(make_bundle(tiny_checkpoint, 16, positions="original"))
     encoded = original.encode_image(photographs[0])
     prompts = {}

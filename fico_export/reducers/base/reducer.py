@@ -80,7 +80,7 @@ class Reducer(Generic[OptionsT]):
     compress: str = "–"
     cues: frozenset[str] = frozenset()
     schedule: Callable[[int, int, Depth, OptionsT], dict[int, int]] | None = None
-    positions: Positions = "compact"
+    positions: Positions = "original"
 
     def parse_options(self, settings: dict[str, Any]) -> OptionsT:
         """Options from `--set name=value` pairs; values may be strings.
