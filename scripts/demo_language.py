@@ -154,8 +154,8 @@ class Language(nn.Module):
     def start_from(self, heads: demo_vision.Heads, features: Tensor, text: Text) -> None:
         """Start the projector aligned: a unit fires where a read-out of a label would, and adds the label's word.
 
-        What LLaVA's first stage learns from captions is set here. From a random projector the decoder learns colours at
-        once, but places and shapes not in an hour.
+        What LLaVA's first stage learns from captions is set here. From a random projector the decoder learns colours
+        soon, but places and shapes not within 1500 steps.
 
         Args:
             heads: the read-outs of the first stage.

@@ -11,7 +11,6 @@ of each kind a scene. What is done is kept in the output folder; started again, 
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import random
 import statistics
@@ -22,6 +21,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from scipy.stats import binomtest
 
 import fico_export
 from fico_export import demo, reducers
@@ -171,9 +171,7 @@ def _report(results: list[dict[str, Any]], count: int) -> list[str]:
         "| --- | --- | --- |" + " --- |" * (len(KINDS) + 1),
     ]
     for r in results:
-        policy = {"no picture": "no picture", "wrong picture": "wrong picture"}.get(r["policy"], r["policy"])
-        if r["method"] == "none":
-            policy = "–" if policy == "compact" else policy
+        policy = "–" if (r["method"], r["policy"]) == ("none", "compact") else r["policy"]
         cells = [f"{100 * _mean(r['right'][k]):.0f} ± {100 * _half_width(r['right'][k]):.0f}" for k in KINDS]
         mean, half = _overall(r)
         lines.append(
@@ -188,10 +186,10 @@ def _mean(hits: list[int]) -> float:
     return sum(hits) / len(hits)
 
 
-def _half_width(hits: list[int], z: float = 1.96) -> float:
-    """Half of Wilson's score interval."""
-    n, p = len(hits), _mean(hits)
-    return z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+def _half_width(hits: list[int]) -> float:
+    """Half of Wilson's 95 % score interval."""
+    found = binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
+    return float(found.high - found.low) / 2
 
 
 def _overall(record: dict[str, Any]) -> tuple[float, float]:
