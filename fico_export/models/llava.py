@@ -70,7 +70,8 @@ def load(folder: Path, revision: str | None) -> Vlm:
             getattr(config, "multimodal_projector_bias", True),
             dtype,
         )
-        return VisionEncoder(ClipTower(tower, dtype), projector, made, feature_layers, keeps_cls)
+        ahead = made.reads("following")
+        return VisionEncoder(ClipTower(tower, dtype, ahead=ahead), projector, made, feature_layers, keeps_cls)
 
     with _reading_config(), torch.device("meta"):
         parts = [

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fico_export.reducers.base.cues import Cues
 from fico_export.reducers.base.reducer import Options, Reducer, Reduction, Site
-from fico_export.reducers.stages.filter import cosine_matrix
+from fico_export.reducers.stages.filter import cosine_matrix, same_token
 from fico_export.reducers.stages.select import take, top_indices
 
 _CUT = -5000.0  # in place of −∞: exp underflows to exactly 0 in FP32
@@ -34,9 +34,7 @@ def apply(tokens: Tensor, cues: Cues, keep: int, options: GPruneOptions) -> Redu
     features = tokens.to(torch.float32)
     cosines = cosine_matrix(features)
     # The diagonal always counts: rounding must not cut a token off from itself.
-    edges = (cosines >= options.similarity) | torch.eye(
-        cosines.shape[1], dtype=torch.bool, device=tokens.device
-    )
+    edges = (cosines >= options.similarity) | same_token(cosines.shape[1], cosines)
     flow = torch.where(edges, cosines / options.temperature, _CUT).softmax(-1)
     importance = features.norm(dim=-1, keepdim=True).transpose(1, 2)
     for _ in range(options.iterations):

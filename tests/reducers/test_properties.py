@@ -1,15 +1,18 @@
 """What every reducer of the registry promises, on any input; a new file in reducers/ is tested at once."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reducer_cases import HEADS, Inputs, computed, random_inputs
+from reducer_cases import Inputs, computed, least_keep, random_inputs
 
 from fico_export import reducers
 from fico_export.reducers.base.cues import Cues
 
 METHODS = [name for name in reducers.names() if name != "none"]
+OFFERED = {"logits", "attention", "mean_keys", "cls_attention", "received", "sizes", "earlier", "following"}
 HUGE = 65504.0  # the largest FP16 number: no activation of an FP16 model exceeds it
 
 cases = st.builds(
@@ -22,9 +25,11 @@ cases = st.builds(
 )
 
 
-def inputs_of(case, batch=1):
+def inputs_of(method, case, batch=1):
     grid = (case["rows"], case["columns"])
-    keep = 1 + round(case["share"] * (grid[0] * grid[1] - 1))
+    n = grid[0] * grid[1]
+    least = least_keep(method, n, case["has_cls"])
+    keep = least + round(case["share"] * (n - least))
     return random_inputs(case["seed"], grid=grid, channels=16, has_cls=case["has_cls"], batch=batch), keep
 
 
@@ -32,7 +37,7 @@ def inputs_of(case, batch=1):
 @settings(max_examples=40, deadline=None)
 @given(case=cases)
 def test_exactly_k_tokens_ascending_distinct_in_range(method, case):
-    inputs, keep = inputs_of(case)
+    inputs, keep = inputs_of(method, case)
     tokens, indices = computed(method, inputs, keep)
     n = inputs.tokens.shape[1]
 
@@ -47,7 +52,7 @@ def test_exactly_k_tokens_ascending_distinct_in_range(method, case):
 @settings(max_examples=25, deadline=None)
 @given(case=cases)
 def test_a_batch_equals_a_loop(method, case):
-    inputs, keep = inputs_of(case, batch=3)
+    inputs, keep = inputs_of(method, case, batch=3)
     tokens, indices = computed(method, inputs, keep)
     for i in range(3):
         parts = (t[i : i + 1] for t in (inputs.tokens, inputs.queries, inputs.keys, inputs.positions))
@@ -61,7 +66,7 @@ def test_a_batch_equals_a_loop(method, case):
 @settings(max_examples=15, deadline=None)
 @given(case=cases)
 def test_the_same_input_gives_the_same_output(method, case):
-    inputs, keep = inputs_of(case)
+    inputs, keep = inputs_of(method, case)
     first, second = computed(method, inputs, keep), computed(method, inputs, keep)
 
     assert torch.equal(first[0], second[0])
@@ -72,6 +77,7 @@ def test_the_same_input_gives_the_same_output(method, case):
 @pytest.mark.parametrize("value", [0.0, 1.0, HUGE, -HUGE, 1e-30], ids=str)
 @pytest.mark.parametrize("keep", [1, 5, 15])
 def test_constant_zero_and_huge_inputs_stay_finite(method, value, keep):
+    keep = max(keep, least_keep(method, 16, True))
     shape = (1, 17, 16)
     same = torch.full(shape, value)
     inputs = Inputs(same[:, 1:], same, same, torch.arange(16)[None], (4, 4))
@@ -89,10 +95,11 @@ def test_random_inputs_of_any_scale_stay_finite(method, seed, scale):
     scaled = Inputs(
         inputs.tokens * scale, inputs.queries * scale, inputs.keys * scale, inputs.positions, inputs.grid
     )
-    tokens, indices = computed(method, scaled, 9)
+    keep = max(9, least_keep(method, 25, True))
+    tokens, indices = computed(method, scaled, keep)
 
     assert tokens.isfinite().all()
-    assert indices.unique().numel() == 9
+    assert indices.unique().numel() == keep
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -103,16 +110,19 @@ def test_a_method_reads_only_the_cues_it_declares(method):
 
         class Spy(Cues):
             def __getattribute__(self, name, read=read):
-                if name in ("logits", "attention", "mean_keys"):
+                if name in OFFERED:
                     read.add(name)
                 return super().__getattribute__(name)
 
         first = 0 if has_cls else 1
-        spy = Spy(
-            inputs.grid, inputs.positions, inputs.queries[:, first:], inputs.keys[:, first:], HEADS, has_cls
+        shown = replace(
+            inputs, queries=inputs.queries[:, first:], keys=inputs.keys[:, first:], has_cls=has_cls
         )
         reducer = reducers.get(method)
-        reducer.apply(inputs.tokens, spy, 9, reducer.parse_options({}))
+        keep = max(9, least_keep(method, 36, has_cls))
+        spy = shown.cues(Spy)
+        read.clear()
+        reducer.apply(inputs.tokens, spy, keep, reducer.parse_options({}))
 
         assert read <= reducer.cues
 
@@ -122,8 +132,9 @@ def test_ties_go_to_the_lower_index(method):
     """Equal tokens score equally: what differs between backends must not decide."""
     same = torch.ones(1, 37, 16)
     inputs = Inputs(same[:, 1:], same, same, torch.arange(36)[None], (6, 6))
-    first = computed(method, inputs, 9)[1]
+    keep = max(9, least_keep(method, 36, True))
+    first = computed(method, inputs, keep)[1]
 
-    assert torch.equal(first, computed(method, inputs, 9)[1])
+    assert torch.equal(first, computed(method, inputs, keep)[1])
     if method == "g-prune":
         assert first[0].tolist() == list(range(9))

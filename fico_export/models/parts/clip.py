@@ -70,10 +70,14 @@ class ClipAttention(nn.Module):
         self.v_proj = nn.Linear(size, size, dtype=dtype)
         self.out_proj = nn.Linear(size, size, dtype=dtype)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """[B, 1 + n, C] → attended tokens, queries and keys, each [B, 1 + n, C], heads joined, queries not scaled."""
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        attended = attend(*(split_heads(t, self.heads) for t in (q, k, v)))
+        bias = None
+        if sizes is not None:  # a token that holds s patches is attended to as s tokens would be
+            bias = torch.cat([torch.zeros_like(sizes[:, :1]), sizes.log()], dim=1)[:, None, None]
+        q_heads, k_heads, v_heads = (split_heads(t, self.heads) for t in (q, k, v))
+        attended = attend(q_heads, k_heads, v_heads, bias=bias)
         return self.out_proj(join_heads(attended)), q, k
 
 
@@ -101,9 +105,9 @@ class ClipLayer(nn.Module):
         self.layer_norm2 = LayerNorm(config.hidden_size, config.norm_eps)
         self.mlp = ClipMlp(config, dtype)
 
-    def attend(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """First half with its residual: [B, 1 + n, C] → tokens, queries, keys."""
-        attended, queries, keys = self.self_attn(self.layer_norm1(x))
+    def attend(self, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """First half with its residual: [B, 1 + n, C] and patches per token [B, n] → tokens, queries, keys."""
+        attended, queries, keys = self.self_attn(self.layer_norm1(x), sizes)
         return x + attended, queries, keys
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -111,23 +115,44 @@ class ClipLayer(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
-class ClipEncoder(nn.Module):
-    """Holds the layers under the checkpoints' name `encoder.layers`."""
+class ClipScores(nn.Module):
+    """Of a layer, what it would attend by: its queries and keys, for a reducer that looks one layer ahead."""
 
     def __init__(self, config: ClipConfig, dtype: torch.dtype) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(ClipLayer(config, dtype) for _ in range(config.layers))
+        size = config.hidden_size
+        self.layer_norm1 = LayerNorm(size, config.norm_eps)
+        self.self_attn = nn.ModuleDict(
+            {name: nn.Linear(size, size, dtype=dtype) for name in ("q_proj", "k_proj")}
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 1 + n, C] → queries and keys, each [B, 1 + n, C]."""
+        normed = self.layer_norm1(x)
+        return self.self_attn["q_proj"](normed), self.self_attn["k_proj"](normed)
+
+
+class ClipEncoder(nn.Module):
+    """Holds the layers under the checkpoints' name `encoder.layers`; the last may be a `ClipScores`."""
+
+    def __init__(self, config: ClipConfig, dtype: torch.dtype, ahead: bool) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [ClipLayer(config, dtype) for _ in range(config.layers)]
+        self.layers = nn.ModuleList([*layers, ClipScores(config, dtype)] if ahead else layers)
 
 
 class ClipTower(nn.Module):
-    """Embeddings, the first norm, and the layers; the loop over them belongs to the vision encoder."""
+    """Embeddings, the first norm, and the layers; the loop over them belongs to the vision encoder.
 
-    def __init__(self, config: ClipConfig, dtype: torch.dtype) -> None:
+    With `ahead`, the queries and keys of the layer after those that feed the projector are there too.
+    """
+
+    def __init__(self, config: ClipConfig, dtype: torch.dtype, *, ahead: bool = False) -> None:
         super().__init__()
         self.config = config
         self.embeddings = ClipEmbeddings(config, dtype)
         self.pre_layrnorm = LayerNorm(config.hidden_size, config.norm_eps)  # the checkpoints' own spelling
-        self.encoder = ClipEncoder(config, dtype)
+        self.encoder = ClipEncoder(config, dtype, ahead)
 
     def embed(self, pixel_values: Tensor) -> Tensor:
         """[B, 3, S, S] → [B, 1 + N, C]."""

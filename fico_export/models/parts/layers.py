@@ -36,7 +36,9 @@ class RmsNorm(nn.Module):
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None = None) -> Tensor:
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
     """Scaled dot-product attention in the primitive form that every backend fuses or runs.
 
     Args:
@@ -44,11 +46,14 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None
         keys: [B, H, T, D].
         values: [B, H, T, D].
         allowed: bool, broadcastable to [B, H, S, T]; None attends everywhere.
+        bias: FP32, broadcastable to [B, H, S, T], added to the scaled scores.
 
     Returns:
         [B, H, S, D].
     """
     scores = ((queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)).to(torch.float32)
+    if bias is not None:
+        scores = scores + bias
     if allowed is not None:
         # Finite: a row with nothing allowed (left padding) must not turn into NaN.
         scores = torch.where(allowed, scores, -1e9)

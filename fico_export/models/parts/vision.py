@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -41,10 +43,10 @@ class Reduce(nn.Module):
         super().__init__()
         self.plan, self.keep = plan, keep
 
-    def forward(self, tokens: Tensor, cues: Cues) -> tuple[Tensor, Tensor]:
-        """[B, n, C] → [B, keep, C] and the raster positions [B, keep] that they stand for."""
+    def forward(self, tokens: Tensor, cues: Cues) -> tuple[Tensor, Tensor, Tensor | None]:
+        """[B, n, C] → [B, keep, C], the raster positions [B, keep] that they stand for, and patches per token or None."""
         reduced = self.plan.reducer.apply(tokens, cues, self.keep, self.plan.options)
-        return reduced.tokens, take(cues.positions, reduced.indices)
+        return reduced.tokens, take(cues.positions, reduced.indices), reduced.sizes
 
 
 class VisionEncoder(nn.Module):
@@ -76,6 +78,7 @@ class VisionEncoder(nn.Module):
             if plan.acts_at(site):
                 steps[site.name.lower()] = Reduce(plan, plan.keep - keeps_cls)
         self.reduce = nn.ModuleDict(steps)
+        self.earlier_layer = plan.earlier_layer
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, S, S] → image_features [B, K, D], keep_index [B, K]."""
@@ -84,12 +87,15 @@ class VisionEncoder(nn.Module):
         positions = torch.arange(config.patches, device=hidden.device).expand(hidden.shape[0], -1)
         states = {0: hidden}
         cues = Cues(config.grid, positions)
-        for i, layer in enumerate(self.vision_tower.encoder.layers):
+        earlier = sizes = None
+        for i, layer in enumerate(self.vision_tower.encoder.layers[: config.layers]):
             assert isinstance(layer, ClipLayer)
-            hidden, queries, keys = layer.attend(hidden)
-            cues = Cues(config.grid, positions, queries, keys, config.heads, has_cls=True)
+            hidden, queries, keys = layer.attend(hidden, sizes)
+            cues = Cues(config.grid, positions, queries, keys, config.heads, True, sizes, earlier)
+            if i == self.earlier_layer:
+                earlier = cues
             if f"layer_{i}" in self.reduce:
-                patches, positions = self.reduce[f"layer_{i}"](hidden[:, 1:], cues)
+                patches, positions, sizes = self.reduce[f"layer_{i}"](hidden[:, 1:], cues)
                 hidden = torch.cat([hidden[:, :1], patches], dim=1)
             hidden = layer.feed_forward(hidden)
             if i + 1 in self.feature_layers:
@@ -97,14 +103,17 @@ class VisionEncoder(nn.Module):
 
         features = torch.cat([states[i] for i in self.feature_layers], dim=-1)
         cls, features = features[:, :1], features[:, 1:]
+        if len(self.vision_tower.encoder.layers) > config.layers:
+            queries, keys = self.vision_tower.encoder.layers[-1](hidden)
+            cues = replace(cues, following=Cues(config.grid, positions, queries, keys, has_cls=True))
         if "encoder_output" in self.reduce:
-            features, positions = self.reduce["encoder_output"](features, cues)
+            features, positions, _ = self.reduce["encoder_output"](features, cues)
         if self.keeps_cls:
             features = torch.cat([cls, features], dim=1)
         features = self.multi_modal_projector(features)
         if "projector_output" in self.reduce:
             first = int(self.keeps_cls)
-            patches, positions = self.reduce["projector_output"](features[:, first:], cues)
+            patches, positions, _ = self.reduce["projector_output"](features[:, first:], cues)
             features = torch.cat([features[:, :first], patches], dim=1)
         if self.keeps_cls:
             positions = torch.cat([torch.zeros_like(positions[:, :1]), positions + 1], dim=1)

@@ -25,6 +25,9 @@ class Cues:
         keys: [B, m, A], likewise.
         heads: H.
         has_cls: whether row 0 of queries and keys is the CLS token.
+        sizes: [B, n] how many patches each token holds, where a method keeps count; None while each holds one.
+        earlier: the cues of the layer that `Reducer.earlier_layer` names.
+        following: queries and keys of the layer after the features, taken as one head.
     """
 
     grid: tuple[int, int]
@@ -33,6 +36,9 @@ class Cues:
     keys: Tensor | None = None
     heads: int = 1
     has_cls: bool = False
+    sizes: Tensor | None = None
+    earlier: Cues | None = None
+    following: Cues | None = None
 
     def logits(self) -> Tensor:
         """[B, m, m] scaled attention logits, averaged over heads.
@@ -48,6 +54,19 @@ class Cues:
         queries, keys = (self._split(x) for x in self._attention_inputs())
         scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(2, 3)
         return scores.softmax(-1).mean(1)
+
+    def cls_attention(self) -> Tensor:
+        """[B, n] attention that each patch gets from CLS, averaged over heads; `received` without a CLS token."""
+        return self._received(1 if self.has_cls else None)
+
+    def received(self) -> Tensor:
+        """[B, n] attention that each patch gets from all tokens, CLS included, averaged over heads."""
+        return self._received(None)
+
+    def _received(self, first: int | None) -> Tensor:
+        queries, keys = (self._split(x) for x in self._attention_inputs())
+        scores = (queries[:, :, :first] * queries.shape[-1] ** -0.5) @ keys.transpose(2, 3)
+        return scores.softmax(-1).mean((1, 2))[:, 1 if self.has_cls else 0 :]
 
     def mean_keys(self) -> Tensor:
         """[B, n, D] keys of the live tokens, averaged over heads."""

@@ -21,6 +21,7 @@ class Plan:
         visual_tokens: N, patches and a CLS token where the model hands it to the decoder.
         keep: K, 1 … N.
         schedule: encoder layer → live patches after it; empty for the other sites.
+        earlier_layer: the layer whose attention the method also reads, if any.
     """
 
     method: str
@@ -29,6 +30,11 @@ class Plan:
     visual_tokens: int
     keep: int
     schedule: dict[int, int] = field(default_factory=dict)
+    earlier_layer: int | None = None
+
+    def reads(self, cue: str) -> bool:
+        """Whether the method reads this cue; with K = N no method does."""
+        return cue in self.reducer.cues and self.keep < self.visual_tokens
 
     def acts_at(self, site: Site) -> bool:
         """Whether the method does anything at this site; with K = N no method does."""
@@ -74,4 +80,11 @@ def make_plan(
     schedule: dict[int, int] = {}
     if reducer.schedule is not None and keep < total:
         schedule = reducer.schedule(patches, keep - kept_aside, depth, options)
-    return Plan(method, reducer, options, total, keep, schedule)
+    earlier = reducer.earlier_layer(depth) if reducer.earlier_layer and keep < total else None
+    made = Plan(method, reducer, options, total, keep, schedule, earlier)
+    if made.reads("following") and depth.used == depth.total:
+        raise ConfigError(
+            f"--method {method} reads the layer after the features, and this model takes them from the last layer",
+            mend="choose another method: `fico list methods`",
+        )
+    return made

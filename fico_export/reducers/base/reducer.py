@@ -40,10 +40,12 @@ class Reduction:
     Attributes:
         tokens: [B, K, C].
         indices: [B, K] int64, ascending: which input token each is, or was merged into.
+        sizes: [B, K] how many patches each holds, of a method that weighs tokens by it in the layers that follow.
     """
 
     tokens: Tensor
     indices: Tensor
+    sizes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,10 @@ class Reducer(Generic[OptionsT]):
         filter: how it finds redundant tokens, in a few words.
         correlate: how it finds where their information goes; "–" for a method that only drops.
         compress: how it merges; "–" likewise.
-        cues: names of the `Cues` methods that `apply` may read.
+        cues: names of what `apply` may read of the `Cues`.
         options: the class of its hyper-parameters.
         schedule: for `Site.ENCODER_LAYER`, (visual tokens N, keep K, depth, options) → {layer: tokens left after it}.
+        earlier_layer: for a method that reads `cues.earlier`, depth → that layer, from 0.
         positions: the default positions policy of its bundles.
     """
 
@@ -80,6 +83,7 @@ class Reducer(Generic[OptionsT]):
     compress: str = "–"
     cues: frozenset[str] = frozenset()
     schedule: Callable[[int, int, Depth, OptionsT], dict[int, int]] | None = None
+    earlier_layer: Callable[[Depth], int] | None = None
     positions: Positions = "original"
 
     def parse_options(self, settings: dict[str, Any]) -> OptionsT:

@@ -19,6 +19,31 @@ def cosine_matrix(x: Tensor) -> Tensor:
     return unit @ unit.transpose(1, 2)
 
 
+def unit_range(x: Tensor) -> Tensor:
+    """Scale each row of x [B, n] to 0 … 1; a constant row becomes 0."""
+    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    return (x - low) / (high - low).clamp_min(_TINY)
+
+
+def same_token(n: int, like: Tensor) -> Tensor:
+    """[n, n] bool, true on the diagonal; `torch.eye` would leave a UINT16 constant that TensorRT refuses."""
+    place = torch.arange(n, device=like.device)
+    return place[:, None] == place
+
+
+def isolation(cosines: Tensor) -> Tensor:
+    """[B, n] distance of each token to its nearest other one, from cosines [B, n, n]."""
+    # Symmetric to the last bit: each other's nearest tie, and a tie goes to the lower index on every backend.
+    both = torch.maximum(cosines, cosines.transpose(1, 2))
+    return 1 - torch.where(same_token(cosines.shape[1], cosines), -torch.inf, both).amax(-1)
+
+
+def mean_of_others(cosines: Tensor) -> Tensor:
+    """[B, n] mean cosine of each token to the others, from cosines [B, n, n]."""
+    n = cosines.shape[1]
+    return torch.where(same_token(n, cosines), 0.0, cosines).sum(-1) / max(1, n - 1)
+
+
 def distance_from_mean(keys: Tensor) -> Tensor:
     """[B, n] minus the cosine of each row of keys [B, n, D] with their mean: a stand-in for CLS attention."""
     mean = normalize(keys.mean(1, keepdim=True))

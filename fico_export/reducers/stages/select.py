@@ -28,6 +28,14 @@ def top_mask(scores: Tensor, k: int) -> Tensor:
     return rank(scores) < k
 
 
+def top_of_rows(scores: Tensor, k: int) -> Tensor:
+    """[B, R, N] bool: the k best of each row of [B, R, N], ties to the lower index; for k far below N."""
+    least = scores.topk(k, dim=-1).values[..., -1:]
+    above, equal = scores > least, scores == least
+    room = k - above.to(torch.float32).sum(-1, keepdim=True)
+    return above | (equal & (equal.to(torch.float32).cumsum(-1) <= room))
+
+
 def mask_to_indices(mask: Tensor, k: int) -> Tensor:
     """Ascending indices of the k set tokens of a mask that has exactly k.
 
@@ -47,6 +55,17 @@ def mask_to_indices(mask: Tensor, k: int) -> Tensor:
 def top_indices(scores: Tensor, k: int) -> Tensor:
     """[B, k] int64, ascending: the k best of [B, N] scores, ties to the lower index."""
     return mask_to_indices(top_mask(scores, k), k)
+
+
+def order(scores: Tensor) -> Tensor:
+    """[B, N] int64: the indices of [B, N] scores from the best to the worst, ties to the lower index."""
+    return (-rank(scores).to(torch.float32)).topk(scores.shape[1], dim=1).indices
+
+
+def in_raster_order(tokens: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort tokens [B, K, C] and what they stand for, distinct indices [B, K], ascending."""
+    places = (-indices.to(torch.float32)).topk(indices.shape[1], dim=1).indices
+    return take(tokens, places), indices.gather(1, places)
 
 
 def constant_indices(indices: list[int], like: Tensor) -> Tensor:

@@ -1,0 +1,42 @@
+"""DART at the embeddings: the tokens least similar to a few pivots (EMNLP 2025).
+
+Source: arXiv 2502.11494; the embedding-level form of NVIDIA's TensorRT-Edge-LLM, from its documentation.
+Differs from the reference: pivots come from the picture alone, not from the prompt; no layer of the decoder runs first.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fico_export.reducers.base.cues import Cues
+from fico_export.reducers.base.reducer import Options, Reducer, Reduction, Site
+from fico_export.reducers.stages.filter import cosine_matrix
+from fico_export.reducers.stages.select import take, top_indices, top_mask
+
+
+class DartOptions(Options):
+    """Hyper-parameters; the default is the paper's."""
+
+    pivots: int = Field(
+        8, ge=1, le=64, description="tokens that the others are compared with, 1 … 64 (paper 8)"
+    )
+
+
+def apply(tokens: Tensor, cues: Cues, keep: int, options: DartOptions) -> Reduction:
+    """The pivots among [B, N, C], and the tokens of lowest mean cosine to them."""
+    features = tokens.to(torch.float32)
+    pivot = top_mask(features.abs().sum(-1), min(options.pivots, keep))
+    likeness = (cosine_matrix(features) * pivot[:, None]).sum(-1)
+    indices = top_indices(torch.where(pivot, torch.inf, -likeness), keep)
+    return Reduction(take(tokens, indices), indices)
+
+
+REDUCER = Reducer(
+    apply=apply,
+    site=Site.PROJECTOR_OUTPUT,
+    source="arXiv 2502.11494; TensorRT-Edge-LLM's embedding-level form",
+    filter="unlikeness to pivots of largest norm",
+    options=DartOptions,
+)

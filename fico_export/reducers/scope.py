@@ -1,0 +1,50 @@
+"""SCOPE: tokens that cover most of the picture, weighted by attention from CLS (NeurIPS 2025).
+
+Source: arXiv 2510.24214; kinredon/SCOPE@6bf7306, scope/clip_encoder.py.
+Without a CLS token, the attention received from all patches stands in.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fico_export.reducers.base.cues import Cues
+from fico_export.reducers.base.reducer import Options, Reducer, Reduction, Site
+from fico_export.reducers.stages.filter import cosine_matrix
+from fico_export.reducers.stages.greedy import State, greedy, row
+from fico_export.reducers.stages.select import take
+
+
+class ScopeOptions(Options):
+    """Hyper-parameters; the default is the paper's."""
+
+    alpha: float = Field(1.0, ge=0, le=8, description="exponent of the attention, 0 … 8 (paper 1)")
+
+
+def apply(tokens: Tensor, cues: Cues, keep: int, options: ScopeOptions) -> Reduction:
+    """K times the one of [B, N, C] that adds most to what the kept ones are similar to."""
+    cosines = cosine_matrix(tokens.to(torch.float32))
+    salience = cues.cls_attention() ** options.alpha
+
+    def gain(covered: Tensor) -> Tensor:
+        return salience * (cosines - covered[:, None]).relu().sum(-1)
+
+    def step(best: Tensor, state: State) -> tuple[Tensor, State]:
+        covered = torch.maximum(state[0], row(cosines, best))
+        return gain(covered), (covered,)
+
+    nothing = torch.zeros_like(salience)
+    indices = greedy(gain(nothing), keep, step, (nothing,))
+    return Reduction(take(tokens, indices), indices)
+
+
+REDUCER = Reducer(
+    apply=apply,
+    site=Site.ENCODER_OUTPUT,
+    source="arXiv 2510.24214; github.com/kinredon/SCOPE",
+    filter="gain in covered similarity times attention from CLS, greedily",
+    options=ScopeOptions,
+    cues=frozenset({"cls_attention"}),
+)

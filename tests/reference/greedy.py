@@ -1,0 +1,202 @@
+"""Plain-loop float64 references of the reducers that select one token after the other, and of DART.
+
+Written from the published descriptions alone and sharing no code with the package; conventions as in
+`reference.attention_select`.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from reference.attention_select import checked, cls_attention, cosines, unit_rows
+from reference.reducers import Floats, Indices, _ascending, _norm, _softmax, _top
+
+
+def _best_free(scores: Floats, chosen: list[int]) -> int:
+    """Index of the largest score outside `chosen`, the lowest one of equals."""
+    best, taken = -1, set(chosen)
+    for i in range(len(scores)):
+        if i not in taken and (best < 0 or scores[i] > scores[best]):
+            best = i
+    return best
+
+
+def _min_max(x: Floats) -> Floats:
+    """x [n] mapped to [0, 1]; a constant x becomes zeros."""
+    return (x - x.min()) / max(float(x.max() - x.min()), 1e-12)
+
+
+def _loneliest(cosine: Floats) -> int:
+    """Token whose nearest other token is furthest away (DivPrune's first), distance = 1 - cosine [n, n]."""
+    n = len(cosine)
+    nearest = np.array([min((1.0 - cosine[i, j] for j in range(n) if j != i), default=0.0) for i in range(n)])
+    return _best_free(nearest, [])
+
+
+def _max_min(weight: Floats, cosine: Floats, first: int, keep: int) -> list[int]:
+    """From `first` on, the free token of largest weight [n] times distance to its nearest chosen one."""
+    chosen = [first]
+    nearest = 1.0 - cosine[first]
+    while len(chosen) < keep:
+        chosen.append(_best_free(weight * nearest, chosen))
+        nearest = np.minimum(nearest, 1.0 - cosine[chosen[-1]])
+    return chosen
+
+
+def divprune(tokens: npt.ArrayLike, keep: int) -> tuple[Floats, Indices]:
+    """DivPrune, section 3.6: greedy max-min cosine distance over the tokens after the projector."""
+    x = checked(tokens, keep)
+    cosine = cosines(x)
+    idx = _ascending(_max_min(np.ones(len(x)), cosine, _loneliest(cosine), keep))
+    return x[idx], idx
+
+
+def cenprune(tokens: npt.ArrayLike, keep: int) -> tuple[Floats, Indices]:
+    """Cen-Prune, section 3.7, DivPrune form: distances of the centred tokens, times distinctiveness.
+
+    Distinctiveness is minus the mean cosine to the other tokens, uncentred, min-max scaled; the first token
+    is DivPrune's, also uncentred.
+    """
+    x = checked(tokens, keep)
+    n = len(x)
+    cosine = cosines(x)
+    distinct = np.array([-(cosine[i].sum() - cosine[i, i]) / max(n - 1, 1) for i in range(n)])
+    centred = cosines(x - x.mean(axis=0))
+    idx = _ascending(_max_min(_min_max(distinct), centred, _loneliest(cosine), keep))
+    return x[idx], idx
+
+
+def scope(
+    tokens: npt.ArrayLike,
+    queries: npt.ArrayLike,
+    keys: npt.ArrayLike,
+    heads: int,
+    keep: int,
+    cls: bool,
+    alpha: float = 1.0,
+) -> tuple[Floats, Indices]:
+    """SCOPE, section 3.8: facility location over cosines, each gain weighted by attention ** alpha."""
+    x = checked(tokens, keep, queries, keys, cls=cls)
+    saliency = cls_attention(queries, keys, heads, cls) ** alpha
+    cosine = cosines(x)
+    covered = np.zeros(len(x))
+    chosen: list[int] = []
+    for _ in range(keep):
+        gain = saliency * np.maximum(cosine - covered, 0.0).sum(axis=1)  # row i: what i adds to every j
+        chosen.append(_best_free(gain, chosen))
+        covered = np.maximum(covered, cosine[chosen[-1]])
+    idx = _ascending(chosen)
+    return x[idx], idx
+
+
+def dpp(tokens: npt.ArrayLike, keep: int) -> tuple[Floats, Indices]:
+    """Greedy MAP of the determinantal point process on cosines: CDPruner, section 3.9, relevance 1.
+
+    An incremental Cholesky factor: `free` is what of each token's diagonal the chosen ones leave. All start
+    at exactly 1, so the first token chosen is token 0. Beyond the rank of the tokens only rounding noise is
+    left to choose by.
+    """
+    x = checked(tokens, keep)
+    kernel = cosines(x)
+    np.fill_diagonal(kernel, 1.0)
+    free = np.diag(kernel).copy()
+    factor = np.zeros((0, len(x)))
+    chosen: list[int] = []
+    for _ in range(keep):
+        j = _best_free(free, chosen)
+        row = (kernel[j] - factor[:, j] @ factor) / math.sqrt(max(float(free[j]), 1e-12))
+        factor = np.vstack([factor, row])
+        free = free - row * row
+        chosen.append(j)
+    idx = _ascending(chosen)
+    return x[idx], idx
+
+
+def zooprune(
+    tokens: npt.ArrayLike,
+    project: Callable[[Floats], Floats],
+    keep: int,
+    directions: int = 64,
+    step: float = 0.01,
+    seed: int = 0,
+) -> tuple[Floats, Indices]:
+    """ZOO-Prune, section 3.13: the projector's finite-difference sensitivity times dissimilarity, greedily.
+
+    tokens [N, C] come before the projector, `project` maps [n, C] to [n, D]; the cosines are those of the
+    projected tokens, the result holds the unprojected ones.
+    """
+    x = checked(tokens, keep)
+    n = len(x)
+    sensitivity = np.zeros(n)
+    for u in unit_rows(np.random.default_rng(seed).standard_normal((directions, x.shape[1]))):
+        ahead = np.asarray(project(x + step * u), dtype=np.float64)
+        behind = np.asarray(project(x - step * u), dtype=np.float64)
+        for i in range(n):
+            change = ahead[i] - behind[i]
+            sensitivity[i] += math.sqrt(float(change @ change)) / (2.0 * step)
+    sensitivity = _min_max(sensitivity / directions)
+    cosine = cosines(np.asarray(project(x), dtype=np.float64))
+    idx = _ascending(_max_min(sensitivity, cosine, _best_free(sensitivity, []), keep))
+    return x[idx], idx
+
+
+def dart(tokens: npt.ArrayLike, keep: int, pivots: int = 8) -> tuple[Floats, Indices]:
+    """DART at the embeddings, section 4: pivots of largest L1 norm, then what is least like them on average."""
+    x = checked(tokens, keep)
+    n = len(x)
+    pivot = _top(np.array([np.abs(row).sum() for row in x]), min(pivots, keep))
+    cosine = cosines(x)
+    likeness = [sum(float(cosine[i, p]) for p in pivot) / len(pivot) for i in range(n)]
+    others = [i for i in range(n) if i not in pivot]
+    least = _top([-likeness[i] for i in others], keep - len(pivot))
+    idx = _ascending(pivot + [others[place] for place in least])
+    return x[idx], idx
+
+
+def mmtok(
+    tokens: npt.ArrayLike,
+    projected: npt.ArrayLike,
+    text: npt.ArrayLike,
+    mask: npt.ArrayLike,
+    keep: int,
+    text_temperature: float = 0.02,
+    vision_temperature: float = 0.2,
+    weight: float = 0.5,
+) -> tuple[Floats, Indices]:
+    """MMTok, section 4: greedy coverage of the text rows and of the vision rows.
+
+    tokens [N, C] come before the projector, projected [N, D] after it; text [T, D] counts where mask [T].
+    Every row is a softmax over the N tokens, and a token covers a row as far as its entry there.
+    """
+    x = checked(tokens, keep)
+    vision = np.asarray(projected, dtype=np.float64)
+    words = np.asarray(text, dtype=np.float64)
+    real = np.asarray(mask, dtype=bool)
+    if len(vision) != len(x) or len(words) != len(real):
+        raise ValueError("tokens and projected, and text and mask, must have the same number of rows")
+    n = len(x)
+    vision_unit = unit_rows(vision)
+    text_rows = [
+        _softmax((vision_unit @ (words[t] / _norm(words[t]))) / text_temperature)
+        for t in range(len(words))
+        if real[t]
+    ]
+    vision_rows = np.stack([_softmax(row / vision_temperature) for row in cosines(x)])
+    chosen: list[int] = []
+    text_covered, vision_covered = np.zeros(len(text_rows)), np.zeros(n)
+    for _ in range(keep):
+        gain = np.zeros(n)
+        for t, row in enumerate(text_rows):
+            gain += weight * np.maximum(row - text_covered[t], 0.0) / len(text_rows)
+        for j in range(n):
+            gain += (1.0 - weight) * np.maximum(vision_rows[j] - vision_covered[j], 0.0) / n
+        best = _best_free(gain, chosen)
+        chosen.append(best)
+        for t, row in enumerate(text_rows):
+            text_covered[t] = max(text_covered[t], row[best])
+        for j in range(n):
+            vision_covered[j] = max(vision_covered[j], vision_rows[j, best])
+    idx = _ascending(chosen)
+    return x[idx], idx
