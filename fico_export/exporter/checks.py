@@ -14,7 +14,7 @@ from fico_export.errors import ExportError
 _REPORT = (
     "this is a bug of the exporter or of the method's file: please file an issue with the command you ran"
 )
-_DATA_DEPENDENT = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique", "Loop", "If", "Scan"})
+_DATA_DEPENDENT = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique", "Loop", "If"})
 
 
 def check_graph(path: Path, target: Target, *, static: bool) -> None:
