@@ -1,4 +1,4 @@
-"""The three graphs of a bundle, in the names and layouts that onnx-community bundles use."""
+"""The graphs of a bundle, in the names and layouts that onnx-community bundles use."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import onnx_ir as ir
 import torch
 
 from fico_export.exporter.trace import Signature, graph_from_module, name_axes, weightless
+from fico_export.models.parts.clip_text import Clip
 from fico_export.models.parts.family import Vlm
-from fico_export.reducers.base.plan import Plan
+from fico_export.models.parts.prefill import Prefill, WithPast
+from fico_export.reducers.base.plan import Plan, Step
+from fico_export.reducers.base.reducer import Site
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 SUFFIXES = {"fp32": "", "fp16": "_fp16"}
@@ -18,34 +21,77 @@ SUFFIXES = {"fp32": "", "fp16": "_fp16"}
 
 @dataclass(frozen=True)
 class GraphJob:
-    """A graph to export: `trace` makes it, without weights; `static` promises that no dimension of it is free."""
+    """A graph to export.
+
+    Attributes:
+        name: in the manifest.
+        file: in the bundle.
+        trace: makes it, without weights.
+        static: promises that no dimension of it is free.
+        shares: file of an earlier graph with the same weights, which need not be stored twice.
+    """
 
     name: str
     file: str
     trace: Callable[[], ir.Model]
     static: bool
+    shares: str | None = None
 
 
 def graph_jobs(model: Vlm, plan: Plan, precision: str, opset: int) -> list[GraphJob]:
-    """The vision, embedding and decoder graphs."""
+    """The vision and embedding graphs, CLIP's text tower if the plan reads it, and the decoder: one graph, or two."""
     dtype = DTYPES[precision]
 
-    def job(name: str, trace: Callable[[], ir.Model], *, static: bool) -> GraphJob:
-        return GraphJob(name, f"onnx/{name}{SUFFIXES[precision]}.onnx", trace, static)
+    def job(
+        name: str, trace: Callable[[], ir.Model], *, static: bool, shares: GraphJob | None = None
+    ) -> GraphJob:
+        return GraphJob(
+            name, f"onnx/{name}{SUFFIXES[precision]}.onnx", trace, static, shares.file if shares else None
+        )
 
-    return [
+    jobs = [
         job("vision_encoder", lambda: trace_vision(model, plan, dtype, opset), static=True),
         job("embed_tokens", lambda: trace_embed(model, dtype, opset), static=False),
-        job("decoder_model_merged", lambda: trace_decoder(model, dtype, opset), static=False),
     ]
+    if clip := model.clip if plan.reads("clip_text") else None:
+        jobs.append(job("clip_text", lambda: trace_clip_text(clip, dtype, opset), static=True))
+    inside = plan.at(Site.DECODER_LAYER)
+    if inside is None:
+        return [*jobs, job("decoder_model_merged", lambda: trace_decoder(model, dtype, opset), static=False)]
+    with_past = job("decoder_with_past", lambda: trace_with_past(model, dtype, opset), static=False)
+    prefill = job(
+        "decoder_prefill",
+        lambda: trace_prefill(model, inside, dtype, opset),
+        static=False,
+        shares=with_past,
+    )
+    return [*jobs, with_past, prefill]
 
 
 def trace_vision(model: Vlm, plan: Plan, dtype: torch.dtype, opset: int) -> ir.Model:
-    """pixel_values [1, 3, S, S] float32 → image_features [1, K, D], keep_index [1, K] int64; nothing free."""
+    """Pixels, and what a method reads of the prompt; see `models/parts/vision.py` for its tensors. Nothing is free."""
     module = weightless(lambda: model.vision(plan, dtype))
+    rows = plan.text_length or 0
+    text = {
+        "text_embeds": torch.zeros(1, rows, model.decoder_config.hidden_size, dtype=dtype),
+        "text_mask": torch.zeros(1, rows, dtype=torch.int64),
+        "clip_text": torch.zeros(1, model.clip.text.projection if model.clip else 0),
+    }
     pixels = torch.zeros(1, 3, model.image_size, model.image_size)
-    signature = Signature(["pixel_values"], (pixels,), None, ["image_features", "keep_index"])
+    signature = Signature(
+        ["pixel_values", *module.text_inputs],
+        (pixels, *(text[name] for name in module.text_inputs)),
+        None,
+        ["image_features", "keep_index"],
+    )
     return graph_from_module(module, signature, opset)
+
+
+def trace_clip_text(clip: Clip, dtype: torch.dtype, opset: int) -> ir.Model:
+    """input_ids [1, 77] int64 → clip_text [1, P] float32; nothing free."""
+    ids = torch.full((1, clip.text.context), 3, dtype=torch.int64)
+    signature = Signature(["input_ids"], (ids,), None, ["clip_text"])
+    return graph_from_module(weightless(lambda: clip.text_graph(dtype)), signature, opset)
 
 
 def trace_embed(model: Vlm, dtype: torch.dtype, opset: int) -> ir.Model:
@@ -78,19 +124,74 @@ def trace_decoder(model: Vlm, dtype: torch.dtype, opset: int) -> ir.Model:
     past_axes = {0: "batch_size", 2: "past_sequence_length"}
     present_axes = {0: "batch_size", 2: "total_sequence_length"}
     caches = 2 * config.layers
-    pairs = [(i, part) for i in range(config.layers) for part in ("key", "value")]
     signature = Signature(
         inputs=[
             "inputs_embeds",
             "attention_mask",
             "position_ids",
-            *(f"past_key_values.{i}.{p}" for i, p in pairs),
+            *_caches("past_key_values", config.layers),
         ],
         examples=examples,
         axes=(sequence, total, sequence, [past_axes] * caches),
-        outputs=["logits", *(f"present.{i}.{p}" for i, p in pairs)],
+        outputs=["logits", *_caches("present", config.layers)],
     )
     graph = graph_from_module(weightless(lambda: model.decoder(dtype)), signature, opset)
     name_axes(graph.graph.inputs, [sequence, total, sequence, *[past_axes] * caches])
     name_axes(graph.graph.outputs, [sequence, *[present_axes] * caches])
     return graph
+
+
+def trace_prefill(model: Vlm, step: Step, dtype: torch.dtype, opset: int) -> ir.Model:
+    """A prompt with one picture, reduced inside; see `models/parts/prefill.py` for its tensors."""
+    config = model.decoder_config
+    length = step.before + 5
+    examples = (
+        torch.zeros(1, length, config.hidden_size, dtype=dtype),
+        torch.arange(length)[None],
+        torch.full((1,), 2, dtype=torch.int64),
+    )
+    sequence = {1: "sequence_length"}
+    signature = Signature(
+        inputs=["inputs_embeds", "position_ids", "visual_start"],
+        examples=examples,
+        axes=(sequence, sequence, None),
+        outputs=["logits", "keep_index", *_caches("present", config.layers)],
+        least={"sequence_length": step.before + 2},
+    )
+    module = weightless(lambda: Prefill(config, step, model.grid, dtype))
+    graph = graph_from_module(module, signature, opset)
+    name_axes(graph.graph.inputs, [sequence, sequence, None])
+    cached = [{2: f"total_sequence_length.{i}"} for i in range(config.layers) for _ in range(2)]
+    name_axes(graph.graph.outputs, [None, None, *cached])
+    return graph
+
+
+def trace_with_past(model: Vlm, dtype: torch.dtype, opset: int) -> ir.Model:
+    """What follows a prompt, its caches of a length of their own in every layer; see `models/parts/prefill.py`."""
+    config, new = model.decoder_config, 3
+    examples = (
+        torch.zeros(1, new, config.hidden_size, dtype=dtype),
+        torch.arange(new)[None],
+        [
+            torch.zeros(1, config.kv_heads, 5 + i, config.head_dim, dtype=dtype)
+            for i in range(config.layers)
+            for _ in range(2)
+        ],
+    )
+    sequence = {1: "sequence_length"}
+    past = [{2: f"past_sequence_length.{i}"} for i in range(config.layers) for _ in range(2)]
+    present = [{2: f"total_sequence_length.{i}"} for i in range(config.layers) for _ in range(2)]
+    signature = Signature(
+        inputs=["inputs_embeds", "position_ids", *_caches("past_key_values", config.layers)],
+        examples=examples,
+        axes=(sequence, sequence, past),
+        outputs=["logits", *_caches("present", config.layers)],
+    )
+    graph = graph_from_module(weightless(lambda: WithPast(config, dtype)), signature, opset)
+    name_axes(graph.graph.inputs, [sequence, sequence, *past])
+    name_axes(graph.graph.outputs, [sequence, *present])
+    return graph
+
+
+def _caches(name: str, layers: int) -> list[str]:
+    return [f"{name}.{i}.{part}" for i in range(layers) for part in ("key", "value")]

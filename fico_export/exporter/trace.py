@@ -8,8 +8,8 @@ from __future__ import annotations
 import ast
 import logging
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import onnx_ir as ir
@@ -31,12 +31,14 @@ class Signature:
         examples: arguments of the module's forward; nested sequences are flattened into `inputs`.
         axes: like `examples`, with {axis: name} for each tensor's free axes; None where all is static.
         outputs: names in the order of the graph.
+        least: of a free axis by name, the smallest length it can have.
     """
 
     inputs: Sequence[str]
     examples: tuple[Any, ...]
     axes: tuple[Any, ...] | None
     outputs: Sequence[str]
+    least: Mapping[str, int] = field(default_factory=dict)
 
 
 def weightless(make: Callable[[], ModuleT]) -> ModuleT:
@@ -65,7 +67,10 @@ def graph_from_module(module: nn.Module, signature: Signature, opset: int) -> ir
             warnings.simplefilter("ignore")
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             program = torch.export.export(
-                module, signature.examples, dynamic_shapes=_dynamic(signature.axes), strict=False
+                module,
+                signature.examples,
+                dynamic_shapes=_dynamic(signature.axes, signature.least, {}),
+                strict=False,
             )
             exported = torch.onnx.export(
                 program,
@@ -112,14 +117,16 @@ def simplify(model: ir.Model) -> None:
     optimizer.optimize_ir(model, input_size_limit=4096, output_size_limit=1 << 20)
 
 
-def _dynamic(axes: Any, dims: dict[str, Any] | None = None) -> Any:
+def _dynamic(axes: Any, least: Mapping[str, int], dims: dict[str, Any]) -> Any:
     """Axis names → torch.export's symbols, one for each name: fewer unknowns trace several times faster."""
-    dims = {} if dims is None else dims
     if axes is None:
         return None
     if isinstance(axes, dict):
-        return {axis: dims.setdefault(name, torch.export.Dim(name)) for axis, name in axes.items()}
-    return type(axes)(_dynamic(a, dims) for a in axes)
+        for name in axes.values():
+            symbol = name.replace(".", "_")
+            dims.setdefault(name, torch.export.Dim(symbol, min=least.get(name)))
+        return {axis: dims[name] for axis, name in axes.items()}
+    return type(axes)(_dynamic(a, least, dims) for a in axes)
 
 
 def name_axes(values: Sequence[ir.Value], axes: Sequence[dict[int, str] | None]) -> None:

@@ -73,13 +73,32 @@ def save(model: ir.Model, path: Path, progress: Callable[[int], None]) -> None:
     def step(tensor: ir.TensorProtocol, info: object) -> None:
         progress(tensor.nbytes)
 
+    shared = {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    }
     try:
+        if shared:
+            ir.save(model, path)
+            return
         ir.save(model, path, external_data=f"{path.name}_data", size_threshold_bytes=1024, callback=step)
     except OSError as error:
         if error.errno is not None:
             raise
         # numpy gives no errno when a file takes only part of what is written, which means that it cannot grow
         raise OSError(errno.ENOSPC, str(error)) from error
+
+
+def share(model: ir.Model, path: Path) -> None:
+    """Let a graph read the weights that a graph already saved at `path`, in the same folder, has in its data file."""
+    saved = ir.load(path).graph.initializers
+    for name, value in model.graph.initializers.items():
+        stored = saved[name].const_value if name in saved else None
+        if isinstance(stored, ir.ExternalTensor) and value.const_value is not None:
+            same = (stored.dtype, stored.shape) == (value.const_value.dtype, value.const_value.shape)
+            if same and isinstance(value.const_value, ir.LazyTensor):  # lazy: of the checkpoint, no constant
+                value.const_value = stored
 
 
 def total_bytes(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> int:

@@ -59,16 +59,20 @@ class DecoderAttention(nn.Module):
 
     def forward(
         self, x: Tensor, past: tuple[Tensor, Tensor], cos: Tensor, sin: Tensor, allowed: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """[B, S, C] → [B, S, C] and the keys and values [B, kv heads, P + S, D] including the past."""
-        queries = rotate(split_heads(self.q_proj(x), self.heads), cos, sin)
-        keys = rotate(split_heads(self.k_proj(x), self.kv_heads), cos, sin)
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        """[B, S, C] → [B, S, C], keys and values [B, kv heads, P + S, D] with the past, queries [B, heads, S, D]."""
+        queries, keys = self.rotated(x, cos, sin)
         values = split_heads(self.v_proj(x), self.kv_heads)
         keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
         # [B, kv heads, group, S, D] against [B, kv heads, 1, T, D]
         grouped = queries.unflatten(1, (self.kv_heads, -1))
         attended = attend(grouped, keys[:, :, None], values[:, :, None], allowed).flatten(1, 2)
-        return self.o_proj(join_heads(attended)), (keys, values)
+        return self.o_proj(join_heads(attended)), (keys, values), queries
+
+    def rotated(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, S, C] → queries [B, heads, S, D] and keys [B, kv heads, S, D] with their positions in them."""
+        queries = rotate(split_heads(self.q_proj(x), self.heads), cos, sin)
+        return queries, rotate(split_heads(self.k_proj(x), self.kv_heads), cos, sin)
 
 
 class DecoderMlp(nn.Module):
@@ -101,9 +105,19 @@ class DecoderLayer(nn.Module):
         self, x: Tensor, past: tuple[Tensor, Tensor], cos: Tensor, sin: Tensor, allowed: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """[B, S, C] → [B, S, C] and this layer's keys and values."""
-        attended, present = self.self_attn(self.input_layernorm(x), past, cos, sin, allowed)
-        x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), present
+        x, present, _ = self.attend(x, past, cos, sin, allowed)
+        return self.feed_forward(x), present
+
+    def attend(
+        self, x: Tensor, past: tuple[Tensor, Tensor], cos: Tensor, sin: Tensor, allowed: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        """First half with its residual; also hands out what it attended by, for the reducers that score by it."""
+        attended, present, queries = self.self_attn(self.input_layernorm(x), past, cos, sin, allowed)
+        return x + attended, present, queries
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Second half with its residual."""
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class DecoderStack(nn.Module):
@@ -129,13 +143,16 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Logits [B, S, V], then key and value of each layer; `past` holds key, value, key, value and so on."""
         cos, sin = self.rotary(position_ids, inputs_embeds.dtype)
-        allowed = causal_mask(attention_mask, inputs_embeds.shape[1])
+        allowed = causal_mask(attention_mask.shape[1], inputs_embeds) & (attention_mask != 0)[:, None, None, None, :]
         hidden, present = inputs_embeds, []
         for i, layer in enumerate(self.language_model.layers):
             hidden, cache = layer(hidden, (past[2 * i], past[2 * i + 1]), cos, sin, allowed)
             present += cache
-        logits = self.lm_head(self.language_model.norm(hidden)).to(torch.float32)
-        return logits, *present
+        return self.logits(hidden), *present
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[B, S, C] → [B, S, V], FP32."""
+        return self.lm_head(self.language_model.norm(hidden)).to(torch.float32)
 
     def rotary(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines [B, 1, S, D], computed in FP32: angles of a long context need its mantissa."""
@@ -166,10 +183,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def causal_mask(attention_mask: Tensor, new: int) -> Tensor:
-    """[B, 1, 1, S, T] bool: which of the T = P + S tokens each of the S new ones may see."""
-    total = attention_mask.shape[1]
-    column = torch.arange(total, device=attention_mask.device)
-    row = torch.arange(new, device=attention_mask.device) + (total - new)
-    causal = column[None, :] <= row[:, None]
-    return causal & (attention_mask != 0)[:, None, None, None, :]
+def causal_mask(total: int, hidden: Tensor) -> Tensor:
+    """[S, T] bool: which of the T = P + S tokens, `total`, each of the S new ones in `hidden` may see."""
+    new = hidden.shape[1]
+    column = torch.arange(total, device=hidden.device)
+    row = torch.arange(new, device=hidden.device) + (total - new)
+    return column[None, :] <= row[:, None]

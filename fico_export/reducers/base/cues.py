@@ -1,17 +1,39 @@
 """The evidence a site offers to a reducer, computed only when asked for.
 
 Letters: B batch, n live visual tokens (patches), m rows of the attention (n, or 1 + n with a CLS row first),
-H heads, D head size, A = H·D.
+T rows of a prompt, H heads, D head size, A = H·D.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fico_export.errors import ConfigError
+from fico_export.reducers.stages.select import take
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The text beside the picture, as a site knows it.
+
+    Attributes:
+        embeds: [B, T, C] what goes into the decoder's first layer.
+        mask: [B, T] bool, which of the T rows are text that follows the picture; the others are anything.
+        visual_embeds: [B, N, C] likewise of the picture, before any reduction in the decoder.
+        queries: [B, T, A] in a decoder layer, of all rows of the sequence, rotated, not scaled.
+        keys: [B, T, A] likewise, a key for every query head.
+        visual: [B, n] int64, which of the rows are the live visual tokens.
+    """
+
+    embeds: Tensor
+    mask: Tensor
+    visual_embeds: Tensor
+    queries: Tensor | None = None
+    keys: Tensor | None = None
+    visual: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -28,6 +50,11 @@ class Cues:
         sizes: [B, n] how many patches each token holds, where a method keeps count; None while each holds one.
         earlier: the cues of the layer that `Reducer.earlier_layer` names.
         following: queries and keys of the layer after the features, taken as one head.
+        features: [B, n, C] what the projector made each live token of, at its output.
+        sensitivity: [B, n] how far a small change of those moves the live tokens, there likewise.
+        prompt: the text, in a decoder layer, and at the projector's output for a method that reads it there.
+        clip_text: [B, P] mean of the unit-length CLIP embeddings of the text, at the projector's output likewise.
+        clip_tokens: [B, n, P] the live tokens in the same space, not of unit length.
     """
 
     grid: tuple[int, int]
@@ -39,6 +66,11 @@ class Cues:
     sizes: Tensor | None = None
     earlier: Cues | None = None
     following: Cues | None = None
+    features: Tensor | None = None
+    sensitivity: Tensor | None = None
+    prompt: Prompt | None = None
+    clip_text: Tensor | None = None
+    clip_tokens: Tensor | None = None
 
     def logits(self) -> Tensor:
         """[B, m, m] scaled attention logits, averaged over heads.
@@ -73,13 +105,63 @@ class Cues:
         _, keys = self._attention_inputs()
         return self._split(keys).mean(1)[:, 1 if self.has_cls else 0 :]
 
+    def last_attention(self) -> Tensor:
+        """[B, n] softmax attention of the prompt's last token to each live token, averaged over heads."""
+        queries, keys, visual = self._prompt_rows()
+        scores = (queries[:, :, -1:] * queries.shape[-1] ** -0.5) @ keys.transpose(2, 3)
+        return take(scores.softmax(-1).mean(1).transpose(1, 2), visual)[..., 0]
+
+    def text_attention(self) -> Tensor:
+        """[B, T, n] causal softmax attention of every row of the prompt to each live token, averaged over heads."""
+        queries, keys, visual = self._prompt_rows()
+        place = torch.arange(queries.shape[2], device=queries.device)
+        scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(2, 3)
+        rows = torch.where(place[None, :] <= place[:, None], scores, -torch.inf).softmax(-1).mean(1)
+        return take(rows.transpose(1, 2), visual).transpose(1, 2)
+
+    def text_logits(self) -> tuple[Tensor, Tensor]:
+        """[B, n, T] and [B, T, n]: scaled logits from live tokens to the prompt's rows and back, without causal mask."""
+        queries, keys, _ = self._prompt_rows()
+        scale = queries.shape[-1] ** -0.5 / self.heads
+        mine, my_keys = self._attention_inputs()
+        rows = queries.transpose(1, 2).flatten(2), keys.transpose(1, 2).flatten(2)
+        return (mine * scale) @ rows[1].transpose(1, 2), (rows[0] * scale) @ my_keys.transpose(1, 2)
+
+    def kept(self, indices: Tensor) -> Cues:
+        """The cues of the tokens at indices [B, K], the CLS row with them."""
+        first = int(self.has_cls)
+
+        def rows(x: Tensor | None) -> Tensor | None:
+            if x is None:
+                return None
+            kept = take(x[:, first:], indices)
+            return torch.cat([x[:, :first], kept], dim=1) if first else kept
+
+        return replace(
+            self, positions=take(self.positions, indices), queries=rows(self.queries), keys=rows(self.keys)
+        )
+
+    def _prompt_rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        prompt = self.prompt
+        if prompt is None or prompt.queries is None or prompt.keys is None or prompt.visual is None:
+            raise _not_offered("the decoder's attention")
+        return (
+            self._split(prompt.queries.to(torch.float32)),
+            self._split(prompt.keys.to(torch.float32)),
+            prompt.visual,
+        )
+
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def _attention_inputs(self) -> tuple[Tensor, Tensor]:
         if self.queries is None or self.keys is None:
-            raise ConfigError(
-                "the method reads attention, which this site does not offer",
-                mend="use a method of this site: `fico list methods --verbose` shows each method's site",
-            )
+            raise _not_offered("attention")
         return self.queries.to(torch.float32), self.keys.to(torch.float32)
+
+
+def _not_offered(what: str) -> ConfigError:
+    return ConfigError(
+        f"the method reads {what}, which this site does not offer",
+        mend="use a method of this site: `fico list methods --verbose` shows each method's site",
+    )

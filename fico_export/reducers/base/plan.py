@@ -1,4 +1,4 @@
-"""A request checked against a model: which method acts where, and how many tokens it leaves at each step."""
+"""A request checked against a model: which methods act where, and how many tokens each leaves."""
 
 from __future__ import annotations
 
@@ -7,84 +7,283 @@ from typing import Any
 
 from fico_export import reducers
 from fico_export.errors import ConfigError
-from fico_export.reducers.base.reducer import Depth, Options, Reducer, Site
+from fico_export.reducers.base.reducer import (
+    Composite,
+    Depth,
+    Options,
+    Positions,
+    Reducer,
+    Site,
+    TextOptions,
+)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the vision graph does to its tokens.
+class Step:
+    """One method of a plan.
 
     Attributes:
         method: the reducer's name.
         reducer: its record.
         options: its hyper-parameters.
-        visual_tokens: N, patches and a CLS token where the model hands it to the decoder.
-        keep: K, 1 … N.
-        schedule: encoder layer → live patches after it; empty for the other sites.
+        before: visual tokens that it is given.
+        keep: visual tokens that it leaves, fewer than `before`.
+        schedule: layer → live patches after it; empty at a site that is no layer.
         earlier_layer: the layer whose attention the method also reads, if any.
     """
 
     method: str
     reducer: Reducer[Any]
     options: Options
-    visual_tokens: int
+    before: int
     keep: int
     schedule: dict[int, int] = field(default_factory=dict)
     earlier_layer: int | None = None
 
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done to the visual tokens; a method that has nothing to remove is no step.
+
+    Attributes:
+        method: as asked for: a name, or a chain `first@K1,second@K`.
+        settings: the options of all its methods, as `make_plan` takes them.
+        visual_tokens: N, patches and a CLS token where the model hands it to the decoder.
+        keep: K, 1 … N, left in the cache of the decoder's last layer.
+        positions: the policy for position ids that the methods ask for.
+        steps: in the order of their sites.
+    """
+
+    method: str
+    settings: dict[str, Any]
+    visual_tokens: int
+    keep: int
+    positions: Positions
+    steps: tuple[Step, ...] = ()
+
+    def at(self, site: Site) -> Step | None:
+        """The step that acts at a site."""
+        return next((step for step in self.steps if step.reducer.site is site), None)
+
     def reads(self, cue: str) -> bool:
-        """Whether the method reads this cue; with K = N no method does."""
-        return cue in self.reducer.cues and self.keep < self.visual_tokens
+        """Whether some step reads this cue."""
+        return any(cue in step.reducer.cues for step in self.steps)
 
-    def acts_at(self, site: Site) -> bool:
-        """Whether the method does anything at this site; with K = N no method does."""
-        return self.reducer.site is site and self.keep < self.visual_tokens
+    @property
+    def text_length(self) -> int | None:
+        """Tokens of the prompt that the vision graph takes; None where no method before the decoder reads it."""
+        return next((s.options.text_length for s in self.steps if isinstance(s.options, TextOptions)), None)
+
+    @property
+    def handed_over(self) -> int:
+        """Visual tokens that leave the vision graph: K, unless the decoder reduces them further."""
+        last = self.at(Site.DECODER_LAYER)
+        return last.before if last else self.keep
+
+    def cached(self, layers: int) -> list[int]:
+        """Visual tokens in the cache of each of the decoder's layers."""
+        step, live, result = self.at(Site.DECODER_LAYER), self.handed_over, []
+        for layer in range(layers):
+            left = step.schedule.get(layer, live) if step else live
+            result.append(left if step and step.reducer.before_attention else live)
+            live = left
+        return result
 
 
-def make_plan(
-    method: str, keep: int | None, settings: dict[str, Any], patches: int, kept_aside: int, depth: Depth
-) -> Plan:
-    """Check a request and lay out its schedule.
+@dataclass(frozen=True)
+class Limits:
+    """What a model offers to a plan.
+
+    Attributes:
+        patches: of the tower.
+        kept_aside: tokens besides the patches that reach the decoder and count in K (1 for a CLS token, else 0).
+        tower: its depth.
+        decoder: its depth; `used` are the layers after which a reduction still shortens a cache.
+        has_cls: whether the tower has a CLS token.
+    """
+
+    patches: int
+    kept_aside: int
+    tower: Depth
+    decoder: Depth
+    has_cls: bool = True
+
+    @property
+    def total(self) -> int:
+        """N."""
+        return self.patches + self.kept_aside
+
+
+def make_plan(method: str, keep: int | None, settings: dict[str, Any], limits: Limits) -> Plan:
+    """Check a request and lay out its steps.
 
     Args:
-        method: a reducer's name.
-        keep: K; None means all, which only `none` accepts.
-        settings: the method's options by name.
-        patches: patch tokens of the tower.
-        kept_aside: tokens besides the patches that reach the decoder and count in K (1 for a CLS token, else 0).
-        depth: of the tower.
+        method: a reducer's name, or several with their budgets: `ficoco-v@192,cenprune@64`.
+        keep: K; None means all with `none`, and the last budget of a chain.
+        settings: options by name; in a chain `method.name` where two methods have one of that name.
+        limits: of the model.
 
     Raises:
-        ConfigError: unknown method or option, or a budget that this model cannot have.
+        ConfigError: unknown method or option, a budget that this model cannot have, or a chain that makes no sense.
     """
-    reducer = reducers.get(method)
-    options = reducer.parse_options(settings)
-    total = patches + kept_aside
-    if method == "none":
-        if keep not in (None, total):
+    wanted = _parse(method, keep, limits.total)
+    chain = [part for name, budget in wanted for part in _parts(name, budget, wanted, settings, limits.total)]
+    options = _share(settings, wanted)
+    steps: list[Step] = []
+    before = limits.total
+    for name, reducer, budget in chain:
+        least = 1 + limits.kept_aside
+        if not least <= budget <= limits.total:
             raise ConfigError(
-                f"--keep {keep} with --method none, which keeps all {total} visual tokens",
-                mend=f"drop --keep, or choose a method: {', '.join(n for n in reducers.names() if n != 'none')}",
+                f"a budget of {budget} for {name} is outside {least} … {limits.total}, the visual tokens this model has",
+                mend=f"--keep K with K in {least} … {limits.total}",
             )
-        keep = total
-    if keep is None:
+        if budget > before:
+            raise ConfigError(
+                f"{name} is to keep {budget} of the {before} tokens that the method before it leaves",
+                mend="give budgets that fall from left to right",
+            )
+        if budget == before:
+            continue
+        step = _step(name, reducer, options.get(name, {}), before, budget, limits)
+        _check_order(steps, step)
+        steps.append(step)
+        before = budget
+    resolved = {
+        name: reducers.get(name).parse_options(given).model_dump(mode="json")
+        for name, given in options.items()
+    }
+    flat = {
+        key if len(wanted) == 1 else f"{name}.{key}": value
+        for name, values in resolved.items()
+        for key, value in values.items()
+    }
+    positions: Positions = "compact" if all(r.positions == "compact" for _, r, _ in chain) else "original"
+    return Plan(
+        ",".join(name if len(wanted) == 1 else f"{name}@{budget}" for name, budget in wanted),
+        flat, limits.total, wanted[-1][1], positions, tuple(steps),
+    )  # fmt: skip
+
+
+def _parse(method: str, keep: int | None, total: int) -> list[tuple[str, int]]:
+    """Names and budgets of a chain; the last budget may stand in `keep`."""
+    result: list[tuple[str, int]] = []
+    parts = [part.strip() for part in method.split(",")]
+    for i, part in enumerate(parts):
+        name, at, text = part.partition("@")
+        reducers.get(name)
+        last = i == len(parts) - 1
+        if at and not text.isdecimal():
+            raise ConfigError(
+                f"{part!r} has no budget after @", mend="METHOD@K with a whole number K, such as ficoco-v@192"
+            )
+        budget = int(text) if at else keep if last else None
+        if last and at and keep not in (None, budget):
+            raise ConfigError(
+                f"--keep {keep}, and --method {method} ends with {budget}",
+                mend="drop --keep, or give the same number in both",
+            )
+        if name == "none":
+            if len(parts) > 1:
+                raise ConfigError("none is no part of a chain", mend="drop it")
+            if budget not in (None, total):
+                raise ConfigError(
+                    f"--keep {budget} with --method none, which keeps all {total} visual tokens",
+                    mend=f"drop --keep, or choose a method: {', '.join(n for n in reducers.names() if n != 'none')}",
+                )
+            budget = total
+        if budget is None:
+            where = (
+                f"--keep K with K in 1 … {total}, such as --keep 64"
+                if last
+                else f"{name}@K, such as {name}@192"
+            )
+            raise ConfigError(f"--method {name} needs a budget", mend=where)
+        result.append((name, budget))
+    names = [name for name, _ in result]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--method {method} names a method twice", mend="name each method once")
+    return result
+
+
+def _parts(
+    name: str, budget: int, wanted: list[tuple[str, int]], settings: dict[str, Any], total: int
+) -> list[tuple[str, Reducer[Any], int]]:
+    """A method as the steps that it consists of: itself, or the parts of a composite."""
+    record = reducers.get(name)
+    if isinstance(record, Composite):
+        options = record.parse_options(_share(settings, wanted)[name])
+        budgets = record.split(total, budget, options)
+        return [(part, _plain(part), b) for part, b in zip(record.parts, budgets, strict=True)]
+    return [(name, record, budget)]
+
+
+def _plain(name: str) -> Reducer[Any]:
+    record = reducers.get(name)
+    assert isinstance(record, Reducer), f"{name} is a composite inside a composite"
+    return record
+
+
+def _share(settings: dict[str, Any], wanted: list[tuple[str, int]]) -> dict[str, dict[str, Any]]:
+    """Which method each setting belongs to."""
+    shared: dict[str, dict[str, Any]] = {name: {} for name, _ in wanted}
+    if len(wanted) == 1:
+        return {wanted[0][0]: dict(settings)}
+    for key, value in settings.items():
+        name, dot, option = key.rpartition(".")
+        owners = [n for n in shared if key in reducers.get(n).options.model_fields]
+        if dot and name in shared:
+            shared[name][option] = value
+        elif len(owners) == 1:
+            shared[owners[0]][key] = value
+        elif owners:
+            raise ConfigError(
+                f"--set {key}: {' and '.join(owners)} both have such an option",
+                mend=f"--set {owners[0]}.{key}=…",
+            )
+        else:
+            raise ConfigError(
+                f"--set {key}: none of {', '.join(shared)} has such an option",
+                mend="`fico list methods --verbose` shows each method's options",
+            )
+    return shared
+
+
+def _step(
+    name: str, reducer: Reducer[Any], given: dict[str, Any], before: int, budget: int, limits: Limits
+) -> Step:
+    options = reducer.parse_options(given)
+    if reducer.without_cls is None and not limits.has_cls:
         raise ConfigError(
-            f"--method {method} needs a budget", mend=f"--keep K with K in 1 … {total}, such as --keep 64"
+            f"--method {name} needs a tower with a CLS token, and this model's has none",
+            mend="choose another method: `fico list methods --verbose` says how each does without",
         )
-    least = 1 + kept_aside
-    if not least <= keep <= total:
-        raise ConfigError(
-            f"--keep {keep} is outside {least} … {total}, the visual tokens this model has",
-            mend=f"--keep K with K in {least} … {total}",
-        )
+    decoder = reducer.site is Site.DECODER_LAYER
+    depth = limits.decoder if decoder else limits.tower
+    aside = 0 if decoder else limits.kept_aside
     schedule: dict[int, int] = {}
-    if reducer.schedule is not None and keep < total:
-        schedule = reducer.schedule(patches, keep - kept_aside, depth, options)
-    earlier = reducer.earlier_layer(depth) if reducer.earlier_layer and keep < total else None
-    made = Plan(method, reducer, options, total, keep, schedule, earlier)
-    if made.reads("following") and depth.used == depth.total:
+    if reducer.schedule is not None:
+        schedule = reducer.schedule(before - aside, budget - aside, depth, options)
+    if "following" in reducer.cues and depth.used == depth.total:
         raise ConfigError(
-            f"--method {method} reads the layer after the features, and this model takes them from the last layer",
+            f"--method {name} reads the layer after the features, and this model takes them from the last layer",
             mend="choose another method: `fico list methods`",
         )
-    return made
+    if reducer.whole_grid and before < limits.total:
+        raise ConfigError(
+            f"--method {name} works on the whole grid of patches, and here another method is to act before it",
+            mend="name it first, or choose another method for this place",
+        )
+    earlier = reducer.earlier_layer(depth) if reducer.earlier_layer else None
+    return Step(name, reducer, options, before, budget, schedule, earlier)
+
+
+def _check_order(steps: list[Step], step: Step) -> None:
+    sites = list(Site)
+    for earlier in steps:
+        if sites.index(earlier.reducer.site) >= sites.index(step.reducer.site):
+            raise ConfigError(
+                f"{step.method} acts at the {step.reducer.site.value}, "
+                f"which the tokens have passed when {earlier.method} has acted (at the {earlier.reducer.site.value})",
+                mend=f"a chain goes through these sites, each at most once: {', '.join(s.value for s in sites)}",
+            )

@@ -7,27 +7,37 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from fico_export.errors import ConfigError, unknown_name
 from fico_export.reducers.base.cues import Cues
+from fico_export.reducers.base.options import describe
 
 Positions = Literal["compact", "original"]
 
 
 class Site(str, Enum):
-    """Where in the model a reducer acts."""
+    """Where in the model a reducer acts, in the order in which the tokens pass."""
 
     ENCODER_LAYER = "encoder layer"
     ENCODER_OUTPUT = "encoder output"
     PROJECTOR_OUTPUT = "projector output"
+    DECODER_LAYER = "decoder layer"
 
 
 class Options(BaseModel):
     """Hyper-parameters of a method; a method's own subclass declares type, range, default and source."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TextOptions(Options):
+    """Hyper-parameters of a method that reads the prompt before the decoder."""
+
+    text_length: int = Field(
+        128, ge=32, le=4096, description="tokens of the longest prompt that the graph takes, 32 … 4096"
+    )
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -50,10 +60,21 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Depth:
-    """How deep a tower is: `total` layers in the checkpoint, of which the first `used` feed the projector."""
+    """How deep a stack is: `total` layers in the checkpoint, of which a reducer may act in the first `used`.
+
+    Of a tower those that feed the projector, of a decoder all but the last: after that one no cache is left to shorten.
+    """
 
     total: int
     used: int
+
+
+@dataclass(frozen=True)
+class Published:
+    """Accuracy that was published, in per cent of the model with all tokens: {K: %}, and under which protocol."""
+
+    accuracy: dict[int, float]
+    protocol: str
 
 
 @dataclass(frozen=True)
@@ -69,8 +90,12 @@ class Reducer(Generic[OptionsT]):
         compress: how it merges; "–" likewise.
         cues: names of what `apply` may read of the `Cues`.
         options: the class of its hyper-parameters.
-        schedule: for `Site.ENCODER_LAYER`, (visual tokens N, keep K, depth, options) → {layer: tokens left after it}.
+        schedule: for a site that is a layer, (visual tokens N, keep K, depth, options) → {layer: tokens left after it}.
+        before_attention: in a layer, whether it acts before the attention, by scores of the tokens that come in, or after it.
         earlier_layer: for a method that reads `cues.earlier`, depth → that layer, from 0.
+        whole_grid: whether it needs every patch of the grid, and so cannot follow another method.
+        without_cls: what it does in a tower without a CLS token; None refuses such a tower.
+        published: accuracy that others have measured.
         positions: the default positions policy of its bundles.
     """
 
@@ -83,7 +108,11 @@ class Reducer(Generic[OptionsT]):
     compress: str = "–"
     cues: frozenset[str] = frozenset()
     schedule: Callable[[int, int, Depth, OptionsT], dict[int, int]] | None = None
+    before_attention: bool = False
     earlier_layer: Callable[[Depth], int] | None = None
+    whole_grid: bool = False
+    without_cls: str | None = "the same"
+    published: Published | None = None
     positions: Positions = "original"
 
     def parse_options(self, settings: dict[str, Any]) -> OptionsT:
@@ -92,19 +121,47 @@ class Reducer(Generic[OptionsT]):
         Raises:
             ConfigError: an unknown name, or a value of the wrong type or out of range.
         """
-        for name in settings:
-            if name not in self.options.model_fields:
-                if not self.options.model_fields:
-                    raise ConfigError(
-                        f"this method has no option {name!r}", mend="drop --set: it has no options"
-                    )
-                raise unknown_name("option", name, self.options.model_fields)
-        try:
-            return self.options.model_validate(settings)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = str(first["loc"][0])
-            raise ConfigError(
-                f"--set {name}={settings[name]}: {first['msg']}",
-                mend=f"{name}: {self.options.model_fields[name].description}",
-            ) from error
+        return parse(self.options, settings)
+
+
+@dataclass(frozen=True)
+class Composite(Generic[OptionsT]):
+    """A method that is other methods one after another.
+
+    Attributes:
+        parts: their names, in the order of their sites; each with its default options.
+        split: (visual tokens N, keep K, options) → the budget of each part, the last one K.
+        source: as of a `Reducer`; so are `options`, `published`.
+    """
+
+    parts: tuple[str, ...]
+    split: Callable[[int, int, OptionsT], list[int]]
+    source: str
+    options: type[OptionsT]
+    published: Published | None = None
+
+    def parse_options(self, settings: dict[str, Any]) -> OptionsT:
+        """As of a `Reducer`."""
+        return parse(self.options, settings)
+
+
+def parse(options: type[OptionsT], settings: dict[str, Any]) -> OptionsT:
+    """Options of a class from `--set name=value` pairs.
+
+    Raises:
+        ConfigError: an unknown name, or a value of the wrong type or out of range.
+    """
+    for name in settings:
+        if name not in options.model_fields:
+            if not options.model_fields:
+                raise ConfigError(f"this method has no option {name!r}", mend="drop --set: it has no options")
+            raise unknown_name("option", name, options.model_fields)
+    try:
+        return options.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise ConfigError(
+            f"--set {name}={settings[name]}: {first['msg']}",
+            mend=f"{name}: {next(option for option in describe(options) if option.name == name)}",
+        ) from error
