@@ -144,10 +144,11 @@ def main(
         adam_lr=2e-3,
         state=state,
     )
-    whole = state / "model"
+    whole = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(whole, ignore_errors=True)
     demo_language.write(whole, tower, language)
     shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(whole, out)
+    whole.rename(out)
     print(f"wrote {out}")
 
 

@@ -46,12 +46,10 @@ def questions(scene: Scene, rng: random.Random) -> list[Question]:
         if shapes[thing.shape] == 1:
             asked.append(Question("colour", f"What colour is the {thing.shape}?", thing.colour))
         if colours[thing.colour] == 1:
-            asked.append(Question("shape", f"What shape is the {thing.colour} object?", thing.shape))
+            asked.append(Question("shape", f"Which shape is {thing.colour}?", thing.shape))
         if pairs[thing.colour, thing.shape] == 1:
             asked.append(Question("place", f"Where is the {thing.colour} {thing.shape}?", PLACES[thing.cell]))
-    asked += [
-        Question("count", f"How many {colour} objects are there?", str(n)) for colour, n in colours.items()
-    ]
+    asked += [Question("count", f"How many objects are {colour}?", str(n)) for colour, n in colours.items()]
     asked += [Question("count", f"How many objects are a {shape}?", str(n)) for shape, n in shapes.items()]
     for colour, shape in pairs:
         asked.append(Question("existence", f"Is there a {colour} {shape}?", "yes"))
