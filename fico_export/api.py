@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from fico_export.errors import CheckpointError
+from fico_export.errors import CheckpointError, ConfigError
 from fico_export.progress import Progress, Silent
 
 if TYPE_CHECKING:
+    from fico_export.bundle.manifest import Model as Origin
+    from fico_export.models.parts.clip_text import Clip
     from fico_export.models.parts.family import Vlm as Checkpoint
     from fico_export.parity.report import Report
     from fico_export.runtime.vlm import Vlm
+
+OriginT = TypeVar("OriginT", "Checkpoint", "Clip")
 
 
 def export(
@@ -23,6 +28,7 @@ def export(
     precision: str = "fp32",
     target: str = "portable",
     positions: Literal["compact", "original"] | None = None,
+    clip_text: str | Path | None = None,
     revision: str | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -33,13 +39,16 @@ def export(
 
     Args:
         model: an alias (`llava-1.5-7b`), a hub id, a checkpoint folder, or `demo`.
-        keep: visual tokens handed to the decoder, K; None keeps all, with method `none`.
-        method: a reducer's name; `ficoco-v` by default, `none` where keep is None.
+        keep: visual tokens that are left, K: handed to the decoder, or in its last layer's cache where the method acts inside
+            it; None keeps all, with method `none`, or the last budget of a chain.
+        method: a reducer's name, or a chain such as `first@192,second@64`; `reducers.DEFAULT` by default, `none` where keep is
+            None.
         settings: options of the method.
         precision: fp32 or fp16.
         target: what the graphs are for.
         positions: policy for the position ids of kept tokens; None for the method's own.
-        revision: of a hub repository.
+        clip_text: the CLIP model that the vision tower comes from, likewise named, for a method that reads prompts in its space.
+        revision: of the model's hub repository.
         out: the bundle's folder; engines/<model>-<method>-k<K>-<precision> by default.
         overwrite: replace a bundle that is there.
         verify: compare every graph with torch before the bundle gets its name.
@@ -55,12 +64,15 @@ def export(
     """
     from fico_export import reducers
     from fico_export.exporter.write import Request, write_bundle
+    from fico_export.models.parts.clip_text import open_clip
     from fico_export.parity.report import require
     from fico_export.parity.verify import verify_bundle
 
     progress = progress or Silent()
     progress.stage("read checkpoint")
     checkpoint = open_checkpoint(str(model), revision)
+    if clip_text is not None:
+        checkpoint = checkpoint.with_clip(open_clip(str(clip_text)))
     _require_answerable(checkpoint)
     request = Request(
         name=Path(model).expanduser().resolve().name,
@@ -102,12 +114,19 @@ def load(bundle: str | Path, *, backend: str = "auto", threads: int = 0) -> Vlm:
     return Vlm(bundle, backend=backend, threads=threads)
 
 
-def verify(bundle: str | Path, *, model: str | None = None, progress: Progress | None = None) -> Report:
+def verify(
+    bundle: str | Path,
+    *,
+    model: str | None = None,
+    clip_text: str | None = None,
+    progress: Progress | None = None,
+) -> Report:
     """Compare a bundle with the checkpoint it came from.
 
     Args:
         bundle: its folder.
         model: where the checkpoint is now; where the manifest says, by default.
+        clip_text: likewise of the CLIP model, of a bundle that has one.
         progress: told of each step.
 
     Raises:
@@ -116,6 +135,7 @@ def verify(bundle: str | Path, *, model: str | None = None, progress: Progress |
     """
     from fico_export.bundle import files
     from fico_export.bundle.manifest import Manifest
+    from fico_export.models.parts.clip_text import open_clip
     from fico_export.parity.verify import verify_bundle
 
     progress = progress or Silent()
@@ -124,21 +144,38 @@ def verify(bundle: str | Path, *, model: str | None = None, progress: Progress |
     progress.stage("hash")
     files.check(folder, manifest, full=True)
     progress.stage("read checkpoint")
-    source = model or manifest.model.source
-    if model is None and Path(source).is_absolute() and not Path(source).is_dir():
+    checkpoint = _origin(folder, manifest.model, "--model", model, open_checkpoint)
+    if manifest.clip_text is not None:
+        clip = _origin(folder, manifest.clip_text, "--clip-text", clip_text, open_clip)
+        checkpoint = checkpoint.with_clip(clip)
+    elif clip_text is not None:
+        raise ConfigError(f"--clip-text, and {folder} has no graph of a CLIP model", mend="drop --clip-text")
+    return verify_bundle(folder, checkpoint, progress=progress)
+
+
+def _origin(
+    folder: Path, made: Origin, flag: str, given: str | None, load: Callable[[str, str | None], OriginT]
+) -> OriginT:
+    """The checkpoint that a bundle came from, at the place `given` or where its manifest says.
+
+    Raises:
+        CheckpointError: it is not there, or another one is.
+    """
+    source = given or made.source
+    if given is None and Path(source).is_absolute() and not Path(source).is_dir():
         raise CheckpointError(
             f"the checkpoint that {folder} came from is no longer at {source}",
-            mend="give --model FOLDER, where it is now",
+            mend=f"give {flag} FOLDER, where it is now",
         )
-    checkpoint = open_checkpoint(source, manifest.model.revision)
+    checkpoint = load(source, made.revision)
     weights = checkpoint.weights()
-    if weights != manifest.model.weights:
+    if weights != made.weights:
         raise CheckpointError(
             f"{source} is not the checkpoint that {folder} came from: its weights are {_sizes(weights)}, "
-            f"those of the bundle were {_sizes(manifest.model.weights)}",
-            mend="give --model FOLDER with the checkpoint it came from, or export this one",
+            f"those of the bundle were {_sizes(made.weights)}",
+            mend=f"give {flag} FOLDER with the checkpoint it came from, or export this one",
         )
-    return verify_bundle(folder, checkpoint, progress=progress)
+    return checkpoint
 
 
 def _sizes(weights: dict[str, int]) -> str:

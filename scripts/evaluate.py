@@ -10,6 +10,7 @@ of each kind a scene. What is done is kept in the output folder; started again, 
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import random
@@ -28,10 +29,12 @@ from fico_export import demo, reducers
 from fico_export.bundle import files
 from fico_export.demo import scenes
 from fico_export.demo.questions import KINDS, Question, one_of_each
+from fico_export.errors import ConfigError
 
 KEEP = (192, 128, 64, 32, 16)
 POLICIES = ("compact", "original")
 ALL = "all 576"
+SHOWN = 64  # the budget whose kinds of questions are shown one by one
 START, STOP = "<!-- made by scripts/evaluate.py -->", "<!-- end -->"
 
 
@@ -50,6 +53,12 @@ def main(
         Path | None,
         typer.Option(help="Only count what the tests' golden questions get right, and write it there."),
     ] = None,
+    policies: Annotated[
+        str,
+        typer.Option(
+            help="Of position ids, comma separated; a method inside the decoder has `original` alone."
+        ),
+    ] = ",".join(POLICIES),
     processes: Annotated[int, typer.Option(help="Evaluate so many bundles at once.")] = 2,
 ) -> None:
     """Measure, then write the table and the plot."""
@@ -61,8 +70,9 @@ def main(
     chosen = [name for name in (methods.split(",") if methods else reducers.names()) if name != "none"]
     for name in chosen:
         reducers.get(name)
-    jobs = [(model, "none", None, count, work)]
-    jobs += [(model, method, int(k), count, work) for method in chosen for k in keep.split(",")]
+    ways = tuple(policies.split(","))
+    jobs = [(model, "none", None, count, ways, work)]
+    jobs += [(model, method, int(k), count, ways, work) for method in chosen for k in keep.split(",")]
     results: list[dict[str, Any]] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress, multiprocessing.get_context("spawn").Pool(processes) as pool:
@@ -88,32 +98,42 @@ def _fingerprint(model: str) -> str:
     return "-".join(files.sha256(path)[:8] for path in sorted(folder.glob("*.safetensors")))
 
 
-def _evaluate(job: tuple[str, str, int | None, int, Path]) -> list[dict[str, Any]]:
-    """One bundle under its policies: a record a policy, `right` holding one 0 or 1 a question of each kind."""
-    model, method, k, count, out = job
+def _evaluate(job: tuple[str, str, int | None, int, tuple[str, ...], Path]) -> list[dict[str, Any]]:
+    """One bundle under some policies: a record a policy, `right` holding one 0 or 1 a question of each kind."""
+    model, method, k, count, policies, out = job
     done = out / f"{method}-{k or 'all'}-{count}.json"
-    if done.exists():
-        found: list[dict[str, Any]] = json.loads(done.read_text(encoding="utf-8"))
-        return found
-    records = list(_answer(_export(model, method, k, out), method, k, count))
+    records: list[dict[str, Any]] = json.loads(done.read_text(encoding="utf-8")) if done.exists() else []
+    missing = [policy for policy in policies if policy not in {r["policy"] for r in records}]
+    if method == "none" and records:
+        missing = []
+    try:
+        records += _answer(_export(model, method, k, out), method, k, count, missing) if missing else []
+    except ConfigError as refused:  # a budget that this method cannot have
+        print(f"{method} at {k}: {refused}")
     done.with_suffix(".tmp").write_text(json.dumps(records), encoding="utf-8")
     done.with_suffix(".tmp").replace(done)
     return records
 
 
-def _answer(bundle: Path, method: str, k: int | None, count: int) -> Iterator[dict[str, Any]]:
+def _answer(
+    bundle: Path, method: str, k: int | None, count: int, policies: list[str]
+) -> Iterator[dict[str, Any]]:
     vlm = fico_export.load(bundle, threads=1)
     shown = [scenes.scene(i, "held-out") for i in range(count)]
     asked = [one_of_each(scene) for scene in shown]
-    encoded = [vlm.encode_image(scenes.render(scene)) for scene in shown]
-    ways: list[tuple[str, list[list[Any]]]] = [("compact", [[features] for features in encoded])]
-    if method == "none":  # what guessing gives: no picture, and that of the scene before
-        ways += [
+    drawn: list[Any] = [scenes.render(scene) for scene in shown]
+    if not vlm.reads_prompt:  # then a picture is the same to every question about it
+        drawn = [vlm.encode_image(picture) for picture in drawn]
+    ways: list[tuple[str, list[list[Any]]]]
+    if method == "none":  # and what guessing gives: no picture, and that of the scene before
+        ways = [
+            ("original", [[picture] for picture in drawn]),
             ("no picture", [[] for _ in shown]),
-            ("wrong picture", [[encoded[i - 1]] for i in range(count)]),
+            ("wrong picture", [[drawn[i - 1]] for i in range(count)]),
         ]
     else:
-        ways.append(("original", ways[0][1]))
+        fixed = vlm.manifest.reduction.in_decoder
+        ways = [(p, [[d] for d in drawn]) for p in policies if p == "original" or not fixed]
     for policy, pictures in ways:
         if policy in POLICIES:  # the policy is the manifest's alone: the graphs are the same
             reduction = vlm.manifest.reduction.model_copy(update={"positions": policy})
@@ -159,27 +179,52 @@ def _matches(text: str, question: Question) -> bool:
 
 
 def _report(results: list[dict[str, Any]], count: int) -> list[str]:
-    """The table in Markdown: a row a method, K and policy; accuracy in per cent with the half-width of its interval."""
+    """Tables in Markdown: accuracy in per cent with the half-width of its interval."""
     asked = {kind: len(results[0]["right"][kind]) for kind in KINDS}
+    kept = sorted({r["keep"] for r in results if r["keep"]}, reverse=True)
+    methods = list(dict.fromkeys(r["method"] for r in results if r["method"] != "none"))
     lines = [
         f"{count} held-out scenes; questions of each kind: "
         + ", ".join(f"{k} {n}" for k, n in asked.items())
         + ".",
-        "Per cent right ± half of the 95 % interval (Wilson; of the mean, by bootstrap over scenes' questions).",
+        "Per cent right ± half of the 95 % interval (Wilson; of a mean over kinds, by bootstrap over their questions).",
         "",
-        "| method | K | positions | " + " | ".join(KINDS) + " | mean |",
-        "| --- | --- | --- |" + " --- |" * (len(KINDS) + 1),
     ]
-    for r in results:
-        policy = "–" if (r["method"], r["policy"]) == ("none", "compact") else r["policy"]
-        cells = [f"{100 * _mean(r['right'][k]):.0f} ± {100 * _half_width(r['right'][k]):.0f}" for k in KINDS]
-        mean, half = _overall(r)
-        lines.append(
-            f"| {r['method']} | {r['keep'] or 576} | {policy} | "
-            + " | ".join(cells)
-            + f" | {100 * mean:.1f} ± {100 * half:.1f} |"
-        )
+    whole = [
+        ("all 576 tokens" if r["policy"] == "original" else r["policy"], r)
+        for r in results
+        if r["method"] == "none"
+    ]
+    lines += _by_kind("no reduction", whole)
+    for policy in POLICIES[::-1]:
+        found = {
+            (r["method"], r["keep"]): r for r in results if r["policy"] == policy and r["method"] != "none"
+        }
+        shown = [m for m in methods if any(m == method for method, _ in found)]
+        if not shown:
+            continue
+        lines += ["", f"Mean over kinds by K, {policy} position ids:", ""]
+        lines += ["| method | " + " | ".join(map(str, kept)) + " |", "| --- |" + " --- |" * len(kept)]
+        for method in shown:
+            means = [_percent(*_overall(found[method, k]), 1) if (method, k) in found else "–" for k in kept]
+            lines.append(f"| {method} | " + " | ".join(means) + " |")
+    for k in kept:
+        rows = [(r["method"], r) for r in results if r["keep"] == k and r["policy"] == "original"]
+        if k == SHOWN and rows:
+            lines += ["", f"By kind at K = {k}, original position ids:", "", *_by_kind("method", rows)]
     return lines
+
+
+def _by_kind(first: str, rows: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    lines = [f"| {first} | " + " | ".join(KINDS) + " | mean |", "| --- |" + " --- |" * (len(KINDS) + 1)]
+    for name, r in rows:
+        cells = [_percent(_mean(r["right"][k]), _half_width(r["right"][k]), 0) for k in KINDS]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {_percent(*_overall(r), 1)} |")
+    return lines
+
+
+def _percent(share: float, half: float, digits: int) -> str:
+    return f"{100 * share:.{digits}f} ± {100 * half:.{digits}f}"
 
 
 def _mean(hits: list[int]) -> float:
@@ -208,23 +253,29 @@ def _plot(results: list[dict[str, Any]], path: Path) -> None:
 
     mpl.use("Agg")
     mpl.rcParams["svg.hashsalt"] = "fico"  # the same ids in every run
-    full = next(r for r in results if r["method"] == "none" and r["policy"] == "compact")
+    full = next(r for r in results if r["method"] == "none" and r["policy"] == "original")
     guess = next(r for r in results if r["policy"] == "wrong picture")
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
-    for axis, policy in zip(axes, POLICIES, strict=True):
+    figure, axes = plt.subplots(1, 2, figsize=(11, 6), sharey=True, layout="constrained")
+    styles = itertools.product(("-", "--", ":"), (f"C{i}" for i in range(10)))
+    style = dict(
+        zip(dict.fromkeys(r["method"] for r in results if r["method"] != "none"), styles, strict=False)
+    )
+    for axis, policy in zip(axes, POLICIES[::-1], strict=True):
         axis.axhline(100 * _overall(full)[0], color="black", linewidth=1, label=ALL)
         axis.axhline(
             100 * _overall(guess)[0], color="grey", linewidth=1, linestyle=":", label="wrong picture"
         )
-        for method in dict.fromkeys(r["method"] for r in results if r["method"] != "none"):
+        for method, (line, colour) in style.items():
             rows = sorted(
                 (r for r in results if r["method"] == method and r["policy"] == policy),
                 key=lambda r: r["keep"],
             )
+            if not rows:
+                continue
             means, halves = zip(*(_overall(r) for r in rows), strict=True)
             axis.errorbar(
                 [r["keep"] for r in rows], [100 * m for m in means], [100 * h for h in halves],
-                marker="o", markersize=4, capsize=2, label=method,
+                linestyle=line, color=colour, marker="o", markersize=4, capsize=2, label=method,
             )  # fmt: skip
         axis.set_xscale("log", base=2)
         ticks = sorted({r["keep"] for r in results if r["keep"]})
@@ -233,7 +284,7 @@ def _plot(results: list[dict[str, Any]], path: Path) -> None:
         axis.set_title(f"{policy} position ids")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("questions answered right, mean over kinds, %")
-    axes[1].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(path.with_suffix(".png"), dpi=110)
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     plt.close(figure)

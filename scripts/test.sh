@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/venv.sh
-make_venv dev
+make_venv dev,rtx
 
 ruff format --check .
 ruff check .

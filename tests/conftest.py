@@ -4,6 +4,7 @@ import os
 
 import pytest
 from checkpoints import GRID24, to_public_layout, write_tiny
+from clip_checkpoints import write_clip
 from PIL import Image
 from skimage import data
 
@@ -34,6 +35,12 @@ def tiny_checkpoint_v5(tmp_path_factory):
 def grid24_checkpoint(tmp_path_factory):
     """A 24×24 tower: 576 visual tokens."""
     return write_tiny(tmp_path_factory.mktemp("checkpoint") / "grid24", vision=GRID24, seed=2)
+
+
+@pytest.fixture(scope="session")
+def clip_checkpoint(tmp_path_factory):
+    """A CLIP model whose vision tower is as wide as the tiny checkpoints'."""
+    return write_clip(tmp_path_factory.mktemp("checkpoint") / "clip")
 
 
 @pytest.fixture(scope="session")

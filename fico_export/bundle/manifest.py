@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fico_export.errors import BundleError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
+CLIP_TOKENIZER = "clip_tokenizer.json"
 _MEND = "export or copy the bundle again"
 
 
@@ -47,18 +48,38 @@ class Model(_Record):
     weights: dict[str, int]
 
 
+class Step(_Record):
+    """One method: visual tokens before and after it; `schedule` maps a layer to those left after it."""
+
+    method: str
+    site: str
+    before: int
+    keep: int
+    schedule: dict[int, int]
+
+
 class Reduction(_Record):
-    """What was done to the visual tokens. `schedule` maps encoder layer to the patches left after it."""
+    """What was done to the visual tokens.
+
+    `handed_over` of the `visual_tokens` leave the vision graph, `keep` are left in the cache of the decoder's last layer,
+    `cached` in that of each layer. `options` holds every option of `method`, which may be a chain.
+    """
 
     method: str
     options: dict[str, Any]
-    site: str
+    steps: list[Step]
     visual_tokens: int
+    handed_over: int
     keep: int
+    cached: list[int]
     grid: tuple[int, int]
     kept_aside: int
-    schedule: dict[int, int]
     positions: Literal["compact", "original"]
+
+    @property
+    def in_decoder(self) -> bool:
+        """Whether the decoder reduces too."""
+        return self.handed_over > self.keep
 
 
 class Decoder(_Record):
@@ -95,6 +116,7 @@ class Manifest(_Record):
     schema_version: int = Field(SCHEMA_VERSION, strict=True, ge=1)
     name: str
     model: Model
+    clip_text: Model | None = None
     reduction: Reduction
     decoder: Decoder
     tokens: Tokens
@@ -133,8 +155,13 @@ class Manifest(_Record):
             raise BundleError(f"{path} is damaged: {error!r}", mend=_MEND) from error
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise BundleError(
-                f"{path} has schema version {version}; this fico_export reads up to {SCHEMA_VERSION}",
+                f"{path} has schema version {version}; this fico_export reads {SCHEMA_VERSION}",
                 mend="update with `pip install --upgrade fico_export`, or export again with this version",
+            )
+        if isinstance(version, int) and version < SCHEMA_VERSION:
+            raise BundleError(
+                f"{path} has schema version {version}, of an earlier fico_export; this one reads {SCHEMA_VERSION}",
+                mend="export the model again",
             )
         try:
             return cls.model_validate(content)

@@ -11,6 +11,7 @@ import typer
 from fico_export.cli.console import StageProgress, human_bytes, print_json, say
 from fico_export.cli.options import DebugOption, JsonOption
 from fico_export.errors import ConfigError, unknown_name
+from fico_export.reducers import DEFAULT
 
 _POSITIONS = ("compact", "original")
 _PRECISIONS = ("fp32", "fp16")
@@ -24,17 +25,21 @@ def command(
         ),
     ] = "demo",
     keep: Annotated[
-        str | None, typer.Option("--keep", "-k", metavar="K", help="Visual tokens to hand to the decoder.")
+        str | None, typer.Option("--keep", "-k", metavar="K", help="Visual tokens that are left.")
     ] = None,
     method: Annotated[
         str | None,
         typer.Option(
-            "--method", help="Reducer; `fico list methods`. Default: ficoco-v, or none without --keep."
+            "--method",
+            metavar="METHOD[@K,METHOD@K…]",
+            help=f"Reducer, or a chain of them; `fico list methods`. Default: {DEFAULT}, or none without --keep.",
         ),
     ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="An option of the method; repeatable."),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="An option of the method, in a chain METHOD.NAME; repeatable."
+        ),
     ] = None,
     precision: Annotated[
         str, typer.Option("--precision", metavar="fp32|fp16", help="Of weights and arithmetic.")
@@ -48,6 +53,14 @@ def command(
             "--positions",
             metavar="compact|original",
             help="Position ids of kept tokens. Default: the method's.",
+        ),
+    ] = None,
+    clip_text: Annotated[
+        str | None,
+        typer.Option(
+            "--clip-text",
+            metavar="MODEL",
+            help="The CLIP model that the vision tower comes from, for a method that reads prompts in its space.",
         ),
     ] = None,
     revision: Annotated[
@@ -87,6 +100,7 @@ def command(
             precision=precision,
             target=target,
             positions=positions,  # type: ignore[arg-type]  # checked above
+            clip_text=clip_text,
             revision=revision,
             out=out,
             overwrite=overwrite,

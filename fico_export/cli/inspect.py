@@ -32,13 +32,17 @@ def command(
     print(
         f"model      {manifest.model.source} ({manifest.model.model_type}), revision {manifest.model.revision or '–'}"
     )
-    print(f"method     {reduction.method} at the {reduction.site}{'; ' + options if options else ''}")
+    print(f"method     {reduction.method}{'; ' + options if options else ''}")
     print(f"tokens     {reduction.visual_tokens} → {reduction.keep} of a {reduction.grid[0]}×{reduction.grid[1]} grid, "
           f"{reduction.positions} positions")  # fmt: skip
-    if reduction.schedule:
+    for step in reduction.steps:
+        layers = ", ".join(f"layer {layer}: {left}" for layer, left in step.schedule.items())
         print(
-            f"schedule   {', '.join(f'layer {layer}: {left}' for layer, left in reduction.schedule.items())}"
+            f"step       {step.method} at the {step.site}: {step.before} → {step.keep}{'; ' + layers if layers else ''}"
         )
+    if reduction.in_decoder:
+        mean = sum(reduction.cached) / len(reduction.cached)
+        print(f"cached     {mean:.1f} visual tokens in the mean of the decoder's layers")
     print(
         f"decoder    {decoder.layers} layers, {decoder.kv_heads} kv heads of {decoder.head_dim}, context {decoder.context}"
     )

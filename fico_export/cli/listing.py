@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -32,12 +34,24 @@ def command(
         return
     for name, details in entries.items():
         print(f"{name:<14} {details.pop('summary', '')}")
-        for key, value in details.items():
-            if isinstance(value, dict):
-                for option, text in value.items():
-                    print(f"{'':<14}   --set {option}=…  {text}")
-            elif value not in ("–", ""):
-                print(f"{'':<14}   {key}: {value}")
+        for line in _lines(details):
+            print(f"{'':<17}{line}")
+
+
+def _lines(details: dict[str, Any]) -> Iterator[str]:
+    """What is known of an entry, a line each; what is empty is left out."""
+    options: dict[str, dict[str, str]] = details.pop("options", {})
+    published: dict[str, Any] | None = details.pop("published", None)
+    for key, value in details.items():
+        text = ", ".join(value) if isinstance(value, list) else value
+        if text not in ("–", "", False):
+            says = "refused" if text is None else "yes" if text is True else text
+            yield f"{key.replace('_', ' ').replace('cls', 'CLS')}: {says}"
+    if published:
+        figures = ", ".join(f"{percent} % at K={k}" for k, percent in published["accuracy"].items())
+        yield f"published: {figures}; {published['protocol']}"
+    for name, option in options.items():
+        yield f"--set {name}=…  {option.pop('text')}"
 
 
 def _models() -> dict[str, dict[str, Any]]:
@@ -58,25 +72,38 @@ def _methods() -> dict[str, dict[str, Any]]:
 
 
 def _verbose_methods() -> dict[str, dict[str, Any]]:
-    from fico_export import reducers
+    return {name: entry | describe_method(name) for name, entry in _methods().items()}
 
-    listed = _methods()
-    for name, entry in listed.items():
-        reducer = reducers.get(name)
-        entry |= {
-            "site": reducer.site.value,
-            "filter": reducer.filter,
-            "correlate": reducer.correlate,
-            "compress": reducer.compress,
-            "cues": ", ".join(sorted(reducer.cues)),
-            "source": reducer.source,
-            "positions": reducer.positions,
-            "options": {
-                option: f"{field.description}; default {field.default}"
-                for option, field in reducer.options.model_fields.items()
-            },
-        }
-    return listed
+
+def describe_method(name: str) -> dict[str, Any]:
+    """All that a method's record says, as data; of a composite, of its parts in turn."""
+    from fico_export import reducers
+    from fico_export.reducers.base.options import describe
+    from fico_export.reducers.base.reducer import Composite
+
+    record = reducers.get(name)
+    names = record.parts if isinstance(record, Composite) else (name,)
+    parts = [reducers.get(part) for part in names]
+
+    def each(attribute: str) -> str:
+        return " → ".join(dict.fromkeys(getattr(part, attribute) for part in parts))
+
+    needs_cls = any(part.without_cls is None for part in parts)
+    return {
+        "parts": list(names) if len(names) > 1 else [],
+        "site": " → ".join(part.site.value for part in parts),
+        "filter": each("filter"),
+        "correlate": each("correlate"),
+        "compress": each("compress"),
+        "cues": sorted(set().union(*(part.cues for part in parts))),
+        "without_cls": None if needs_cls else each("without_cls"),
+        "whole_grid": any(part.whole_grid for part in parts),
+        "before_attention": any(part.before_attention for part in parts),
+        "positions": "original" if any(part.positions == "original" for part in parts) else "compact",
+        "source": record.source,
+        "published": asdict(record.published) if record.published else None,
+        "options": {o.name: asdict(o) | {"text": str(o)} for o in describe(record.options)},
+    }
 
 
 def _targets() -> dict[str, dict[str, Any]]:

@@ -21,6 +21,14 @@ def command(
         str | None,
         typer.Option("--model", "-m", help="Where the checkpoint is now. Default: where the manifest says."),
     ] = None,
+    clip_text: Annotated[
+        str | None,
+        typer.Option(
+            "--clip-text",
+            metavar="MODEL",
+            help="Likewise its CLIP model, if the bundle has one's text tower.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -28,7 +36,7 @@ def command(
     from fico_export.api import verify
 
     with StageProgress() as progress:
-        report = verify(bundle, model=model, progress=progress)
+        report = verify(bundle, model=model, clip_text=clip_text, progress=progress)
     good = not report.failed and not report.skipped
     if as_json:
         checks = [_describe(check) for check in report.checks]

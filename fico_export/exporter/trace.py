@@ -114,7 +114,10 @@ def name_nodes(model: ir.Model) -> None:
 def simplify(model: ir.Model) -> None:
     """Fold constants and drop what nothing reads. Weights must be bound already: folding reads small ones."""
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    shapes = [value.shape for value in model.graph.outputs]
     optimizer.optimize_ir(model, input_size_limit=4096, output_size_limit=1 << 20)
+    for value, shape in zip(model.graph.outputs, shapes, strict=True):
+        value.shape = shape  # its shape inference puts the tracer's symbols in place of the axes' names
 
 
 def _dynamic(axes: Any, least: Mapping[str, int], dims: dict[str, Any]) -> Any:

@@ -18,6 +18,7 @@ from fico_export.devices import targets
 from fico_export.errors import ConfigError
 from fico_export.exporter import checks, trace, weights
 from fico_export.exporter.graphs import DTYPES, GraphJob, graph_jobs
+from fico_export.models.parts import clip_text
 from fico_export.models.parts.family import Files, Vlm
 from fico_export.progress import Progress
 from fico_export.reducers.base.plan import Plan
@@ -79,9 +80,15 @@ def write_bundle(
             mend=f"--precision one of: {', '.join(target.precisions)}",
         )
     plan = model.plan(request.method, request.keep, request.settings)
-    bundle = (
-        request.out or Path("engines") / f"{request.name}-{request.method}-k{plan.keep}-{request.precision}"
-    )
+    _require_clip(model, plan)
+    if request.positions == "compact" and plan.handed_over > plan.keep:
+        raise ConfigError(
+            f"--positions compact with --method {plan.method}, which removes tokens inside the decoder: "
+            "those left keep the ids that they had",
+            mend="drop --positions",
+        )
+    method = plan.method.replace("@", "").replace(",", "+")
+    bundle = request.out or Path("engines") / f"{request.name}-{method}-k{plan.keep}-{request.precision}"
     texts = model.files()
     files.require_space(bundle, weights.total_bytes(model.shapes, DTYPES[request.precision].itemsize))
 
@@ -96,6 +103,8 @@ def write_bundle(
             weights.bind(graph, model.checkpoint, warned.add)
             with weights.own_errors():
                 trace.simplify(graph)
+                if job.shares:
+                    weights.share(graph, folder / job.shares)
                 progress.stage(f"write {job.name}", weights.nbytes(graph))
                 weights.save(graph, folder / job.file, progress.advance)
             graphs[job.name] = _describe(job, graph)
@@ -104,11 +113,28 @@ def write_bundle(
         for text in sorted(warned):
             progress.warn(text)
         _write_texts(texts, folder)
+        if model.clip is not None:
+            (folder / manifest.CLIP_TOKENIZER).write_text(model.clip.tokenizer, encoding="utf-8")
         progress.stage("hash")
         _manifest(model, request, plan, bundle.name, graphs, target, folder).save(folder)
         if verify is not None:
             verify(folder)
     return bundle
+
+
+def _require_clip(model: Vlm, plan: Plan) -> None:
+    """Refuse a plan that reads the text in CLIP's space without a CLIP model, and a CLIP model that nothing reads."""
+    if plan.reads("clip_text") and model.clip is None:
+        raise ConfigError(
+            f"--method {plan.method} compares the picture with the prompt in CLIP's space, and no CLIP model was named",
+            mend=f"--clip-text MODEL, the CLIP model that the vision tower comes from: {', '.join(clip_text.ALIASES)}, "
+            "a hub id or a folder",
+        )
+    if model.clip is not None and not plan.reads("clip_text"):
+        raise ConfigError(
+            f"--clip-text, and nothing of --method {plan.method} with {plan.keep} of {plan.visual_tokens} tokens reads it",
+            mend="drop --clip-text",
+        )
 
 
 def _describe(job: GraphJob, model: ir.Model) -> manifest.Graph:
@@ -158,16 +184,33 @@ def _manifest(
             revision=model.revision,
             weights=model.weights(),
         ),
+        clip_text=model.clip
+        and manifest.Model(
+            model_type="clip",
+            source=model.clip.source,
+            revision=model.clip.revision,
+            weights=model.clip.weights(),
+        ),
         reduction=manifest.Reduction(
             method=plan.method,
-            options=plan.options.model_dump(mode="json"),
-            site=plan.reducer.site.value,
+            options=plan.settings,
+            steps=[
+                manifest.Step(
+                    method=step.method,
+                    site=step.reducer.site.value,
+                    before=step.before,
+                    keep=step.keep,
+                    schedule=step.schedule,
+                )
+                for step in plan.steps
+            ],
             visual_tokens=plan.visual_tokens,
+            handed_over=plan.handed_over,
             keep=plan.keep,
+            cached=plan.cached(config.layers),
             grid=model.grid,
             kept_aside=plan.visual_tokens - model.grid[0] * model.grid[1],
-            schedule=plan.schedule,
-            positions=request.positions or plan.reducer.positions,
+            positions=request.positions or plan.positions,
         ),
         decoder=manifest.Decoder(
             layers=config.layers,

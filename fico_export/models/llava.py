@@ -1,4 +1,4 @@
-"""LLaVA: a CLIP tower, a two-layer projector, and a Llama, Mistral or Qwen2 decoder.
+"""LLaVA: a CLIP or SigLIP tower, a two-layer projector, and a Llama, Mistral or Qwen2 decoder.
 
 Source: Liu et al., arXiv 2310.03744; checkpoints as llava-hf publishes them and as transformers 5 saves them.
 """
@@ -20,11 +20,16 @@ from fico_export.models.parts.checkpoint import Checkpoint, read_json, read_text
 from fico_export.models.parts.clip import ClipConfig, ClipTower
 from fico_export.models.parts.decoder import Decoder, DecoderConfig, EmbedTokens
 from fico_export.models.parts.family import Family, Files, Vlm
-from fico_export.models.parts.vision import Projector, VisionEncoder
-from fico_export.reducers.base.plan import Plan, make_plan
+from fico_export.models.parts.siglip import SiglipTower
+from fico_export.models.parts.vision import Projector, Tower, VisionEncoder
+from fico_export.reducers.base.plan import Limits, Plan, make_plan
 from fico_export.reducers.base.reducer import Depth, Site
 
-_TOWERS = ("clip_vision_model", "clip")
+_TOWERS: dict[str, type[Tower]] = {
+    "clip_vision_model": ClipTower,
+    "clip": ClipTower,
+    "siglip_vision_model": SiglipTower,
+}
 _DECODERS = ("llama", "mistral", "qwen2")
 _STRATEGIES = ("default", "full")
 _STATIC_ROPES = ("linear", "llama3", "yarn")  # frequencies that do not depend on the length of the prompt
@@ -42,7 +47,8 @@ def load(folder: Path, revision: str | None) -> Vlm:
         config = LlavaConfig.from_dict(raw)
         tower, feature_layers = _tower_config(config)
         decoder = _decoder_config(config)
-    keeps_cls = bool(config.vision_feature_select_strategy == "full")
+    kind = _TOWERS[config.vision_config.model_type]
+    keeps_cls = kind.cls_tokens > 0 and config.vision_feature_select_strategy == "full"
     tied = bool(
         getattr(config, "tie_word_embeddings", False)
         or getattr(config.text_config, "tie_word_embeddings", False)
@@ -52,10 +58,15 @@ def load(folder: Path, revision: str | None) -> Vlm:
     )
 
     def plan(method: str, keep: int | None, settings: dict[str, Any]) -> Plan:
-        made = make_plan(
-            method, keep, settings, tower.patches, int(keeps_cls), Depth(tower.total_layers, tower.layers)
+        limits = Limits(
+            tower.patches,
+            int(keeps_cls),
+            Depth(tower.total_layers, tower.layers),
+            Depth(decoder.layers, decoder.layers - 1),
+            has_cls=kind.cls_tokens > 0,
         )
-        if made.acts_at(Site.ENCODER_LAYER) and len(feature_layers) > 1:
+        made = make_plan(method, keep, settings, limits)
+        if made.at(Site.ENCODER_LAYER) and len(feature_layers) > 1:
             raise CheckpointError(
                 f"--method {method} shortens the tower between the layers {feature_layers} that this model joins",
                 mend="choose a method of another site: `fico list methods --verbose`",
@@ -71,7 +82,7 @@ def load(folder: Path, revision: str | None) -> Vlm:
             dtype,
         )
         ahead = made.reads("following")
-        return VisionEncoder(ClipTower(tower, dtype, ahead=ahead), projector, made, feature_layers, keeps_cls)
+        return VisionEncoder(kind(tower, dtype, ahead=ahead), projector, made, feature_layers, keeps_cls)
 
     with _reading_config(), torch.device("meta"):
         parts = [
@@ -113,20 +124,23 @@ def _reading_config() -> Iterator[None]:
 
 def _check_supported(config: dict[str, Any]) -> None:
     """Refuse parts by name before transformers does, which would list all that it knows itself."""
-    tower, decoder = config.get("vision_config") or {}, config.get("text_config") or {}
+    vision, decoder = config.get("vision_config") or {}, config.get("text_config") or {}
+    tower = vision.get("model_type", "clip_vision_model")
+    strategy = config.get("vision_feature_select_strategy", "default")
     for what, asked, supported in (
-        ("vision tower", tower.get("model_type", _TOWERS[0]), _TOWERS),
+        ("vision tower", tower, tuple(_TOWERS)),
         ("decoder", decoder.get("model_type", _DECODERS[0]), _DECODERS),
-        (
-            "vision_feature_select_strategy",
-            config.get("vision_feature_select_strategy", "default"),
-            _STRATEGIES,
-        ),
+        ("vision_feature_select_strategy", strategy, _STRATEGIES),
     ):
         if asked not in supported:
             raise CheckpointError(
                 f"{what} {asked!r} is not supported", mend=f"supported: {', '.join(supported)}"
             )
+    if strategy == "default" and not _TOWERS[tower].cls_tokens:
+        raise CheckpointError(
+            "vision_feature_select_strategy 'default' drops the first patch of a tower without a CLS token",
+            mend='a model trained on all patches has "full" there in config.json',
+        )
 
 
 def _tower_config(config: Any) -> tuple[ClipConfig, tuple[int, ...]]:
@@ -292,6 +306,7 @@ FAMILY = Family(
         "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
         "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
         "bakllava": "llava-hf/bakLlava-v1-hf",
+        "llava-interleave-qwen-0.5b": "llava-hf/llava-interleave-qwen-0.5b-hf",
     },
     load=load,
 )

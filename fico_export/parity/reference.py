@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import LlavaForConditionalGeneration
+from transformers import CLIPModel, LlavaForConditionalGeneration
 
+from fico_export.models.parts.family import Vlm as Checkpoint
+from fico_export.models.parts.prefill import Prefill, WithPast
 from fico_export.models.parts.transformers_quiet import quiet_transformers
+from fico_export.reducers.base.plan import Plan
+from fico_export.reducers.base.reducer import Site
 
 
 class Reference:
@@ -50,3 +54,61 @@ class Reference:
                 use_cache=False,
             )
         return np.asarray(output.logits[0].to(torch.float32))
+
+
+def clip_text_rows(folder: Path, input_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Unit-length embeddings [S, P] of texts as token ids [S, L], by the CLIP model in a folder."""
+    quiet_transformers()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded: Any = CLIPModel.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
+    with torch.inference_mode():
+        output = loaded.eval().get_text_features(torch.from_numpy(input_ids))
+    # As with pictures: a tensor or an output object, by the version.
+    rows = getattr(output, "pooler_output", output)
+    return np.asarray(rows / rows.norm(dim=-1, keepdim=True))
+
+
+class ReducedReference:
+    """A decoder that reduces visual tokens, in torch and FP32: one prompt at a time, then token after token.
+
+    Attributes:
+        kept: [K] which of the picture's tokens are left after the last prompt.
+    """
+
+    kept: npt.NDArray[np.int64]
+
+    def __init__(self, checkpoint: Checkpoint, plan: Plan) -> None:
+        step = plan.at(Site.DECODER_LAYER)
+        assert step is not None
+        with torch.device("meta"):
+            prefill = Prefill(checkpoint.decoder_config, step, checkpoint.grid, torch.float32)
+            after = WithPast(checkpoint.decoder_config, torch.float32)
+        self._prefill = checkpoint.with_weights(prefill)
+        after.load_state_dict(self._prefill.state_dict(), assign=True)
+        self._after = after.eval()
+        self._past: list[torch.Tensor] = []
+
+    def begin(
+        self, embeds: npt.NDArray[Any], positions: list[int], visual_start: int
+    ) -> npt.NDArray[np.float32]:
+        """Logits [V] after a prompt of embeddings [S, C]."""
+        given = torch.from_numpy(np.ascontiguousarray(embeds, np.float32))[None]
+        with torch.inference_mode():
+            logits, kept, *self._past = self._prefill(
+                given, torch.tensor([positions]), torch.tensor([visual_start])
+            )
+        self.kept = np.asarray(kept[0])
+        return np.asarray(logits[0, -1])
+
+    def append(self, embeds: npt.NDArray[Any], position: int) -> npt.NDArray[np.float32]:
+        """Logits [V] after one more token of embedding [1, C]."""
+        with torch.inference_mode():
+            logits, *self._past = self._after(
+                torch.from_numpy(np.ascontiguousarray(embeds, np.float32))[None],
+                torch.tensor([[position]]),
+                self._past,
+            )
+        return np.asarray(logits[0, -1])

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fico_export.reducers.base.cues import Cues
-from fico_export.reducers.base.reducer import Options, Reducer, Reduction, Site
+from fico_export.reducers.base.protocols import ELEVEN
+from fico_export.reducers.base.reducer import Options, Published, Reducer, Reduction, Site
 from fico_export.reducers.stages.filter import cosine_matrix, isolation, mean_of_others, unit_range
 from fico_export.reducers.stages.greedy import State, greedy, row
 from fico_export.reducers.stages.select import take
@@ -37,4 +38,5 @@ REDUCER = Reducer(
     source="arXiv 2608.30263",
     filter="distance to the nearest kept token after centring, times unlikeness to the mean, greedily",
     options=Options,
+    published=Published({128: 97.7, 64: 96.2, 32: 93.4}, ELEVEN),
 )

@@ -27,4 +27,5 @@ REDUCER = Reducer(
     filter="attention from CLS",
     options=Options,
     cues=frozenset({"cls_attention"}),
+    without_cls="attention received from all tokens in place of CLS attention",
 )

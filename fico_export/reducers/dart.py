@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fico_export.reducers.base.cues import Cues
-from fico_export.reducers.base.reducer import Options, Reducer, Reduction, Site
+from fico_export.reducers.base.protocols import NINE
+from fico_export.reducers.base.reducer import Options, Published, Reducer, Reduction, Site
 from fico_export.reducers.stages.filter import cosine_matrix
 from fico_export.reducers.stages.select import take, top_indices, top_mask
 
@@ -19,9 +20,7 @@ from fico_export.reducers.stages.select import take, top_indices, top_mask
 class DartOptions(Options):
     """Hyper-parameters; the default is the paper's."""
 
-    pivots: int = Field(
-        8, ge=1, le=64, description="tokens that the others are compared with, 1 … 64 (paper 8)"
-    )
+    pivots: int = Field(8, ge=1, le=64, description="tokens that the others are compared with (paper 8)")
 
 
 def apply(tokens: Tensor, cues: Cues, keep: int, options: DartOptions) -> Reduction:
@@ -39,4 +38,5 @@ REDUCER = Reducer(
     source="arXiv 2502.11494; TensorRT-Edge-LLM's embedding-level form",
     filter="unlikeness to pivots of largest norm",
     options=DartOptions,
+    published=Published({192: 98.5, 128: 97.5, 64: 93.9}, f"{NINE}; of the form inside the decoder"),
 )

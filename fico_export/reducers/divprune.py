@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fico_export.reducers.base.cues import Cues
-from fico_export.reducers.base.reducer import Options, Reducer, Reduction, Site
+from fico_export.reducers.base.protocols import ELEVEN
+from fico_export.reducers.base.reducer import Options, Published, Reducer, Reduction, Site
 from fico_export.reducers.stages.filter import cosine_matrix, isolation
 from fico_export.reducers.stages.greedy import State, greedy, row
 from fico_export.reducers.stages.select import take
@@ -35,4 +36,5 @@ REDUCER = Reducer(
     source="arXiv 2503.02175; github.com/vbdi/divprune",
     filter="cosine distance to the nearest kept token, greedily",
     options=Options,
+    published=Published({128: 96.9, 64: 94.8, 32: 91.8}, ELEVEN),
 )

@@ -12,33 +12,13 @@ from torch import Tensor
 from fico_export.reducers.base.cues import Cues
 from fico_export.reducers.base.reducer import Options, Reducer, Reduction, Site
 from fico_export.reducers.stages.filter import cosine_matrix
-from fico_export.reducers.stages.greedy import State, greedy, row
+from fico_export.reducers.stages.greedy import largest_volume
 from fico_export.reducers.stages.select import take
-
-_ROUNDING = 1e-6
 
 
 def apply(tokens: Tensor, cues: Cues, keep: int, options: Options) -> Reduction:
-    """K times the one of [B, N, C] that those kept so far explain least: greedy MAP by an incremental Cholesky."""
-    cosines = cosine_matrix(tokens.to(torch.float32))
-    place = torch.arange(keep, device=tokens.device)
-
-    def step(best: Tensor, state: State) -> tuple[Tensor, State]:
-        left, factor, turn = state  # [B, N] unexplained, [B, K, N] rows so far, [1] which row is next
-        known = (row(factor.transpose(1, 2), best)[:, None] @ factor).squeeze(1)
-        rest = left.gather(1, best[:, None])
-        # Once K exceeds the tokens' rank, what is left is rounding: dividing by it would blow up.
-        new = torch.where(
-            rest > _ROUNDING, (row(cosines, best) - known) * rest.clamp_min(_ROUNDING).rsqrt(), 0.0
-        )
-        factor = torch.where((place == turn)[:, None], new[:, None], factor)
-        left = left - new.square()
-        return left, (left, factor, turn + 1)
-
-    whole = torch.ones_like(cosines[:, 0])
-    factor = torch.zeros(tokens.shape[0], keep, tokens.shape[1], device=tokens.device)
-    turn = torch.zeros(1, dtype=torch.int64, device=tokens.device)
-    indices = greedy(whole, keep, step, (whole, factor, turn))
+    """K times the one of [B, N, C] that those kept so far explain least."""
+    indices = largest_volume(cosine_matrix(tokens.to(torch.float32)), keep)
     return Reduction(take(tokens, indices), indices)
 
 

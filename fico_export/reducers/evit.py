@@ -56,4 +56,5 @@ REDUCER = Reducer(
     options=Options,
     cues=frozenset({"cls_attention"}),
     schedule=schedule,
+    without_cls="attention received from all tokens in place of CLS attention",
 )

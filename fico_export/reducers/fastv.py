@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fico_export.errors import ConfigError
 from fico_export.reducers.base.cues import Cues
+from fico_export.reducers.base.protocols import NINE
 from fico_export.reducers.base.reducer import Depth, Options, Published, Reducer, Reduction, Site
 from fico_export.reducers.stages.select import take, top_indices
 
@@ -51,7 +52,5 @@ REDUCER = Reducer(
     options=FastvOptions,
     cues=frozenset({"last_attention"}),
     schedule=schedule,
-    published=Published(
-        {192: 90.5, 128: 85.4, 64: 76.7}, "LLaVA-1.5-7B, 9 benchmarks, mean over layers (HoloV's table)"
-    ),
+    published=Published({192: 90.5, 128: 85.4, 64: 76.7}, f"{NINE}; K is the mean over layers"),
 )

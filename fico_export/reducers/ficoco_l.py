@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fico_export.errors import ConfigError
 from fico_export.reducers.base.cues import Cues
-from fico_export.reducers.base.reducer import Depth, Options, Reducer, Reduction, Site
+from fico_export.reducers.base.reducer import Depth, Options, Published, Reducer, Reduction, Site
 from fico_export.reducers.base.schedule import evenly
 from fico_export.reducers.stages.compress import self_preserving
 from fico_export.reducers.stages.correlate import pair, strongest, targets_per_source
@@ -23,13 +23,9 @@ from fico_export.reducers.stages.select import mask_to_indices, take, top_mask
 class FicocoLOptions(Options):
     """Hyper-parameters; defaults are the paper's."""
 
-    beta: float = Field(
-        0.6, ge=0, le=1, description="weight of the visual term of redundancy, 0 … 1 (paper 0.6)"
-    )
-    gamma: float = Field(0.6, ge=0, le=1, description="weight of direct correlation, 0 … 1 (paper 0.6)")
-    epsilon: float = Field(
-        0.998, ge=0, lt=1, description="quantile of the merge threshold, 0 … <1 (paper 0.998)"
-    )
+    beta: float = Field(0.6, ge=0, le=1, description="weight of the visual term of redundancy (paper 0.6)")
+    gamma: float = Field(0.6, ge=0, le=1, description="weight of direct correlation (paper 0.6)")
+    epsilon: float = Field(0.998, ge=0, lt=1, description="quantile of the merge threshold (paper 0.998)")
     first_layer: int | None = Field(
         None,
         ge=0,
@@ -85,4 +81,7 @@ REDUCER = Reducer(
     options=FicocoLOptions,
     cues=frozenset({"logits", "text_logits", "prompt"}),
     schedule=schedule,
+    published=Published(
+        {192: 98.0, 128: 96.3, 64: 92.8}, "6 benchmarks at the FLOPs of K tokens, arXiv 2411.17686"
+    ),
 )

@@ -22,11 +22,9 @@ _CUT = -5000.0  # in place of −∞: exp underflows to exactly 0 in FP32
 class GPruneOptions(Options):
     """Hyper-parameters; defaults are the released code's."""
 
-    similarity: float = Field(
-        0.5, ge=-1, le=1, description="least cosine of an edge, −1 … 1 (code 0.5, paper 0.7)"
-    )
-    temperature: float = Field(0.03, gt=0, description="softmax temperature of the edges, > 0 (code 0.03)")
-    iterations: int = Field(5, ge=0, le=64, description="propagation steps, 0 … 64 (code and paper 5)")
+    similarity: float = Field(0.5, ge=-1, le=1, description="least cosine of an edge (code 0.5, paper 0.7)")
+    temperature: float = Field(0.03, gt=0, description="softmax temperature of the edges (code 0.03)")
+    iterations: int = Field(5, ge=0, le=64, description="propagation steps (code and paper 5)")
 
 
 def apply(tokens: Tensor, cues: Cues, keep: int, options: GPruneOptions) -> Reduction:

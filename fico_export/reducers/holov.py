@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fico_export.reducers.base.cues import Cues
-from fico_export.reducers.base.reducer import Options, Reducer, Reduction, Site
+from fico_export.reducers.base.protocols import NINE
+from fico_export.reducers.base.reducer import Options, Published, Reducer, Reduction, Site
 from fico_export.reducers.stages.filter import same_token
 from fico_export.reducers.stages.select import mask_to_indices, rank, take
 
@@ -23,7 +24,7 @@ _EPS = 1e-6
 class HolovOptions(Options):
     """Hyper-parameters; the default is the released code's."""
 
-    chunks: int = Field(16, ge=1, le=256, description="contiguous pieces of the raster, 1 … 256 (code 16)")
+    chunks: int = Field(16, ge=1, le=256, description="contiguous pieces of the raster (code 16)")
 
 
 def apply(tokens: Tensor, cues: Cues, keep: int, options: HolovOptions) -> Reduction:
@@ -77,4 +78,7 @@ REDUCER = Reducer(
     filter="a quota for each piece of the picture, by attention and variance; within it, attention from CLS",
     options=HolovOptions,
     cues=frozenset({"cls_attention"}),
+    whole_grid=True,
+    without_cls="attention received from all tokens in place of CLS attention",
+    published=Published({192: 99.2, 128: 98.0, 64: 95.8}, NINE),
 )

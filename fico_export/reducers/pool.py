@@ -73,4 +73,5 @@ REDUCER = Reducer(
     correlate="patch to the cells it overlaps",
     compress="area-weighted mean",
     options=Options,
+    whole_grid=True,
 )

@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fico_export.reducers.base.cues import Cues
-from fico_export.reducers.base.reducer import Options, Reducer, Reduction, Site
+from fico_export.reducers.base.protocols import EIGHT
+from fico_export.reducers.base.reducer import Options, Published, Reducer, Reduction, Site
 from fico_export.reducers.stages.filter import cosine_matrix, same_token
 from fico_export.reducers.stages.select import (
     in_raster_order,
@@ -29,9 +30,7 @@ from fico_export.reducers.stages.select import (
 class PrumergeOptions(Options):
     """Hyper-parameters; the default is the released code's."""
 
-    neighbours: int = Field(
-        32, ge=1, le=1024, description="tokens whose share a kept one takes in, ≥ 1 (code 32)"
-    )
+    neighbours: int = Field(32, ge=1, le=1024, description="tokens whose share a kept one takes in (code 32)")
 
 
 def apply(tokens: Tensor, cues: Cues, keep: int, options: PrumergeOptions) -> Reduction:
@@ -71,4 +70,6 @@ REDUCER = Reducer(
     compress="attention-weighted sums",
     options=PrumergeOptions,
     cues=frozenset({"following"}),
+    without_cls="attention received from all tokens in place of CLS attention",
+    published=Published({128: 95.7, 64: 90.8, 32: 84.0}, f"{EIGHT}; its + form"),
 )

@@ -14,7 +14,7 @@ from fico_export.reducers.stages.select import constant_indices, take
 class RandomOptions(Options):
     """Which subset."""
 
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of the subset, 0 … 2³²−1")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the subset (ours)")
 
 
 def apply(tokens: Tensor, cues: Cues, keep: int, options: RandomOptions) -> Reduction:

@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fico_export.reducers.base.cues import Cues
-from fico_export.reducers.base.reducer import Options, Reducer, Reduction, Site
+from fico_export.reducers.base.protocols import EIGHT
+from fico_export.reducers.base.reducer import Options, Published, Reducer, Reduction, Site
 from fico_export.reducers.stages.filter import cosine_matrix
 from fico_export.reducers.stages.greedy import State, greedy, row
 from fico_export.reducers.stages.select import take
@@ -20,7 +21,7 @@ from fico_export.reducers.stages.select import take
 class ScopeOptions(Options):
     """Hyper-parameters; the default is the paper's."""
 
-    alpha: float = Field(1.0, ge=0, le=8, description="exponent of the attention, 0 … 8 (paper 1)")
+    alpha: float = Field(1.0, ge=0, le=8, description="exponent of the attention (paper 1)")
 
 
 def apply(tokens: Tensor, cues: Cues, keep: int, options: ScopeOptions) -> Reduction:
@@ -47,4 +48,6 @@ REDUCER = Reducer(
     filter="gain in covered similarity times attention from CLS, greedily",
     options=ScopeOptions,
     cues=frozenset({"cls_attention"}),
+    without_cls="attention received from all tokens in place of CLS attention",
+    published=Published({128: 97.8, 64: 96.0, 32: 93.5}, EIGHT),
 )

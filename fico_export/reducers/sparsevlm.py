@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fico_export.reducers.base.cues import Cues
-from fico_export.reducers.base.reducer import Depth, Options, Reducer, Reduction, Site
+from fico_export.reducers.base.protocols import NINE
+from fico_export.reducers.base.reducer import Depth, Options, Published, Reducer, Reduction, Site
 from fico_export.reducers.base.schedule import LayersField, by_equal_ratios
 from fico_export.reducers.stages.cluster import density_peaks
 from fico_export.reducers.stages.select import in_raster_order, mask_to_indices, rank, take
@@ -22,7 +23,7 @@ class SparsevlmOptions(Options):
     """Hyper-parameters."""
 
     layers: str | None = LayersField(
-        "layers after which tokens are dropped, as 2,6,15; default these of 32 (paper)"
+        "layers after whose attention tokens are dropped; default 2,6,15 of 32, or in proportion (paper)"
     )
     recycle: float = Field(
         0.3, ge=0, le=1, description="share of the dropped that is merged, ten into one (paper 0.3)"
@@ -84,4 +85,5 @@ REDUCER = Reducer(
     options=SparsevlmOptions,
     cues=frozenset({"text_attention", "prompt"}),
     schedule=schedule,
+    published=Published({192: 96.1, 128: 93.8, 64: 87.3}, f"{NINE}; K is the mean over layers"),
 )

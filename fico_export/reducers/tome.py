@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fico_export.errors import ConfigError
 from fico_export.reducers.base.cues import Cues
-from fico_export.reducers.base.reducer import Depth, Options, Reducer, Reduction, Site
+from fico_export.reducers.base.protocols import NINE
+from fico_export.reducers.base.reducer import Depth, Options, Published, Reducer, Reduction, Site
 from fico_export.reducers.stages.compress import size_weighted
 from fico_export.reducers.stages.correlate import strongest
 from fico_export.reducers.stages.filter import normalize
@@ -75,4 +76,5 @@ REDUCER = Reducer(
     options=Options,
     cues=frozenset({"mean_keys", "sizes"}),
     schedule=schedule,
+    published=Published({128: 80.4, 64: 70.1}, NINE),
 )

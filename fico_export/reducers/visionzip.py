@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fico_export.reducers.base.cues import Cues
-from fico_export.reducers.base.reducer import Options, Reducer, Reduction, Site
+from fico_export.reducers.base.protocols import NINE
+from fico_export.reducers.base.reducer import Options, Published, Reducer, Reduction, Site
 from fico_export.reducers.stages.correlate import strongest
 from fico_export.reducers.stages.filter import normalize
 from fico_export.reducers.stages.select import in_raster_order, mask_to_indices, take, top_mask
@@ -24,7 +25,7 @@ class VisionZipOptions(Options):
     contextual: int | None = Field(
         None,
         ge=1,
-        description="contextual tokens out of K, ≥ 1; default 5/32 of K (paper 30 of 192, 10 of 64)",
+        description="contextual tokens out of K; default 5/32 of K (paper 30 of 192, 10 of 64)",
     )
 
 
@@ -61,4 +62,6 @@ REDUCER = Reducer(
     compress="the mean of a target's members is added to it",
     options=VisionZipOptions,
     cues=frozenset({"cls_attention", "mean_keys"}),
+    without_cls="attention received from all tokens in place of CLS attention",
+    published=Published({192: 98.1, 128: 97.2, 64: 94.5}, NINE),
 )

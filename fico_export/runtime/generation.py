@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,6 +97,7 @@ class Conversation:
         self._features: list[ImageFeatures] = []
         self._cache: KvCache = vlm.decoder.new_cache()
         self._cached: list[Hashable] = []
+        self._fixed = 0  # tokens of the cache that only make sense together: those of a prompt reduced in the decoder
 
     def ask(
         self,
@@ -135,11 +136,13 @@ class Conversation:
         ]
         # Laid out with the pictures' sizes alone, so that a prompt too long is refused before the slow part.
         messages = [*self._messages, Message("user", prompt, len(images))]
-        per_image = self._vlm.manifest.reduction.keep
+        self._require_one_picture(len(self._features) + len(images))
+        per_image = self._vlm.manifest.reduction.handed_over
         ids = self._vlm.formatter.encode(messages, per_image)
         self._require_room(ids)
         answer.stages_ms["preprocess"] = clock.lap_ms()
-        features = [*self._features, *(self._encode(picture) for picture in given)]
+        text = {} if all(isinstance(picture, ImageFeatures) for picture in given) else self._vlm.read_prompt(prompt)
+        features = [*self._features, *(self._encode(picture, text) for picture in given)]
         answer.stages_ms["vision"] = clock.lap_ms()
 
         turn = _Turn(messages, features, self._lay_out(ids, features))
@@ -154,10 +157,12 @@ class Conversation:
         """Forget all turns, but not what was computed: the next first turn reuses the pictures it shares with the last."""
         self._messages, self._features = [], []
 
-    def _encode(self, picture: ImageFeatures | npt.NDArray[np.float32]) -> ImageFeatures:
+    def _encode(
+        self, picture: ImageFeatures | npt.NDArray[np.float32], text: Mapping[str, npt.NDArray[Any]]
+    ) -> ImageFeatures:
         if not isinstance(picture, ImageFeatures):
-            return self._vlm.encode_pixels(picture)
-        expected = (self._vlm.manifest.reduction.keep, self._vlm.manifest.decoder.hidden_size)
+            return self._vlm.encode_pixels(picture, text)
+        expected = (self._vlm.manifest.reduction.handed_over, self._vlm.manifest.decoder.hidden_size)
         if picture.features.shape != expected:
             raise InputError(
                 f"a picture's features have the shape {picture.features.shape}, this bundle's are {expected}",
@@ -173,7 +178,12 @@ class Conversation:
         answer.cached_tokens = known = self._reuse(prompt.keys)
         embeds = self._embed(prompt, known)
         answer.stages_ms["embed"] = clock.lap_ms()
-        logits = vlm.decoder.append(self._cache, embeds, prompt.positions[known:])
+        visual = prompt.ids.index(image_id) if (image_id := vlm.manifest.tokens.image_id) in prompt.ids else None
+        if vlm.decoder.reduces and visual is not None and known <= visual:
+            logits, self._cache, _ = vlm.decoder.prefill(embeds, prompt.positions, visual)
+            self._fixed = len(prompt.keys)
+        else:
+            logits = vlm.decoder.append(self._cache, embeds, prompt.positions[known:])
         self._cached = list(prompt.keys)
         token = sampler(logits)
         answer.stages_ms["prefill"] = clock.lap_ms()
@@ -229,11 +239,11 @@ class Conversation:
                 continue
             shown = features[picture]
             original = reduction.positions == "original"
-            offsets = shown.keep_index.tolist() if original else range(reduction.keep)
-            keys += [(shown.digest, i) for i in range(reduction.keep)]
+            offsets = shown.keep_index.tolist() if original else range(reduction.handed_over)
+            keys += [(shown.digest, i) for i in range(reduction.handed_over)]
             positions += [position + offset for offset in offsets]
-            position += reduction.visual_tokens if original else reduction.keep
-            at, picture = at + reduction.keep, picture + 1
+            position += reduction.visual_tokens if original else reduction.handed_over
+            at, picture = at + reduction.handed_over, picture + 1
         return _Prompt(keys, ids, positions, position)
 
     def _embed(self, prompt: _Prompt, start: int) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
@@ -253,18 +263,31 @@ class Conversation:
         shared = 0
         while shared < min(len(keys) - 1, len(self._cached)) and keys[shared] == self._cached[shared]:
             shared += 1
-        self._cache.truncate(shared)
+        pictured = any(isinstance(key, tuple) for key in keys[shared:])
+        if self._vlm.decoder.reduces and (shared < self._fixed or pictured):
+            # What the decoder kept of a picture depends on the whole prompt, and it reduces into an empty cache only.
+            shared = self._fixed = 0
+            self._cache = self._vlm.decoder.new_cache()
+        else:
+            self._cache.drop_last(len(self._cached) - shared)
         del self._cached[shared:]
         return shared
 
+    def _require_one_picture(self, count: int) -> None:
+        if self._vlm.manifest.reduction.in_decoder and count > 1:
+            raise InputError(
+                f"{count} pictures in a conversation; this bundle reduces inside the decoder, which takes one",
+                mend="start a new conversation, or export with a method that acts before the decoder",
+            )
+
     def _require_room(self, ids: list[int]) -> None:
         reduction, context = self._vlm.manifest.reduction, self._vlm.manifest.decoder.context
-        pictures = ids.count(self._vlm.manifest.tokens.image_id) // reduction.keep
-        spread = reduction.visual_tokens - reduction.keep if reduction.positions == "original" else 0
+        pictures = ids.count(self._vlm.manifest.tokens.image_id) // reduction.handed_over
+        spread = reduction.visual_tokens - reduction.handed_over if reduction.positions == "original" else 0
         needed = len(ids) + pictures * spread
         if needed >= context:
             raise InputError(
-                f"the prompt takes {needed} positions, {reduction.keep} tokens a picture; the model has {context}",
+                f"the prompt takes {needed} positions, {reduction.handed_over} tokens a picture; the model has {context}",
                 mend="shorten the prompt, give fewer pictures, or export with a smaller --keep",
             )
 

@@ -31,7 +31,7 @@ class ImageFeatures:
     Attributes:
         features: [K, D] in the bundle's precision, ready for the decoder.
         keep_index: [K] int64 raster positions, ascending.
-        digest: identifies the pixels, so that a conversation knows a picture it has seen.
+        digest: identifies the pixels, and the prompt where the graph read it, so that a conversation knows a picture it has seen.
     """
 
     features: npt.NDArray[Any]

@@ -1,7 +1,7 @@
 """A picture to the pixels the vision tower was trained on.
 
-Bit-equal to the Pillow processors of transformers 5 (``CLIPImageProcessorPil`` and ``LlavaImageProcessorPil``).
-The torchvision processors round differently and are not the reference.
+Bit-equal to the Pillow processors of transformers 5 (``CLIPImageProcessorPil``, ``LlavaImageProcessorPil`` and
+``SiglipImageProcessorPil``). The torchvision processors round differently and are not the reference.
 
     picture   →  [pad to a square]  →  resize  →  centre crop  →  (x · factor − mean) / std
     RGB, upright  LLaVA with do_pad     Pillow     zeros outside   float32 [1, 3, H, W]
@@ -21,16 +21,32 @@ from PIL import Image
 from fico_export.errors import ConfigError, InputError, unknown_name
 from fico_export.runtime.images import MAX_PIXELS
 
-_PROCESSORS = {
-    "CLIPImageProcessor": False,
-    "CLIPImageProcessorFast": False,
-    "LlavaImageProcessor": True,
-    "LlavaImageProcessorFast": True,
+_CLIP = {
+    "size": {"shortest_edge": 224},
+    "do_center_crop": True,
+    "crop_size": 224,
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
 }
-"""Processor name → whether its ``do_pad`` means a square of the mean colour."""
+_SIGLIP = {
+    "size": {"height": 224, "width": 224},
+    "do_center_crop": False,
+    "crop_size": None,
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.5, 0.5, 0.5),
+}
+_PROCESSORS: dict[str, dict[str, Any]] = {
+    "CLIPImageProcessor": _CLIP,
+    "CLIPImageProcessorFast": _CLIP,
+    "LlavaImageProcessor": _CLIP,
+    "LlavaImageProcessorFast": _CLIP,
+    "SiglipImageProcessor": _SIGLIP,
+    "SiglipImageProcessorFast": _SIGLIP,
+}
+"""Processor name → what it does where the config is silent."""
 
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_SQUARES = ("LlavaImageProcessor", "LlavaImageProcessorFast")
+"""Those whose ``do_pad`` means a square of the mean colour."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +71,7 @@ class ImageProcessor:
     def from_config(cls, config: Mapping[str, Any]) -> ImageProcessor:
         """Read the dictionary of a ``preprocessor_config.json``.
 
-        An absent key gets CLIP's default; a null one does not: a switch is off, a value missing.
+        An absent key gets the processor's default; a null one does not: a switch is off, a value missing.
 
         Raises:
             ConfigError: the processor is not one of the supported, or a value is not one it can have.
@@ -65,8 +81,9 @@ class ImageProcessor:
         name = str(config.get("image_processor_type") or older)
         if name not in _PROCESSORS:
             raise unknown_name("image processor", name, _PROCESSORS)
-        pads = bool(config.get("do_pad"))
-        if pads and not _PROCESSORS[name] and config.get("pad_size") is not None:
+        config = {**_PROCESSORS[name], **config}
+        pads, squares = bool(config.get("do_pad")), name in _SQUARES
+        if pads and not squares and config.get("pad_size") is not None:
             raise _bad_value("pad_size", config["pad_size"], f"null, all that {name} is supported with")
         try:
             resample = Image.Resampling(config.get("resample", Image.Resampling.BICUBIC))
@@ -76,18 +93,18 @@ class ImageProcessor:
         size: int | tuple[int, int] | None = None
         if config.get("do_resize", True):
             square = bool(config.get("default_to_square", False))
-            size = _edges(config.get("size", {"shortest_edge": 224}), "size", square=square)
+            size = _edges(config["size"], "size", square=square)
         crop: tuple[int, int] | None = None
-        if config.get("do_center_crop", True):
-            edges = _edges(config.get("crop_size", 224), "crop_size", square=True)
+        if config["do_center_crop"]:
+            edges = _edges(config["crop_size"], "crop_size", square=True)
             if isinstance(edges, int):
                 raise _bad_value("crop_size", config["crop_size"], "an int, or height and width")
             crop = edges
         color = (0, 0, 0)
-        if (mean := config.get("image_mean", _CLIP_MEAN)) is not None:
+        if (mean := config["image_mean"]) is not None:
             red, green, blue = _channels(mean, "image_mean")
             color = (int(red * 255), int(green * 255), int(blue * 255))
-        return cls(color if pads and _PROCESSORS[name] else None, size, resample, crop, _table(config))
+        return cls(color if pads and squares else None, size, resample, crop, _table(config))
 
     def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
         """Turn a picture from `load_image` into pixel values, float32 [1, 3, H, W].
@@ -111,6 +128,8 @@ class ImageProcessor:
 
     def crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Where in the upright picture the tower looks, to draw its patches over it.
+
+        Of a side that the patch size does not divide, the rest at the right or lower end belongs to no patch.
 
         Returns:
             (left, top, right, bottom) in pixels of the picture. It reaches outside where the tower sees padding.
@@ -173,8 +192,8 @@ def _table(config: Mapping[str, Any]) -> npt.NDArray[np.float32]:
         values = values * factor
     table = np.repeat(values.astype(np.float32)[None], 3, axis=0)
     if config.get("do_normalize", True):
-        mean = _channels(config.get("image_mean", _CLIP_MEAN), "image_mean")
-        std = _channels(config.get("image_std", _CLIP_STD), "image_std")
+        mean = _channels(config["image_mean"], "image_mean")
+        std = _channels(config["image_std"], "image_std")
         if 0.0 in std:
             raise _bad_value("image_std", std, "numbers other than 0")
         table = (table - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]

@@ -148,6 +148,16 @@ class PromptFormatter:
             )
         return [token for id_ in ids for token in [id_] * (tokens_per_image if id_ == image_id else 1)]
 
+    def text_ids(self, text: str) -> list[int]:
+        """A text alone as token ids, without special tokens.
+
+        Raises:
+            InputError: it holds the image token, or is not Unicode.
+        """
+        self._check_text(text)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
     def _check_text(self, text: str) -> None:
         if self.tokens.image in text:
             raise InputError(

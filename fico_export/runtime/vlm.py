@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from PIL import Image
 
 from fico_export.bundle import files
 from fico_export.bundle.manifest import Manifest
-from fico_export.errors import BundleError, EngineError
+from fico_export.errors import BundleError, EngineError, InputError
+from fico_export.runtime.clip_text import ClipText
 from fico_export.runtime.decoder import Decoder
 from fico_export.runtime.generation import Answer, Conversation, Stream
 from fico_export.runtime.images import ImageFeatures, load_image
@@ -55,8 +56,12 @@ class Vlm:
             _read(self.folder / "tokenizer.json"), self._chat_template(), self.manifest.tokens
         )
         self.processor = ImageProcessor.from_config(_read_json(self.folder / "preprocessor_config.json"))
+        inputs = self.manifest.graph("vision_encoder").inputs
+        self._text_inputs = {i.name: i.shape for i in inputs if i.name != "pixel_values"}
         if not lazy:
             _ = self._vision, self._embed, self.decoder
+            if "clip_text" in self._text_inputs:
+                _ = self.clip_text
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -72,6 +77,11 @@ class Vlm:
         # The table stays in host memory: a lookup of a few rows gains nothing from a GPU that is short of memory.
         return self._open("embed_tokens", "ort-cpu")
 
+    @cached_property
+    def clip_text(self) -> ClipText:
+        """CLIP's text tower, of a bundle whose method compares the picture with the prompt in CLIP's space."""
+        return ClipText(self.folder, self.manifest, self.backend, self._threads)
+
     def preprocess(self, image: ImageSource) -> npt.NDArray[np.float32]:
         """Pixel values [1, 3, S, S] of a picture.
 
@@ -80,18 +90,61 @@ class Vlm:
         """
         return self.processor(load_image(image))
 
-    def encode_pixels(self, pixels: npt.NDArray[np.float32]) -> ImageFeatures:
-        """Run the vision graph on pixel values [1, 3, S, S]."""
-        features, keep_index = self._run(self._vision, "vision graph", {"pixel_values": pixels})
-        return ImageFeatures(features[0], keep_index[0], hashlib.sha256(pixels.tobytes()).hexdigest())
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether what is kept of a picture before the decoder depends on the question."""
+        return bool(self._text_inputs)
 
-    def encode_image(self, image: ImageSource) -> ImageFeatures:
-        """Features [K, D] and kept positions [K] of a picture: to ask about it several times, or for a decoder of your own.
+    def read_prompt(self, prompt: str | None) -> dict[str, npt.NDArray[Any]]:
+        """What the vision graph takes of the prompt beside the picture; nothing, unless the bundle's method reads it.
 
         Raises:
-            InputError: not a picture, or too large.
+            InputError: the graph takes a prompt and there is none, or it is too long.
         """
-        return self.encode_pixels(self.preprocess(image))
+        if not self.reads_prompt:
+            return {}
+        if prompt is None:
+            raise InputError(
+                f"this bundle's method, {self.manifest.reduction.method}, reads the prompt with the picture, and there is none",
+                mend='give the question too: encode_image(picture, prompt="…")',
+            )
+        ids = self.formatter.text_ids(prompt)
+        feeds: dict[str, npt.NDArray[Any]] = {}
+        if "text_embeds" in self._text_inputs:
+            length = int(self._text_inputs["text_embeds"][1])
+            if len(ids) > length:
+                raise InputError(
+                    f"the prompt has {len(ids)} tokens, and this bundle's vision graph takes {length}",
+                    mend=f"shorten it, or export with --set text_length={len(ids)} or more",
+                )
+            filled = np.arange(length) < len(ids)
+            embeds = self.embed([*ids, *[0] * (length - len(ids))]) * filled[:, None]
+            feeds |= {"text_embeds": embeds[None], "text_mask": filled[None].astype(np.int64)}
+        if "clip_text" in self._text_inputs:
+            feeds["clip_text"] = self.clip_text(prompt)
+        return feeds
+
+    def encode_pixels(
+        self, pixels: npt.NDArray[np.float32], text: Mapping[str, npt.NDArray[Any]] | None = None
+    ) -> ImageFeatures:
+        """Run the vision graph on pixel values [1, 3, S, S] and what `read_prompt` made of the prompt."""
+        feeds = {"pixel_values": pixels, **(self.read_prompt(None) if text is None else text)}
+        features, keep_index = self._run(self._vision, "vision graph", feeds)
+        digest = hashlib.sha256(b"".join(feed.tobytes() for feed in feeds.values())).hexdigest()
+        return ImageFeatures(features[0], keep_index[0], digest)
+
+    def encode_image(self, image: ImageSource, prompt: str | None = None) -> ImageFeatures:
+        """Features [K, D] and kept positions [K] of a picture: to ask about it several times, or for a decoder of your own.
+
+        Args:
+            image: the picture.
+            prompt: the question to be asked, for a bundle whose method reads it to choose what it keeps.
+
+        Raises:
+            InputError: not a picture, or too large; or no prompt where the bundle reads it, or too long a one.
+        """
+        text = self.read_prompt(prompt)
+        return self.encode_pixels(self.preprocess(image), text)
 
     def embed(self, token_ids: Sequence[int]) -> npt.NDArray[Any]:
         """Embeddings [S, C] of token ids."""

@@ -30,7 +30,8 @@ def test_a_config_that_is_no_json_object_is_refused(refused, checkpoint, text):
     [
         ({"model_type": "llava_next"}, ["model_type 'llava_next'", "supported: llava"]),
         ({"model_type": ...}, ["model_type None", "supported: llava"]),
-        ({"vision_config__model_type": "siglip_vision_model"}, ["vision tower 'siglip_vision_model'", "clip_vision_model"]),
+        ({"vision_config__model_type": "siglip2_vision_model"}, ["vision tower 'siglip2_vision_model'", "siglip_vision_model"]),
+        ({"vision_config__model_type": "siglip_vision_model"}, ["'default' drops the first patch", '"full"']),
         ({"vision_config__model_type": "new_tower"}, ["vision tower 'new_tower'", "clip_vision_model"]),
         ({"text_config__model_type": "gemma"}, ["decoder 'gemma'", "llama, mistral, qwen2"]),
         ({"text_config__model_type": "new_decoder"}, ["decoder 'new_decoder'", "llama, mistral, qwen2"]),

@@ -8,12 +8,14 @@ unscaled, m = N + 1 with CLS as row 0 (`cls`) or m = N; ties go to the lower ind
 tokens [K, C] and their ascending int64 indices [K].
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from reference.reducers import Floats, Indices, _ascending, _check_keep, _norm, _softmax, _top
+from reference.reducers import TIE, Floats, Indices, _ascending, _check_keep, _norm, _softmax, _top
 
 
 def checked(tokens: npt.ArrayLike, keep: int, *rows: npt.ArrayLike, cls: bool = False) -> Floats:
@@ -109,6 +111,22 @@ def hiprune(
     return x[idx], idx
 
 
+def _falling(scores: Sequence[float], order: Sequence[int] | None) -> list[int]:
+    """Places of all scores, largest first: the given order if it is one but for ties, else that with ties to the lower.
+
+    Raises:
+        ValueError: the given order is none of these scores.
+    """
+    if order is None:
+        return _top(scores, len(scores))
+    places = [int(place) for place in order]
+    slack = TIE * max(abs(score) for score in scores)
+    falls = all(scores[b] <= scores[a] + slack for a, b in itertools.pairwise(places))
+    if sorted(places) != list(range(len(scores))) or not falls:
+        raise ValueError("the order given is not that of the scores")
+    return places
+
+
 def vispruner(
     tokens: npt.ArrayLike,
     queries: npt.ArrayLike,
@@ -117,22 +135,26 @@ def vispruner(
     keep: int,
     cls: bool,
     important: float = 0.5,
+    orders: Sequence[Sequence[int]] = (),
 ) -> tuple[Floats, Indices]:
     """VisPruner, section 3.11: the top by CLS attention, the others thinned by similarity eight at a time.
 
     The pairing follows the order of the list: first descending attention, then after every round the
-    surviving evens from the most to the least similar, followed by the odds as they stood.
+    surviving evens from the most to the least similar, followed by the odds as they stood. One pair of scores
+    in another order so changes all that follows: `orders`, of the attention and of each round's evens, settle
+    ties, and are refused where they order more than ties.
     """
     x = checked(tokens, keep, queries, keys, cls=cls)
     cosine = cosines(x)
-    order = _top(cls_attention(queries, keys, heads, cls), len(x))
+    given = iter(orders)
+    order = _falling(list(cls_attention(queries, keys, heads, cls)), next(given, None))
     count = int(important * keep)
     residual, target = order[count:], keep - count
     while len(residual) > target:
         evens, odds = residual[0::2], residual[1::2]
         drop = min(8, len(residual) - target, len(evens))
-        score = [max((float(cosine[i, j]) for j in odds), default=-math.inf) for i in evens]
-        ranked = _top(score, len(evens))  # places among the evens, most similar first
+        score = [float(cosine[i, odds].max()) if odds else 0.0 for i in evens]
+        ranked = _falling(score, next(given, None))  # places among the evens, most similar first
         residual = [evens[place] for place in ranked[drop:]] + odds
     idx = _ascending(order[:count] + residual)
     return x[idx], idx

@@ -5,13 +5,13 @@ Written from the published descriptions alone and sharing no code with the packa
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import numpy.typing as npt
 
 from reference.attention_select import checked, cls_attention, cosines, unit_rows
-from reference.reducers import Floats, Indices, _ascending, _norm, _softmax, _top
+from reference.reducers import TIE, Floats, Indices, _ascending, _norm, _softmax, _top
 
 
 def _best_free(scores: Floats, chosen: list[int]) -> int:
@@ -91,54 +91,96 @@ def scope(
     return x[idx], idx
 
 
-def dpp(tokens: npt.ArrayLike, keep: int) -> tuple[Floats, Indices]:
+def dpp(tokens: npt.ArrayLike, keep: int, observed: Collection[int] = ()) -> tuple[Floats, Indices]:
     """Greedy MAP of the determinantal point process on cosines: CDPruner, section 3.9, relevance 1.
 
     An incremental Cholesky factor: `free` is what of each token's diagonal the chosen ones leave. All start
-    at exactly 1, so the first token chosen is token 0. Beyond the rank of the tokens only rounding noise is
+    at exactly 1, so the first token chosen is token 0. Where cosines are small their squares tie: given
+    `observed`, ties are decided so as to end in that set. Beyond the rank of the tokens only rounding noise is
     left to choose by.
+
+    Raises:
+        ValueError: no decision on the ties ends in `observed`.
     """
     x = checked(tokens, keep)
     kernel = cosines(x)
     np.fill_diagonal(kernel, 1.0)
-    free = np.diag(kernel).copy()
-    factor = np.zeros((0, len(x)))
-    chosen: list[int] = []
-    for _ in range(keep):
-        j = _best_free(free, chosen)
-        row = (kernel[j] - factor[:, j] @ factor) / math.sqrt(max(float(free[j]), 1e-12))
-        factor = np.vstack([factor, row])
-        free = free - row * row
-        chosen.append(j)
+
+    def extend(chosen: list[int], free: Floats, factor: Floats) -> list[int] | None:
+        if len(chosen) == keep:
+            return chosen
+        best = _best_free(free, chosen)
+        near = [best]
+        if observed:
+            tied = [i for i in observed if i not in chosen and free[i] >= free[best] - TIE]
+            near = (
+                sorted(tied, key=lambda i: -free[i]) if chosen else near
+            )  # that all are 1 is no matter of rounding
+        for j in near:
+            row = (kernel[j] - factor[:, j] @ factor) / math.sqrt(max(float(free[j]), 1e-12))
+            if found := extend([*chosen, j], free - row * row, np.vstack([factor, row])):
+                return found
+        return None
+
+    chosen = extend([], np.diag(kernel).copy(), np.zeros((0, len(x))))
+    if chosen is None:
+        raise ValueError("a greedy choice differs by more than a tie")
     idx = _ascending(chosen)
     return x[idx], idx
 
 
-def zooprune(
+def difference_sensitivity(
     tokens: npt.ArrayLike,
     project: Callable[[Floats], Floats],
-    keep: int,
     directions: int = 64,
     step: float = 0.01,
     seed: int = 0,
-) -> tuple[Floats, Indices]:
-    """ZOO-Prune, section 3.13: the projector's finite-difference sensitivity times dissimilarity, greedily.
+) -> Floats:
+    """ZOO-Prune's sensitivity, section 3.13: how far the projection [n, C] → [n, D] of each token moves, [N].
 
-    tokens [N, C] come before the projector, `project` maps [n, C] to [n, D]; the cosines are those of the
-    projected tokens, the result holds the unprojected ones.
+    Mean over random unit directions of the central difference's length.
     """
-    x = checked(tokens, keep)
-    n = len(x)
-    sensitivity = np.zeros(n)
+    x = np.asarray(tokens, dtype=np.float64)
+    total = np.zeros(len(x))
     for u in unit_rows(np.random.default_rng(seed).standard_normal((directions, x.shape[1]))):
         ahead = np.asarray(project(x + step * u), dtype=np.float64)
         behind = np.asarray(project(x - step * u), dtype=np.float64)
-        for i in range(n):
+        for i in range(len(x)):
             change = ahead[i] - behind[i]
-            sensitivity[i] += math.sqrt(float(change @ change)) / (2.0 * step)
-    sensitivity = _min_max(sensitivity / directions)
-    cosine = cosines(np.asarray(project(x), dtype=np.float64))
-    idx = _ascending(_max_min(sensitivity, cosine, _best_free(sensitivity, []), keep))
+            total[i] += math.sqrt(float(change @ change)) / (2.0 * step)
+    return total / directions
+
+
+def jacobian_sensitivity(
+    tokens: npt.ArrayLike,
+    weight_1: npt.ArrayLike,
+    bias_1: npt.ArrayLike,
+    weight_2: npt.ArrayLike,
+    slope: Callable[[float], float],
+) -> Floats:
+    """What stands for it here, [N]: root of the sum of squares of what each hidden unit adds to the Jacobian.
+
+    Unit h adds the matrix w2[:, h] g'(z_h) w1[h, :]; weight_1 [H, C], bias_1 [H], weight_2 [D, H], slope is g'.
+    """
+    x, w1, b1, w2 = (np.asarray(a, dtype=np.float64) for a in (tokens, weight_1, bias_1, weight_2))
+    size = [_norm(w1[h]) * _norm(np.ascontiguousarray(w2[:, h])) for h in range(len(w1))]
+    result = np.zeros(len(x))
+    for i in range(len(x)):
+        hidden = w1 @ x[i] + b1
+        result[i] = math.sqrt(sum((slope(float(hidden[h])) * size[h]) ** 2 for h in range(len(w1))))
+    return result
+
+
+def gelu_slope(z: float) -> float:
+    """Derivative of GELU, z Φ(z), at z."""
+    return 0.5 * (1.0 + math.erf(z / math.sqrt(2.0))) + z * math.exp(-z * z / 2.0) / math.sqrt(2.0 * math.pi)
+
+
+def zooprune(tokens: npt.ArrayLike, sensitivity: npt.ArrayLike, keep: int) -> tuple[Floats, Indices]:
+    """ZOO-Prune, section 3.13: min-max scaled sensitivity [N] times dissimilarity of the projected tokens, greedily."""
+    x = checked(tokens, keep)
+    weight = _min_max(np.asarray(sensitivity, dtype=np.float64))
+    idx = _ascending(_max_min(weight, cosines(x), _best_free(weight, []), keep))
     return x[idx], idx
 
 
@@ -164,11 +206,13 @@ def mmtok(
     text_temperature: float = 0.02,
     vision_temperature: float = 0.2,
     weight: float = 0.5,
+    observed: Collection[int] = (),
 ) -> tuple[Floats, Indices]:
     """MMTok, section 4: greedy coverage of the text rows and of the vision rows.
 
     tokens [N, C] come before the projector, projected [N, D] after it; text [T, D] counts where mask [T].
-    Every row is a softmax over the N tokens, and a token covers a row as far as its entry there.
+    Every row is a softmax over the N tokens, and a token covers a row as far as its entry there. Given `observed`,
+    of gains that tie one in that set is taken.
     """
     x = checked(tokens, keep)
     vision = np.asarray(projected, dtype=np.float64)
@@ -193,6 +237,8 @@ def mmtok(
         for j in range(n):
             gain += (1.0 - weight) * np.maximum(vision_rows[j] - vision_covered[j], 0.0) / n
         best = _best_free(gain, chosen)
+        near = [i for i in observed if i not in chosen and gain[i] >= gain[best] * (1.0 - TIE)]
+        best = max(near, key=lambda i: gain[i]) if near else best
         chosen.append(best)
         for t, row in enumerate(text_rows):
             text_covered[t] = max(text_covered[t], row[best])

@@ -5,11 +5,13 @@ Written from the published descriptions alone and sharing no code with the packa
 token each docstring names.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
 from reference.attention_select import checked, cls_attention, cosines, unit_rows
-from reference.reducers import Floats, Indices, _top
+from reference.reducers import TIE, Floats, Indices, _top
 
 
 def _raster(result: dict[int, Floats]) -> tuple[Floats, Indices]:
@@ -76,13 +78,15 @@ def prumerge(
     keep: int,
     cls: bool,
     neighbours: int = 32,
+    observed: Mapping[int, Floats] | None = None,
 ) -> tuple[Floats, Indices]:
     """PruMerge+, section 3.5, static form with a fixed budget.
 
     A quarter by attention, the others but one at even strides through what is left, and one token fused from
     all that were not kept; every kept token takes in its nearest by key. The attention, without a head split,
     and the keys are those of the layer after the features, so `queries` and `keys` of the features' own layer
-    are not read. The fused token stands for the token of highest attention among those not kept.
+    are not read. The fused token stands for the token of highest attention among those not kept. Where the last
+    neighbour to come in ties with the first left out, the one comes in that brings the token closer to `observed`.
     """
     x = checked(tokens, keep, queries, keys, next_queries, next_keys, cls=cls)
     n = len(x)
@@ -96,9 +100,12 @@ def prumerge(
     result = {}
     for i in kept:
         others = [j for j in range(n) if j != i]
-        result[i] = x[i].copy()
-        for place in _top(similarity[i, others], min(neighbours, n - 1)):
-            result[i] += c[others[place]] * x[others[place]]
+        count = min(neighbours, n - 1)
+        near = [others[place] for place in _top(similarity[i, others], count + 1)]
+        result[i] = x[i] + sum(c[j] * x[j] for j in near[:count])
+        if observed and len(near) > count and similarity[i, near[-2]] - similarity[i, near[-1]] <= TIE:
+            other = result[i] - c[near[-2]] * x[near[-2]] + c[near[-1]] * x[near[-1]]
+            result[i] = min(result[i], other, key=lambda row: float(np.abs(row - observed[i]).max()))
     dropped = [i for i in range(n) if i not in kept]
     fused = np.zeros(x.shape[1])
     for i in dropped:

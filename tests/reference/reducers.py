@@ -17,6 +17,9 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
+TIE = 1e-6
+"""Scores this close, relative to the largest of them, have no order that FP32 could keep."""
+
 _TINY = 1e-12
 
 

@@ -1,7 +1,7 @@
 """The CLIP vision transformer, up to the layer that feeds the projector.
 
 Source: Radford et al., arXiv 2103.00020. Parameter names are the checkpoints' own.
-Letters: B batch, N patches, n live patches, C channels, H heads.
+Letters: B batch, N patches, m live rows (patches, and a CLS token first where the tower has one), C channels, H heads.
 """
 
 from __future__ import annotations
@@ -16,22 +16,28 @@ from fico_export.models.parts.layers import LayerNorm, attend, join_heads, split
 
 
 @dataclass(frozen=True)
-class ClipConfig:
-    """Shape of a CLIP vision tower; `layers` counts only those that feed the projector, of `total_layers`."""
+class StackConfig:
+    """Shape of a stack of layers, of a picture's tower or a text's."""
 
     hidden_size: int
     intermediate_size: int
     layers: int
-    total_layers: int
     heads: int
-    image_size: int
-    patch_size: int
     activation: str
     norm_eps: float
 
+
+@dataclass(frozen=True)
+class ClipConfig(StackConfig):
+    """Shape of a CLIP or SigLIP tower; `layers` counts only those that feed the projector, of `total_layers`."""
+
+    total_layers: int
+    image_size: int
+    patch_size: int
+
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
+        """Rows and columns of whole patches."""
         side = self.image_size // self.patch_size
         return side, side
 
@@ -61,7 +67,7 @@ class ClipEmbeddings(nn.Module):
 class ClipAttention(nn.Module):
     """Self-attention that also hands out its queries and keys, for the reducers that score by them."""
 
-    def __init__(self, config: ClipConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: StackConfig, dtype: torch.dtype) -> None:
         super().__init__()
         size = config.hidden_size
         self.heads = config.heads
@@ -70,44 +76,47 @@ class ClipAttention(nn.Module):
         self.v_proj = nn.Linear(size, size, dtype=dtype)
         self.out_proj = nn.Linear(size, size, dtype=dtype)
 
-    def forward(self, x: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, 1 + n, C] → attended tokens, queries and keys, each [B, 1 + n, C], heads joined, queries not scaled."""
+    def forward(
+        self, x: Tensor, sizes: Tensor | None, allowed: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, m, C] → attended tokens, queries and keys, each [B, m, C], heads joined, queries not scaled."""
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        bias = None
-        if sizes is not None:  # a token that holds s patches is attended to as s tokens would be
-            bias = torch.cat([torch.zeros_like(sizes[:, :1]), sizes.log()], dim=1)[:, None, None]
+        # A token that holds s patches is attended to as s tokens would be.
+        bias = None if sizes is None else sizes.log()[:, None, None]
         q_heads, k_heads, v_heads = (split_heads(t, self.heads) for t in (q, k, v))
-        attended = attend(q_heads, k_heads, v_heads, bias=bias)
+        attended = attend(q_heads, k_heads, v_heads, allowed, bias)
         return self.out_proj(join_heads(attended)), q, k
 
 
 class ClipMlp(nn.Module):
     """Two linear layers with the checkpoint's activation."""
 
-    def __init__(self, config: ClipConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: StackConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, dtype=dtype)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, dtype=dtype)
         self.activation = ACT2FN[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 1 + n, C] → [B, 1 + n, C]."""
+        """[B, m, C] → [B, m, C]."""
         return self.fc2(self.activation(self.fc1(x)))
 
 
 class ClipLayer(nn.Module):
     """A pre-norm transformer layer in two halves, so that a reducer can act between them."""
 
-    def __init__(self, config: ClipConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: StackConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.layer_norm1 = LayerNorm(config.hidden_size, config.norm_eps)
         self.self_attn = ClipAttention(config, dtype)
         self.layer_norm2 = LayerNorm(config.hidden_size, config.norm_eps)
         self.mlp = ClipMlp(config, dtype)
 
-    def attend(self, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """First half with its residual: [B, 1 + n, C] and patches per token [B, n] → tokens, queries, keys."""
-        attended, queries, keys = self.self_attn(self.layer_norm1(x), sizes)
+    def attend(
+        self, x: Tensor, sizes: Tensor | None = None, allowed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """First half with its residual: [B, m, C], patches per token [B, m], mask [m, m] → tokens, queries, keys."""
+        attended, queries, keys = self.self_attn(self.layer_norm1(x), sizes, allowed)
         return x + attended, queries, keys
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -118,7 +127,7 @@ class ClipLayer(nn.Module):
 class ClipScores(nn.Module):
     """Of a layer, what it would attend by: its queries and keys, for a reducer that looks one layer ahead."""
 
-    def __init__(self, config: ClipConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: StackConfig, dtype: torch.dtype) -> None:
         super().__init__()
         size = config.hidden_size
         self.layer_norm1 = LayerNorm(size, config.norm_eps)
@@ -127,7 +136,7 @@ class ClipScores(nn.Module):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 1 + n, C] → queries and keys, each [B, 1 + n, C]."""
+        """[B, m, C] → queries and keys, each [B, m, C]."""
         normed = self.layer_norm1(x)
         return self.self_attn["q_proj"](normed), self.self_attn["k_proj"](normed)
 
@@ -135,7 +144,7 @@ class ClipScores(nn.Module):
 class ClipEncoder(nn.Module):
     """Holds the layers under the checkpoints' name `encoder.layers`; the last may be a `ClipScores`."""
 
-    def __init__(self, config: ClipConfig, dtype: torch.dtype, ahead: bool) -> None:
+    def __init__(self, config: StackConfig, dtype: torch.dtype, ahead: bool) -> None:
         super().__init__()
         layers: list[nn.Module] = [ClipLayer(config, dtype) for _ in range(config.layers)]
         self.layers = nn.ModuleList([*layers, ClipScores(config, dtype)] if ahead else layers)
@@ -146,6 +155,8 @@ class ClipTower(nn.Module):
 
     With `ahead`, the queries and keys of the layer after those that feed the projector are there too.
     """
+
+    cls_tokens = 1
 
     def __init__(self, config: ClipConfig, dtype: torch.dtype, *, ahead: bool = False) -> None:
         super().__init__()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,9 @@ import torch
 from torch import nn
 
 from fico_export.bundle.manifest import Tokens
+from fico_export.errors import CheckpointError
 from fico_export.models.parts.checkpoint import Checkpoint
+from fico_export.models.parts.clip_text import PREFIX, Clip
 from fico_export.models.parts.decoder import Decoder, DecoderConfig, EmbedTokens
 from fico_export.models.parts.vision import VisionEncoder
 from fico_export.reducers.base.plan import Plan
@@ -49,6 +52,7 @@ class Vlm:
         plan: (method, keep, settings) → Plan for this tower.
         vision: (plan, dtype) → the vision graph's module, parameters uninitialised.
         files: reads the tokenizer, the templates and the configs.
+        clip: the CLIP model that reads the prompt for a method that asks for it; its tensors are in `checkpoint`.
     """
 
     model_type: str
@@ -63,6 +67,35 @@ class Vlm:
     plan: Callable[[str, int | None, dict[str, Any]], Plan]
     vision: Callable[[Plan, torch.dtype], VisionEncoder]
     files: Callable[[], Files]
+    clip: Clip | None = None
+
+    def with_clip(self, clip: Clip) -> Vlm:
+        """This model and a CLIP model, whose vision tower's channels are those that feed the projector.
+
+        Raises:
+            CheckpointError: they are not.
+        """
+        channels = self.shapes["multi_modal_projector.linear_1.weight"][1]
+        if channels != clip.vision_size:
+            raise CheckpointError(
+                f"--clip-text: the vision tower of {clip.folder} has {clip.vision_size} channels, "
+                f"and what feeds this model's projector has {channels}",
+                mend="give the CLIP model that the vision tower comes from; without one, choose a method that needs none",
+            )
+        checkpoint = copy.copy(self.checkpoint)
+        mine, its = self.checkpoint.tensors, clip.checkpoint.tensors
+        checkpoint.tensors = mine | {PREFIX + name: stored for name, stored in its.items()}
+
+        def vision(plan: Plan, dtype: torch.dtype) -> VisionEncoder:
+            encoder = self.vision(plan, dtype)
+            if plan.reads("clip_text"):
+                encoder.clip = clip.space(dtype)
+            return encoder
+
+        shapes = {PREFIX + name: shape for name, shape in clip.shapes().items()}
+        return replace(
+            self, checkpoint=checkpoint, shapes={**self.shapes, **shapes}, vision=vision, clip=clip
+        )
 
     def weights(self) -> dict[str, int]:
         """Size in bytes of each file of weights: tells one checkpoint from another."""

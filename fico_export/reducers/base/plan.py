@@ -118,7 +118,7 @@ def make_plan(method: str, keep: int | None, settings: dict[str, Any], limits: L
     """Check a request and lay out its steps.
 
     Args:
-        method: a reducer's name, or several with their budgets: `ficoco-v@192,cenprune@64`.
+        method: a reducer's name, or several with their budgets: `first@192,second@64`.
         keep: K; None means all with `none`, and the last budget of a chain.
         settings: options by name; in a chain `method.name` where two methods have one of that name.
         limits: of the model.
@@ -175,7 +175,8 @@ def _parse(method: str, keep: int | None, total: int) -> list[tuple[str, int]]:
         last = i == len(parts) - 1
         if at and not text.isdecimal():
             raise ConfigError(
-                f"{part!r} has no budget after @", mend="METHOD@K with a whole number K, such as ficoco-v@192"
+                f"{part!r} has no budget after @",
+                mend=f"METHOD@K with a whole number K, such as {reducers.DEFAULT}@192",
             )
         budget = int(text) if at else keep if last else None
         if last and at and keep not in (None, budget):

@@ -36,7 +36,7 @@ class TextOptions(Options):
     """Hyper-parameters of a method that reads the prompt before the decoder."""
 
     text_length: int = Field(
-        128, ge=32, le=4096, description="tokens of the longest prompt that the graph takes, 32 … 4096"
+        128, ge=32, le=4096, description="tokens of the longest prompt that the graph takes (ours)"
     )
 
 

@@ -36,7 +36,7 @@ def density_peaks(tokens: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     denser = (other > mine) | ((other == mine) & (place[None, :] < place[:, None]))
     distance = squared.sqrt()
     nearest_denser = torch.where(denser, distance, torch.inf).amin(-1)
-    gap = torch.where(nearest_denser.isinf(), distance.amax(-1), nearest_denser)
+    gap = torch.where(nearest_denser == torch.inf, distance.amax(-1), nearest_denser)
     centres = top_indices(density * gap, clusters)
     batch = torch.arange(x.shape[0], device=x.device)[:, None]
     to_centres = squared.transpose(1, 2)[batch, centres].transpose(1, 2)

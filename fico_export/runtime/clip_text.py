@@ -1,0 +1,62 @@
+"""A prompt in CLIP's space, for the vision graphs that compare the picture with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from fico_export.bundle.manifest import CLIP_TOKENIZER, Manifest
+from fico_export.errors import BundleError, EngineError
+from fico_export.runtime.sessions import open_session
+
+
+class ClipText:
+    """The text tower of a bundle, with its tokenizer.
+
+    Raises:
+        BundleError: the tokenizer is missing or damaged.
+        EngineError: the graph cannot be loaded.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, backend: str, threads: int = 0) -> None:
+        graph = manifest.graph("clip_text")
+        try:
+            self._tokenizer: Tokenizer = Tokenizer.from_file(str(folder / CLIP_TOKENIZER))
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise BundleError(
+                f"cannot read {folder / CLIP_TOKENIZER}: {error}", mend="export or copy the bundle again"
+            ) from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._length = int(graph.inputs[0].shape[1])
+        self._session = open_session(folder / graph.file, backend, threads)
+
+    def segments(self, prompt: str) -> npt.NDArray[np.int64]:
+        """Token ids [segments, L]: the prompt in pieces that fit, each begun and ended as a text of its own, filled up with ends."""
+        begin, end = self._tokenizer.encode("").ids
+        ids = self._tokenizer.encode(prompt, add_special_tokens=False).ids
+        room = self._length - 2
+        pieces = [ids[i : i + room] for i in range(0, max(1, len(ids)), room)]
+        return np.array(
+            [[begin, *piece] + [end] * (self._length - 1 - len(piece)) for piece in pieces], np.int64
+        )
+
+    def __call__(self, prompt: str) -> npt.NDArray[np.float32]:
+        """[1, P]: the mean over the segments of their unit-length embeddings.
+
+        A product with it is the mean of the cosines with each.
+
+        Raises:
+            EngineError: ONNX Runtime failed, such as for lack of memory.
+        """
+        try:
+            rows = [self._session.run(None, {"input_ids": ids[None]})[0] for ids in self.segments(prompt)]
+        except Exception as error:  # ONNX Runtime raises classes of its own without a common base
+            raise EngineError(
+                f"the text graph failed: {error}", mend="free memory, or run `fico verify` on the bundle"
+            ) from error
+        mean: npt.NDArray[np.float32] = np.mean(rows, axis=0)
+        return mean

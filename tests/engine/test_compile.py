@@ -1,0 +1,102 @@
+"""Every graph compiles in TensorRT-RTX for three generations of GPUs, with none in this machine."""
+
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+from checkpoints import GRID24, write_tiny
+from clip_checkpoints import write_clip
+
+from fico_export import models, reducers
+from fico_export.devices import targets
+from fico_export.errors import ConfigError
+from fico_export.exporter import trace, weights
+from fico_export.exporter.graphs import graph_jobs
+from fico_export.models.parts.clip_text import open_clip
+
+rtx = pytest.importorskip(
+    "rtx", exc_type=ImportError, reason="needs TensorRT-RTX: pip install 'fico_export[rtx]'"
+)
+
+TARGET = targets.get(targets.DEFAULT)
+LONGEST = 1200
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """576 visual tokens; stacks no deeper than the methods' schedules need, for each layer takes time to trace."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "grid24-shallow"
+    vision, text = GRID24 | {"num_hidden_layers": 4}, {"num_hidden_layers": 3}
+    return models.load(write_tiny(folder, vision=vision, text=text))
+
+
+def plan_of(model, method):
+    """At K = 64, or as few tokens as the method can leave in so few layers."""
+    for keep in (None,) if method == "none" else (64, 192):
+        try:
+            return model.plan(method, keep, {})
+        except ConfigError as error:
+            refused = error
+    raise refused
+
+
+def changed(model, plan, precision):
+    """The graphs of a bundle that are not those of `none`; of `none`, all."""
+    jobs = graph_jobs(model, plan, precision, TARGET.opset)
+    if not plan.steps:
+        return jobs
+    plain = {"embed_tokens", "decoder_model_merged"} | (
+        {"vision_encoder"} if plan.handed_over == plan.visual_tokens else set()
+    )
+    return [job for job in jobs if job.name not in plain]
+
+
+def write(model, job, folder: Path) -> Path:
+    graph = job.trace()
+    graph.ir_version = TARGET.ir_version
+    weights.bind(graph, model.checkpoint, lambda text: None)
+    trace.simplify(graph)
+    weights.save(graph, folder / Path(job.file).name, lambda count: None)
+    return folder / Path(job.file).name
+
+
+def free_axes(path: Path, least: int) -> dict[str, tuple[int, int, int]]:
+    """Lengths of the axes that a graph leaves free: `least` new tokens or more, after any cache."""
+    sizes = {
+        "batch_size": (1, 1, 1),
+        "sequence_length": (least, least + 8, LONGEST),
+        "past_sequence_length": (0, 8, LONGEST),
+        "total_sequence_length": (least, least + 16, 2 * LONGEST),
+    }
+    dims = {
+        d.value for value in ir.load(path).graph.inputs for d in value.shape if isinstance(d, ir.SymbolicDim)
+    }
+    return {name: sizes[name.partition(".")[0]] for name in dims}
+
+
+@pytest.mark.parametrize(
+    ("method", "precision"), [*((name, "fp16") for name in reducers.names()), (reducers.DEFAULT, "fp32")]
+)
+def test_the_graphs_of_every_method_compile(method, precision, model, tmp_path):
+    plan = plan_of(model, method)
+    if plan.reads("clip_text"):
+        model = model.with_clip(open_clip(str(write_clip(tmp_path / "clip"))))
+    jobs = changed(model, plan, precision)
+    assert jobs
+    for job in jobs:
+        path = write(model, job, tmp_path)
+        least = plan.handed_over + 2 if job.name == "decoder_prefill" else 1
+
+        assert rtx.compile_engine(path, free_axes(path, least)).nbytes > 0
+
+
+def test_a_graph_that_it_cannot_take_is_refused(tmp_path):
+    """So that the tests above can fail."""
+    x = ir.val("x", ir.DataType.FLOAT, [2, 3])
+    node = ir.Node("", "Unique", [x], num_outputs=1, name="reduce.bad")
+    node.outputs[0].name = "y"
+    graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": TARGET.opset})
+    ir.save(ir.Model(graph, ir_version=TARGET.ir_version), tmp_path / "bad.onnx")
+
+    with pytest.raises(rtx.CompileError, match=r"reduce\.bad"):
+        rtx.compile_engine(tmp_path / "bad.onnx")
