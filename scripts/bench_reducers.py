@@ -2,7 +2,7 @@
 """Measure every reducer in the vision graph of LLaVA-1.5: latency, its own share, nodes, FLOPs, and what TensorRT-RTX makes of it.
 
     python scripts/bench_reducers.py --out engines/bench.json              # all of them: two hours on two cores
-    python scripts/bench_reducers.py --methods uniform,pool --keeps 64 --repeats 5
+    python scripts/bench_reducers.py --methods NAME,NAME --keeps 64 --repeats 5
 
 Builds ViT-L/14-336 and its projector with random FP32 weights (see `bench_vision.py`), and each method's graph beside that of
 `none`. Both run on ONNX Runtime's CPU provider in alternation, together with a graph of the reducer alone, on inputs of the
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,8 @@ from fico_export.errors import ConfigError
 from fico_export.exporter import checks, trace, weights
 from fico_export.exporter.graphs import trace_vision
 from fico_export.models.parts.family import Vlm
-from fico_export.models.parts.vision import Reduce
-from fico_export.reducers.base.cues import Cues
-from fico_export.reducers.base.plan import Plan
+from fico_export.reducers.base.cues import Cues, Prompt
+from fico_export.reducers.base.plan import Plan, Step
 
 LIMITS = {False: 0.03, True: 0.05}  # of a reducer's own share: greedy ones may take more
 
@@ -109,7 +108,7 @@ class Bench:
             say(f"{method} at {keep}: acts in the decoder alone")
             return None
         if plan.reads("clip_text") and not self.model.clip:
-            self.model = self.model.with_clip(hollow.clip_l(self.folder / "clip"))
+            self.model = self.model.with_clip(hollow.clip_l(self.folder / "clip", self.model))
         path = self.export(plan)
         graph = ir.load(path).graph
         whole, alone = cost(graph), self.export_alone(plan, graph)
@@ -167,7 +166,9 @@ class Bench:
         return path
 
 
-Call = tuple[Reduce, Tensor, Cues]  # a reducer at one layer or site, and what it is given there
+Call = tuple[
+    Step, int, Tensor, Cues
+]  # a reducer at one layer or site, how many tokens it leaves, what it is given
 
 
 class Alone(nn.Module):
@@ -181,8 +182,9 @@ class Alone(nn.Module):
         """The leaves of the calls → tokens and indices of each."""
         given = iter(tensors)
         results = []
-        for reduce, tokens, cues in self.calls:
-            reduced, _ = reduce(filled(tokens, given), filled(cues, given))
+        for step, keep, tokens, cues in self.calls:
+            arguments = filled(tokens, given), filled(cues, given), keep, step.options
+            reduced = step.reducer.apply(*arguments)
             results += [reduced.tokens, reduced.indices]
         return results
 
@@ -193,7 +195,9 @@ def calls_in(model: Vlm, plan: Plan, graph: ir.Graph) -> list[Call]:
     with torch.device("meta"), torch.no_grad():
         module = model.vision(plan, torch.float32)
         for reduce in module.reduce.values():
-            reduce.register_forward_pre_hook(lambda reduce, given: calls.append((reduce, *given)))
+            reduce.register_forward_pre_hook(
+                lambda reduce, given: calls.append((reduce.step, reduce.keep, *given))
+            )
         module(*(torch.from_numpy(example(i, plan.visual_tokens)).to("meta") for i in graph.inputs))
     return calls
 
@@ -205,7 +209,7 @@ def leaves(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from leaves(item)
-    elif is_dataclass(value):
+    elif isinstance(value, Cues | Prompt):
         for field in fields(value):
             yield from leaves(getattr(value, field.name))
 
@@ -214,7 +218,7 @@ def filled(value: Any, tensors: Iterator[Tensor]) -> Any:
     """The same with other tensors, in the order of `leaves`."""
     if isinstance(value, Tensor):
         return next(tensors)
-    if is_dataclass(value) and not isinstance(value, type):
+    if isinstance(value, Cues | Prompt):
         return replace(value, **{f.name: filled(getattr(value, f.name), tensors) for f in fields(value)})
     return value
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Time the vision graph of LLaVA-1.5 with and without token reduction, on ONNX Runtime's CPU provider.
 
-    python scripts/bench_vision.py                                  # ficoco-v at K=64
-    python scripts/bench_vision.py --method g-prune --keep 128 --repeats 15 --json
+    python scripts/bench_vision.py                                  # the default method at K=64
+    python scripts/bench_vision.py --method NAME --keep 128 --repeats 15 --json
 
 Builds ViT-L/14-336 and its projector (24 layers of 1024, 576 patches, two linear layers to 4096) with random FP32
 weights, once with `none` and once with the method, and runs both in alternation: a machine's speed drifts, so the
@@ -28,7 +28,7 @@ import onnxruntime as ort
 import torch
 from graph_cost import cost, of_reducer
 
-from fico_export import models
+from fico_export import models, reducers
 from fico_export.demo.checkpoint import write_random_checkpoint
 from fico_export.devices import targets
 from fico_export.exporter import checks, trace, weights
@@ -50,7 +50,9 @@ TEXT: dict[str, Any] = {"hidden_size": 4096, "intermediate_size": 64, "num_hidde
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--method", default="ficoco-v", help="a reducer's name (default ficoco-v)")
+    parser.add_argument(
+        "--method", default=reducers.DEFAULT, help="a reducer's name (default: the package's)"
+    )
     parser.add_argument("--keep", type=int, default=64, help="visual tokens kept, K (default 64)")
     parser.add_argument("--repeats", type=int, default=7, help="timed runs of each graph (default 7)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 for one per core (default)")

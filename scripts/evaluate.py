@@ -208,10 +208,10 @@ def _report(results: list[dict[str, Any]], count: int) -> list[str]:
         for method in shown:
             means = [_percent(*_overall(found[method, k]), 1) if (method, k) in found else "–" for k in kept]
             lines.append(f"| {method} | " + " | ".join(means) + " |")
-    for k in kept:
-        rows = [(r["method"], r) for r in results if r["keep"] == k and r["policy"] == "original"]
-        if k == SHOWN and rows:
-            lines += ["", f"By kind at K = {k}, original position ids:", "", *_by_kind("method", rows)]
+    for policy in POLICIES[::-1]:
+        rows = [(r["method"], r) for r in results if r["keep"] == SHOWN and r["policy"] == policy]
+        if rows:
+            lines += ["", f"By kind at K = {SHOWN}, {policy} position ids:", "", *_by_kind("method", rows)]
     return lines
 
 

@@ -52,8 +52,9 @@ def llava_7b(folder: Path) -> Vlm:
     return models.load(folder)
 
 
-def clip_l(folder: Path) -> Clip:
-    """CLIP ViT-L/14-336, which LLaVA-1.5's tower comes from; its tokenizer is missing."""
+def clip_l(folder: Path, llava: Vlm) -> Clip:
+    """CLIP ViT-L/14-336, or one whose tower is as wide as that of another model; its tokenizer is missing."""
+    channels = llava.shapes["multi_modal_projector.linear_1.weight"][1]
     text = TextConfig(
         hidden_size=768,
         intermediate_size=3072,
@@ -67,7 +68,7 @@ def clip_l(folder: Path) -> Clip:
         eos_id=49407,
     )
     _write(folder, {})
-    clip = Clip("clip-l", folder, None, Checkpoint(folder), text, VISION["hidden_size"], 1e-5, tokenizer="")
+    clip = Clip("clip-l", folder, None, Checkpoint(folder), text, channels, 1e-5, tokenizer="")
     _write(folder, clip.shapes())
     return replace(clip, checkpoint=Checkpoint(folder))
 

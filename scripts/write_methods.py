@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write docs/methods.md from the reducers' files: what each does, its options, its cost, its published accuracy.
 
-    python scripts/write_methods.py               # all of it, five minutes
+    python scripts/write_methods.py               # all of it, ten minutes on two cores
     python scripts/write_methods.py --text-only   # leaves the costs as they stand on the page
 
 Costs are counted in graphs of LLaVA-1.5-7B's shapes, traced without weights (`hollow.py`).
@@ -177,7 +177,8 @@ def _linked(text: str) -> str:
 
 def measured_costs(folder: Path) -> Costs:
     """Of every method; the tracing takes some seconds each."""
-    model, clip = hollow.llava_7b(folder / "llava"), hollow.clip_l(folder / "clip")
+    model = hollow.llava_7b(folder / "llava")
+    clip = hollow.clip_l(folder / "clip", model)
     whole = cost(traced(model, model.plan("none", None, {}), "vision_encoder"))
     costs: Costs = {}
     for name in reducers.names():

@@ -144,8 +144,8 @@ def _cdpruner(tokens, queries, keys, inputs, keep, **settings):
     return text_conditioned.cdpruner(tokens, queries[-len(tokens) :], keys[[0, -1]], keep, **settings)
 
 
-def _zooprune(tokens, queries, keys, inputs, keep):
-    return greedy.zooprune(tokens, (keys[-len(tokens) :] ** 2).mean(axis=1), keep)
+def _zooprune(tokens, queries, keys, inputs, keep, **settings):
+    return greedy.zooprune(tokens, (keys[-len(tokens) :] ** 2).mean(axis=1), keep, **settings)
 
 
 def _prumerge(tokens, queries, keys, inputs, keep, **settings):
@@ -262,9 +262,10 @@ def export_alone(method: str, example: Inputs, keep: int, path: Path) -> Callabl
 
 # What the reference is told of the result, to settle scores that tie within 1e-6; it still decides on all others.
 TIES: dict[str, Callable[[Result], dict[str, Any]]] = {
-    "cdpruner": lambda result: {"observed": result.indices[0].tolist()},
-    "dpp": lambda result: {"observed": result.indices[0].tolist()},
-    "mmtok": lambda result: {"observed": result.indices[0].tolist()},
+    **dict.fromkeys(
+        ("cdpruner", "cenprune", "divprune", "dpp", "mmtok", "scope", "zooprune"),
+        lambda result: {"observed": result.indices[0].tolist()},
+    ),
     "prumerge": lambda result: {
         "observed": dict(zip(result.indices[0].tolist(), result.tokens[0].numpy(), strict=True))
     },

@@ -120,7 +120,10 @@ def _vision(
     }
     given = [wide[name] for name in module.text_inputs]
     floor = INDEX_AGREEMENT[manifest.precision]
-    agreements, floors, pairs, tied = [], [], [], []
+    agreements: list[float] = []
+    floors: list[float] = []
+    pairs: list[tuple[npt.NDArray[Any], npt.NDArray[np.float32]]] = []
+    tied: list[tuple[npt.NDArray[Any], npt.NDArray[np.float32]]] = []
     for picture in pixels:
         with torch.inference_mode():
             expected, expected_index = (np.asarray(t[0]) for t in module(torch.from_numpy(picture), *given))

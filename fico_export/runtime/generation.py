@@ -97,7 +97,9 @@ class Conversation:
         self._features: list[ImageFeatures] = []
         self._cache: KvCache = vlm.decoder.new_cache()
         self._cached: list[Hashable] = []
-        self._fixed = 0  # tokens of the cache that only make sense together: those of a prompt reduced in the decoder
+        self._fixed = (
+            0  # tokens of the cache that only make sense together: those of a prompt reduced in the decoder
+        )
 
     def ask(
         self,
@@ -141,7 +143,11 @@ class Conversation:
         ids = self._vlm.formatter.encode(messages, per_image)
         self._require_room(ids)
         answer.stages_ms["preprocess"] = clock.lap_ms()
-        text = {} if all(isinstance(picture, ImageFeatures) for picture in given) else self._vlm.read_prompt(prompt)
+        text = (
+            {}
+            if all(isinstance(picture, ImageFeatures) for picture in given)
+            else self._vlm.read_prompt(prompt)
+        )
         features = [*self._features, *(self._encode(picture, text) for picture in given)]
         answer.stages_ms["vision"] = clock.lap_ms()
 
@@ -178,7 +184,9 @@ class Conversation:
         answer.cached_tokens = known = self._reuse(prompt.keys)
         embeds = self._embed(prompt, known)
         answer.stages_ms["embed"] = clock.lap_ms()
-        visual = prompt.ids.index(image_id) if (image_id := vlm.manifest.tokens.image_id) in prompt.ids else None
+        visual = (
+            prompt.ids.index(image_id) if (image_id := vlm.manifest.tokens.image_id) in prompt.ids else None
+        )
         if vlm.decoder.reduces and visual is not None and known <= visual:
             logits, self._cache, _ = vlm.decoder.prefill(embeds, prompt.positions, visual)
             self._fixed = len(prompt.keys)

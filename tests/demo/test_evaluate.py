@@ -59,7 +59,7 @@ def test_the_page_gets_table_and_plot_and_keeps_the_rest(evaluated):
     assert "old" not in text
     for shown in (text, result.stdout):
         tables = shown.split("\n\n")
-        assert sum("| ficoco-v |" in table for table in tables) == 3  # two policies, and by kind
+        assert sum("| ficoco-v |" in table for table in tables) == 4  # two policies, in the mean and by kind
         assert any("| no picture |" in table and "| wrong picture |" in table for table in tables)
     assert (out / "page.png").stat().st_size > 5000
     assert "<svg" in (out / "page.svg").read_text()

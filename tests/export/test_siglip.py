@@ -287,7 +287,7 @@ def test_positions_for_another_grid_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "keep"), [("none", None), ("ficoco-v", 16), ("prumerge", 16), ("dart", 16)]
+    ("method", "keep"), [("none", None), ("ficoco-v", 16), ("prumerge", 16), ("ficoco-vl", 16), ("mmtok", 16)]
 )
 def test_an_export_passes_its_own_verification(method, keep, siglip, make_bundle):
     """`export` verifies what it wrote, and raises over a miss."""

@@ -6,12 +6,15 @@ Written from the published descriptions alone and sharing no code with the packa
 
 import math
 from collections.abc import Callable, Collection
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from reference.attention_select import checked, cls_attention, cosines, unit_rows
 from reference.reducers import TIE, Floats, Indices, _ascending, _norm, _softmax, _top
+
+State = TypeVar("State")
 
 
 def _best_free(scores: Floats, chosen: list[int]) -> int:
@@ -23,37 +26,76 @@ def _best_free(scores: Floats, chosen: list[int]) -> int:
     return best
 
 
+def greedily(
+    keep: int,
+    state: State,
+    scores: Callable[[State], Floats],
+    advance: Callable[[State, int], State],
+    observed: Collection[int] = (),
+) -> list[int]:
+    """Token after token of the largest score, `keep` of them; `advance` gives the state after a choice.
+
+    Scores tie within 1e-6 of the largest at the start. Given `observed`, ties are decided so as to end in that
+    set; where all are exactly equal at the start nothing is rounded, and the lowest goes first.
+
+    Raises:
+        ValueError: no decision on the ties ends in `observed`.
+    """
+    slack = TIE * float(np.abs(scores(state)).max())
+
+    def extend(chosen: list[int], state: State) -> list[int] | None:
+        if len(chosen) == keep:
+            return chosen
+        now = scores(state)
+        best = _best_free(now, chosen)
+        candidates = [best]
+        if observed and (chosen or now.min() < now.max()):
+            tied = [i for i in observed if i not in chosen and now[i] >= now[best] - slack]
+            candidates = sorted(tied, key=lambda i: -now[i])
+        for i in candidates:
+            if found := extend([*chosen, i], advance(state, i)):
+                return found
+        return None
+
+    chosen = extend([], state)
+    if chosen is None:
+        raise ValueError("a greedy choice differs by more than a tie")
+    return chosen
+
+
 def _min_max(x: Floats) -> Floats:
     """x [n] mapped to [0, 1]; a constant x becomes zeros."""
     return (x - x.min()) / max(float(x.max() - x.min()), 1e-12)
 
 
-def _loneliest(cosine: Floats) -> int:
-    """Token whose nearest other token is furthest away (DivPrune's first), distance = 1 - cosine [n, n]."""
-    n = len(cosine)
-    nearest = np.array([min((1.0 - cosine[i, j] for j in range(n) if j != i), default=0.0) for i in range(n)])
-    return _best_free(nearest, [])
+def _loneliness(cosine: Floats) -> Floats:
+    """Distance 1 - cosine [n, n] of each token to its nearest other one, [n]: DivPrune's first has the largest."""
+    return np.array([float(np.delete(1.0 - cosine[i], i).min(initial=2.0)) for i in range(len(cosine))])
 
 
-def _max_min(weight: Floats, cosine: Floats, first: int, keep: int) -> list[int]:
-    """From `first` on, the free token of largest weight [n] times distance to its nearest chosen one."""
-    chosen = [first]
-    nearest = 1.0 - cosine[first]
-    while len(chosen) < keep:
-        chosen.append(_best_free(weight * nearest, chosen))
-        nearest = np.minimum(nearest, 1.0 - cosine[chosen[-1]])
-    return chosen
+def _max_min(
+    first: Floats, weight: Floats, cosine: Floats, keep: int, observed: Collection[int]
+) -> list[int]:
+    """The best by `first` [n], then the free token of largest weight [n] times distance to its nearest chosen one."""
+
+    def scores(nearest: Floats | None) -> Floats:
+        return first if nearest is None else weight * nearest
+
+    def advance(nearest: Floats | None, i: int) -> Floats:
+        return 1.0 - cosine[i] if nearest is None else np.minimum(nearest, 1.0 - cosine[i])
+
+    return greedily(keep, None, scores, advance, observed)
 
 
-def divprune(tokens: npt.ArrayLike, keep: int) -> tuple[Floats, Indices]:
+def divprune(tokens: npt.ArrayLike, keep: int, observed: Collection[int] = ()) -> tuple[Floats, Indices]:
     """DivPrune, section 3.6: greedy max-min cosine distance over the tokens after the projector."""
     x = checked(tokens, keep)
     cosine = cosines(x)
-    idx = _ascending(_max_min(np.ones(len(x)), cosine, _loneliest(cosine), keep))
+    idx = _ascending(_max_min(_loneliness(cosine), np.ones(len(x)), cosine, keep, observed))
     return x[idx], idx
 
 
-def cenprune(tokens: npt.ArrayLike, keep: int) -> tuple[Floats, Indices]:
+def cenprune(tokens: npt.ArrayLike, keep: int, observed: Collection[int] = ()) -> tuple[Floats, Indices]:
     """Cen-Prune, section 3.7, DivPrune form: distances of the centred tokens, times distinctiveness.
 
     Distinctiveness is minus the mean cosine to the other tokens, uncentred, min-max scaled; the first token
@@ -64,7 +106,7 @@ def cenprune(tokens: npt.ArrayLike, keep: int) -> tuple[Floats, Indices]:
     cosine = cosines(x)
     distinct = np.array([-(cosine[i].sum() - cosine[i, i]) / max(n - 1, 1) for i in range(n)])
     centred = cosines(x - x.mean(axis=0))
-    idx = _ascending(_max_min(_min_max(distinct), centred, _loneliest(cosine), keep))
+    idx = _ascending(_max_min(_loneliness(cosine), _min_max(distinct), centred, keep, observed))
     return x[idx], idx
 
 
@@ -76,18 +118,20 @@ def scope(
     keep: int,
     cls: bool,
     alpha: float = 1.0,
+    observed: Collection[int] = (),
 ) -> tuple[Floats, Indices]:
     """SCOPE, section 3.8: facility location over cosines, each gain weighted by attention ** alpha."""
     x = checked(tokens, keep, queries, keys, cls=cls)
     saliency = cls_attention(queries, keys, heads, cls) ** alpha
     cosine = cosines(x)
-    covered = np.zeros(len(x))
-    chosen: list[int] = []
-    for _ in range(keep):
-        gain = saliency * np.maximum(cosine - covered, 0.0).sum(axis=1)  # row i: what i adds to every j
-        chosen.append(_best_free(gain, chosen))
-        covered = np.maximum(covered, cosine[chosen[-1]])
-    idx = _ascending(chosen)
+
+    def gain(covered: Floats) -> Floats:
+        return saliency * np.maximum(cosine - covered, 0.0).sum(axis=1)  # row i: what i adds to every j
+
+    def advance(covered: Floats, i: int) -> Floats:
+        return np.maximum(covered, cosine[i])
+
+    idx = _ascending(greedily(keep, np.zeros(len(x)), gain, advance, observed))
     return x[idx], idx
 
 
@@ -95,37 +139,20 @@ def dpp(tokens: npt.ArrayLike, keep: int, observed: Collection[int] = ()) -> tup
     """Greedy MAP of the determinantal point process on cosines: CDPruner, section 3.9, relevance 1.
 
     An incremental Cholesky factor: `free` is what of each token's diagonal the chosen ones leave. All start
-    at exactly 1, so the first token chosen is token 0. Where cosines are small their squares tie: given
-    `observed`, ties are decided so as to end in that set. Beyond the rank of the tokens only rounding noise is
-    left to choose by.
-
-    Raises:
-        ValueError: no decision on the ties ends in `observed`.
+    at exactly 1, so the first token chosen is token 0. Where cosines are small their squares tie. Beyond the
+    rank of the tokens only rounding noise is left to choose by.
     """
     x = checked(tokens, keep)
     kernel = cosines(x)
     np.fill_diagonal(kernel, 1.0)
 
-    def extend(chosen: list[int], free: Floats, factor: Floats) -> list[int] | None:
-        if len(chosen) == keep:
-            return chosen
-        best = _best_free(free, chosen)
-        near = [best]
-        if observed:
-            tied = [i for i in observed if i not in chosen and free[i] >= free[best] - TIE]
-            near = (
-                sorted(tied, key=lambda i: -free[i]) if chosen else near
-            )  # that all are 1 is no matter of rounding
-        for j in near:
-            row = (kernel[j] - factor[:, j] @ factor) / math.sqrt(max(float(free[j]), 1e-12))
-            if found := extend([*chosen, j], free - row * row, np.vstack([factor, row])):
-                return found
-        return None
+    def advance(state: tuple[Floats, Floats], j: int) -> tuple[Floats, Floats]:
+        free, factor = state
+        row = (kernel[j] - factor[:, j] @ factor) / math.sqrt(max(float(free[j]), 1e-12))
+        return free - row * row, np.vstack([factor, row])
 
-    chosen = extend([], np.diag(kernel).copy(), np.zeros((0, len(x))))
-    if chosen is None:
-        raise ValueError("a greedy choice differs by more than a tie")
-    idx = _ascending(chosen)
+    start = np.diag(kernel).copy(), np.zeros((0, len(x)))
+    idx = _ascending(greedily(keep, start, lambda state: state[0], advance, observed))
     return x[idx], idx
 
 
@@ -176,11 +203,13 @@ def gelu_slope(z: float) -> float:
     return 0.5 * (1.0 + math.erf(z / math.sqrt(2.0))) + z * math.exp(-z * z / 2.0) / math.sqrt(2.0 * math.pi)
 
 
-def zooprune(tokens: npt.ArrayLike, sensitivity: npt.ArrayLike, keep: int) -> tuple[Floats, Indices]:
+def zooprune(
+    tokens: npt.ArrayLike, sensitivity: npt.ArrayLike, keep: int, observed: Collection[int] = ()
+) -> tuple[Floats, Indices]:
     """ZOO-Prune, section 3.13: min-max scaled sensitivity [N] times dissimilarity of the projected tokens, greedily."""
     x = checked(tokens, keep)
     weight = _min_max(np.asarray(sensitivity, dtype=np.float64))
-    idx = _ascending(_max_min(weight, cosines(x), _best_free(weight, []), keep))
+    idx = _ascending(_max_min(weight, weight, cosines(x), keep, observed))
     return x[idx], idx
 
 
@@ -211,8 +240,7 @@ def mmtok(
     """MMTok, section 4: greedy coverage of the text rows and of the vision rows.
 
     tokens [N, C] come before the projector, projected [N, D] after it; text [T, D] counts where mask [T].
-    Every row is a softmax over the N tokens, and a token covers a row as far as its entry there. Given `observed`,
-    of gains that tie one in that set is taken.
+    Every row is a softmax over the N tokens, and a token covers a row as far as its entry there.
     """
     x = checked(tokens, keep)
     vision = np.asarray(projected, dtype=np.float64)
@@ -228,21 +256,18 @@ def mmtok(
         if real[t]
     ]
     vision_rows = np.stack([_softmax(row / vision_temperature) for row in cosines(x)])
-    chosen: list[int] = []
-    text_covered, vision_covered = np.zeros(len(text_rows)), np.zeros(n)
-    for _ in range(keep):
-        gain = np.zeros(n)
+
+    def gain(state: tuple[Floats, Floats]) -> Floats:
+        total = np.zeros(n)
         for t, row in enumerate(text_rows):
-            gain += weight * np.maximum(row - text_covered[t], 0.0) / len(text_rows)
+            total += weight * np.maximum(row - state[0][t], 0.0) / len(text_rows)
         for j in range(n):
-            gain += (1.0 - weight) * np.maximum(vision_rows[j] - vision_covered[j], 0.0) / n
-        best = _best_free(gain, chosen)
-        near = [i for i in observed if i not in chosen and gain[i] >= gain[best] * (1.0 - TIE)]
-        best = max(near, key=lambda i: gain[i]) if near else best
-        chosen.append(best)
-        for t, row in enumerate(text_rows):
-            text_covered[t] = max(text_covered[t], row[best])
-        for j in range(n):
-            vision_covered[j] = max(vision_covered[j], vision_rows[j, best])
-    idx = _ascending(chosen)
+            total += (1.0 - weight) * np.maximum(vision_rows[j] - state[1][j], 0.0) / n
+        return total
+
+    def advance(state: tuple[Floats, Floats], best: int) -> tuple[Floats, Floats]:
+        text_covered = [max(state[0][t], row[best]) for t, row in enumerate(text_rows)]
+        return np.array(text_covered), np.maximum(state[1], vision_rows[:, best])
+
+    idx = _ascending(greedily(keep, (np.zeros(len(text_rows)), np.zeros(n)), gain, advance, observed))
     return x[idx], idx

@@ -143,7 +143,10 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Logits [B, S, V], then key and value of each layer; `past` holds key, value, key, value and so on."""
         cos, sin = self.rotary(position_ids, inputs_embeds.dtype)
-        allowed = causal_mask(attention_mask.shape[1], inputs_embeds) & (attention_mask != 0)[:, None, None, None, :]
+        allowed = (
+            causal_mask(attention_mask.shape[1], inputs_embeds)
+            & (attention_mask != 0)[:, None, None, None, :]
+        )
         hidden, present = inputs_embeds, []
         for i, layer in enumerate(self.language_model.layers):
             hidden, cache = layer(hidden, (past[2 * i], past[2 * i + 1]), cos, sin, allowed)

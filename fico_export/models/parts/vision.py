@@ -118,7 +118,9 @@ class VisionEncoder(nn.Module):
         self.clip = None
         inside = plan.at(Site.ENCODER_LAYER)
         layers = inside.schedule if inside else {}
-        steps: dict[str, nn.Module] = {f"layer_{i}": Reduce(inside, keep) for i, keep in layers.items() if inside}
+        steps: dict[str, nn.Module] = {
+            f"layer_{i}": Reduce(inside, keep) for i, keep in layers.items() if inside
+        }
         for site in (Site.ENCODER_OUTPUT, Site.PROJECTOR_OUTPUT):
             if step := plan.at(site):
                 steps[site.name.lower()] = Reduce(step, step.keep - keeps_cls)

@@ -135,7 +135,8 @@ def make_plan(method: str, keep: int | None, settings: dict[str, Any], limits: L
         least = 1 + limits.kept_aside
         if not least <= budget <= limits.total:
             raise ConfigError(
-                f"a budget of {budget} for {name} is outside {least} … {limits.total}, the visual tokens this model has",
+                f"{name if len(chain) > 1 else '--keep'} {budget} is outside {least} … {limits.total}, "
+                "the visual tokens this model has",
                 mend=f"--keep K with K in {least} … {limits.total}",
             )
         if budget > before:
