@@ -269,6 +269,11 @@ def test_a_method_of_the_layer_after_the_features_needs_one(siglip, tmp_path):
     assert load(siglip).plan("prumerge", 16, {}).keep == 16
 
 
+def test_a_method_of_the_space_of_clip_is_refused(siglip):
+    with pytest.raises(ConfigError, match="needs a tower with a CLS token"):
+        load(siglip).plan("cdpruner", 16, {})
+
+
 def test_the_strategy_that_drops_a_first_row_is_refused(tmp_path):
     folder = write_siglip(tmp_path / "checkpoint", llava={"vision_feature_select_strategy": "default"})
     with pytest.raises(CheckpointError, match="drops the first patch") as caught:
