@@ -13,6 +13,7 @@ from fico_export.errors import ConfigError
 from fico_export.exporter import trace, weights
 from fico_export.exporter.graphs import graph_jobs
 from fico_export.models.parts.clip_text import open_clip
+from fico_export.reducers.base.reducer import Site
 
 rtx = pytest.importorskip(
     "rtx", exc_type=ImportError, reason="needs TensorRT-RTX: pip install 'fico_export[rtx]'"
@@ -41,14 +42,12 @@ def plan_of(model, method):
 
 
 def changed(model, plan, precision):
-    """The graphs of a bundle that are not those of `none`; of `none`, all."""
+    """The graphs of a bundle that are this method's own; of `none`, all."""
     jobs = graph_jobs(model, plan, precision, TARGET.opset)
-    if not plan.steps:
-        return jobs
-    plain = {"embed_tokens", "decoder_model_merged"} | (
-        {"vision_encoder"} if plan.handed_over == plan.visual_tokens else set()
-    )
-    return [job for job in jobs if job.name not in plain]
+    shared = {"embed_tokens", "decoder_model_merged", "decoder_with_past"} if plan.steps else set()
+    if plan.steps and plan.handed_over == plan.visual_tokens:
+        shared.add("vision_encoder")
+    return [job for job in jobs if job.name not in shared]
 
 
 def write(model, job, folder: Path) -> Path:
@@ -88,6 +87,16 @@ def test_the_graphs_of_every_method_compile(method, precision, model, tmp_path):
         least = plan.handed_over + 2 if job.name == "decoder_prefill" else 1
 
         assert rtx.compile_engine(path, free_axes(path, least)).nbytes > 0
+
+
+def test_the_graph_that_follows_a_reducing_prefill_compiles(model, tmp_path):
+    """It is the same for every method that reduces in the decoder."""
+    plans = (plan_of(model, method) for method in reducers.names())
+    plan = next(plan for plan in plans if plan.at(Site.DECODER_LAYER))
+    jobs = graph_jobs(model, plan, "fp16", TARGET.opset)
+    path = write(model, next(job for job in jobs if job.name == "decoder_with_past"), tmp_path)
+
+    assert rtx.compile_engine(path, free_axes(path, 1)).nbytes > 0
 
 
 def test_a_graph_that_it_cannot_take_is_refused(tmp_path):

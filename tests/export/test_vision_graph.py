@@ -81,8 +81,10 @@ def test_k_is_exact_at_every_budget(method, grid24_checkpoint):
 @pytest.mark.parametrize("keep", [64, 575])
 @pytest.mark.parametrize("method", METHODS)
 def test_onnx_runtime_equals_torch(method, keep, grid24_checkpoint, tmp_path):
-    if method == "dpp":
-        keep //= 2  # tokens of this tower have 64 channels: beyond the 64th, each is the others' combination
+    if method == "dpp":  # this tower has 64 channels: beyond the 64th token, each is the others' combination
+        keep = {64: 32, 575: 16}[keep]
+    if method == "vispruner":  # one round for every eight dropped, each a part of the graph
+        keep = max(keep, 320)
     model = load(grid24_checkpoint)
     plan = model.plan(method, within_reach(method, keep), {})
     session = vision_session(model, plan, tmp_path / "vision.onnx")
@@ -94,9 +96,7 @@ def test_onnx_runtime_equals_torch(method, keep, grid24_checkpoint, tmp_path):
         _, got, want = np.intersect1d(index[0], want_index[0], return_indices=True)
 
         assert features.shape == (1, plan.keep, 64)
-        if (
-            method == "vispruner"
-        ):  # half of them by attention; of the others the last digit of the features decides
+        if method == "vispruner":  # half of K by attention; of the others the features' last digit decides
             assert len(got) >= plan.keep / 2
         else:
             np.testing.assert_array_equal(index, want_index)
@@ -224,7 +224,7 @@ def test_the_sensitivity_orders_tokens_as_passes_along_random_directions_do(phot
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_fp16_graphs_stay_close_to_fp32_torch_on_photographs(method, photographs, tmp_path, record_property):
+def test_fp16_graphs_stay_close_to_fp32_torch_on_photographs(method, photographs, tmp_path):
     """On a trained tower. Of what chooses greedily, what the kept tokens are worth too."""
     model = load(demo.FOLDER)
     # In these five layers as many are merged in each as, of 576 on the way to 64, in the 23 of a real tower.
@@ -246,7 +246,6 @@ def test_fp16_graphs_stay_close_to_fp32_torch_on_photographs(method, photographs
             worths.append([OBJECTIVES[method](picture, kept) for kept in (index[0], want_index)])
         assert features.dtype == np.float16
 
-    record_property("overlap", overlaps)
     if method not in CHAOTIC:
         assert np.mean(overlaps) >= 0.95
         assert min(overlaps) >= 0.9
@@ -254,7 +253,6 @@ def test_fp16_graphs_stay_close_to_fp32_torch_on_photographs(method, photographs
     assert (np.concatenate(cosines) >= 0.99).mean() >= 0.95
     if worths:
         fp16, fp32 = np.sum(worths, axis=0)
-        record_property("worth", fp16 / fp32)
         assert abs(fp16 / fp32 - 1) <= 0.01
 
 
