@@ -32,6 +32,8 @@ def command(
     print(
         f"model      {manifest.model.source} ({manifest.model.model_type}), revision {manifest.model.revision or '–'}"
     )
+    if manifest.clip_text is not None:
+        print(f"clip text  {manifest.clip_text.source}, revision {manifest.clip_text.revision or '–'}")
     print(f"method     {reduction.method}{'; ' + options if options else ''}")
     print(f"tokens     {reduction.visual_tokens} → {reduction.keep} of a {reduction.grid[0]}×{reduction.grid[1]} grid, "
           f"{reduction.positions} positions")  # fmt: skip

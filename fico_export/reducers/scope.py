@@ -14,7 +14,7 @@ from fico_export.reducers.base.cues import Cues
 from fico_export.reducers.base.protocols import EIGHT
 from fico_export.reducers.base.reducer import Options, Published, Reducer, Reduction, Site
 from fico_export.reducers.stages.filter import cosine_matrix
-from fico_export.reducers.stages.greedy import State, greedy, row
+from fico_export.reducers.stages.greedy import largest_cover
 from fico_export.reducers.stages.select import take
 
 
@@ -27,17 +27,7 @@ class ScopeOptions(Options):
 def apply(tokens: Tensor, cues: Cues, keep: int, options: ScopeOptions) -> Reduction:
     """K times the one of [B, N, C] that adds most to what the kept ones are similar to."""
     cosines = cosine_matrix(tokens.to(torch.float32))
-    salience = cues.cls_attention() ** options.alpha
-
-    def gain(covered: Tensor) -> Tensor:
-        return salience * (cosines - covered[:, None]).relu().sum(-1)
-
-    def step(best: Tensor, state: State) -> tuple[Tensor, State]:
-        covered = torch.maximum(state[0], row(cosines, best))
-        return gain(covered), (covered,)
-
-    nothing = torch.zeros_like(salience)
-    indices = greedy(gain(nothing), keep, step, (nothing,))
+    indices = largest_cover(cosines, keep, cues.cls_attention() ** options.alpha)
     return Reduction(take(tokens, indices), indices)
 
 

@@ -162,8 +162,7 @@ def ficoco_l_layer(
     for i in sources:
         fit = np.zeros(len(targets))
         for at, j in enumerate(targets):
-            indirect = sum(to[i, k] * back[k, j] for k in range(texts)) / texts
-            fit[at] = gamma * among[i, j] + (1 - gamma) * indirect
+            fit[at] = gamma * among[i, j] + (1 - gamma) * (to[i] @ back[:, j]) / texts
         chosen = top(fit, per_source)
         for at, share in zip(chosen, _softmax(fit[chosen]), strict=True):
             total[targets[at]] += share * x[i]

@@ -88,19 +88,21 @@ def largest_volume(cosines: Tensor, keep: int, weights: Tensor | None = None) ->
     return greedy(scores(whole), keep, step, (whole, factor, turn))
 
 
-def largest_cover(worth: Tensor, keep: int) -> Tensor:
+def largest_cover(worth: Tensor, keep: int, weights: Tensor | None = None) -> Tensor:
     """Pick K times the token that adds most to what is covered; a thing is covered as far as the best token kept covers it.
 
     Args:
-        worth: [B, N, M] ≥ 0, how far each token covers each of M things.
+        worth: [B, N, M], how far each token covers each of M things; below 0 is not at all.
         keep: K.
+        weights: [B, N] ≥ 0 by which each token's gain counts; None for all alike.
 
     Returns:
         [B, K] int64, ascending.
     """
 
     def gain(covered: Tensor) -> Tensor:
-        return (worth - covered[:, None]).relu().sum(-1)
+        added = (worth - covered[:, None]).relu().sum(-1)
+        return added if weights is None else weights * added
 
     def step(best: Tensor, state: State) -> tuple[Tensor, State]:
         covered = torch.maximum(state[0], row(worth, best))
