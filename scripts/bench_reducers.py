@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Measure every reducer in the vision graph of LLaVA-1.5: latency, its own share, nodes, FLOPs, and what TensorRT-RTX makes of it.
 
-    python scripts/bench_reducers.py --out engines/bench.json              # all of them: two hours on two cores
+    python scripts/bench_reducers.py --out engines/bench.json              # all of them: an hour on two cores
+    python scripts/bench_reducers.py --out engines/bench.json --docs docs/latency.md      # its results into the page
     python scripts/bench_reducers.py --methods NAME,NAME --keeps 64 --repeats 5
 
 Builds ViT-L/14-336 and its projector with random FP32 weights (see `bench_vision.py`), and each method's graph beside that of
@@ -48,6 +49,7 @@ from fico_export.reducers.base.cues import Cues, Prompt
 from fico_export.reducers.base.plan import Plan, Step
 
 LIMITS = {False: 0.03, True: 0.05}  # of a reducer's own share: greedy ones may take more
+START, STOP = "<!-- results -->", "<!-- end of results -->"
 
 
 def main() -> None:
@@ -59,6 +61,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="timed runs of each graph (default 7)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 for one per core (default)")
     parser.add_argument("--out", type=Path, help="JSON file of results so far")
+    parser.add_argument("--docs", type=Path, help="page to write the results into")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     args = parser.parse_args()
 
@@ -80,6 +83,10 @@ def main() -> None:
                     if args.out:
                         args.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     shown = [row for row in rows if row["method"] in names]
+    if args.docs:
+        page = args.docs.read_text(encoding="utf-8")
+        before, after = page.split(START)[0], page.split(STOP)[1]
+        args.docs.write_text(f"{before}{START}\n\n{summary(shown)}\n{STOP}{after}", encoding="utf-8")
     if args.json:
         print(json.dumps({"results": shown}))
     else:
@@ -305,6 +312,41 @@ def table(rows: list[dict[str, Any]]) -> Table:
             *("–" if row[key] is None else f"{row[key]:.1f}" for key in ("compile_s", "engine_mib")),
         )
     return shown
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """A Markdown row for each method: ratio and own share at every budget, the rest at the smallest."""
+    keeps = sorted({row["keep"] for row in rows})
+    by_method: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        by_method.setdefault(row["method"], {})[row["keep"]] = row
+    heads = [
+        "method",
+        *(f"K = {keep}" for keep in keeps),
+        "by FLOPs",
+        *(f"own, {keep}" for keep in keeps),
+        "nodes added",
+        "compile, s",
+        "engine, MiB",
+    ]
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    for method, at in sorted(by_method.items()):
+        least = at[min(at)]
+        engine = (least["compile_s"], least["engine_mib"])
+        lines.append(
+            [
+                f"`{method}`" + (" (greedy)" if least["greedy"] else ""),
+                *(f"{at[keep]['ratio']:.2f}" if keep in at else "–" for keep in keeps),
+                f"{least['flops_ratio']:.2f}",
+                *(f"{at[keep]['own_share']:.1%}" if keep in at else "–" for keep in keeps),
+                str(least["nodes_added"]),
+                *(
+                    "–" if value is None else f"{value:.{digits}f}"
+                    for value, digits in zip(engine, (1, 0), strict=True)
+                ),
+            ]
+        )
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 if __name__ == "__main__":
