@@ -19,7 +19,7 @@ def greedy(
     """Pick K times the best token that is not taken yet; ties go to the lower index.
 
     In a graph this is one `Scan` with K turns, not K copies of its body, 9 to 27 nodes each: about as fast in ONNX Runtime,
-    and TensorRT compiles it in a hundredth of the time (docs/latency.md).
+    and TensorRT compiles it in a few hundredths of the time (docs/latency.md).
 
     Args:
         scores: [B, N] of the first choice, FP32.
