@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a greedy reducer's Scan saves against K copies of its body: nodes, time to export, to compile in TensorRT-RTX, and to run.
 
-    python scripts/bench_unrolled.py --methods divprune,dpp --keep 192
+    python scripts/bench_unrolled.py dpp divprune --keep 192
 
 The graphs hold the reducer alone, on 576 random tokens of 1 024 channels; both run in alternation on ONNX Runtime's CPU provider.
 """
@@ -30,7 +30,7 @@ from reducer_cases import export_alone, random_inputs
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--methods", default="divprune,dpp", help="names, comma separated")
+    parser.add_argument("methods", nargs="+", help="names of greedy methods")
     parser.add_argument("--keep", type=int, default=192, help="budget (default 192)")
     parser.add_argument("--repeats", type=int, default=9, help="timed runs of each (default 9)")
     args = parser.parse_args()
@@ -38,7 +38,7 @@ def main() -> None:
     ort.set_default_logger_severity(3)
     inputs = random_inputs(0, grid=(24, 24), channels=1024)
     print(f"{'method':<12}{'form':<10}{'nodes':>7}{'export, s':>11}{'compile, s':>12}{'run, ms':>9}")
-    for method in args.methods.split(","):
+    for method in args.methods:
         made: dict[str, tuple[list[str], Callable[[], object]]] = {}
         with tempfile.TemporaryDirectory() as folder:
             for form in ("scan", "unrolled"):
