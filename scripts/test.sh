@@ -10,5 +10,7 @@ ruff check .
 mypy
 lint-imports
 scripts/check_runtime.sh
+# A process for each core, and in each one thread: torch's own would take each other's time.
+export OMP_NUM_THREADS=1
 # Last, so that its closing line is the run's: N passed.
 pytest --numprocesses "${FICO_TEST_PROCESSES:-2}" --dist loadscope "$@"
