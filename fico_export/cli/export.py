@@ -73,6 +73,13 @@ def command(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    copy_weights: Annotated[
+        bool,
+        typer.Option(
+            "--copy-weights",
+            help="Write all weights into the bundle; else link the checkpoint's files that fit.",
+        ),
+    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare every graph with torch first.")
     ] = True,
@@ -104,6 +111,7 @@ def command(
             revision=revision,
             out=out,
             overwrite=overwrite,
+            copy_weights=copy_weights,
             verify=verify,
             progress=progress,
         )
