@@ -118,6 +118,7 @@ def command(
     seconds = time.perf_counter() - began
     manifest = Manifest.load(folder)
     size, reduction = sum(f.size for f in manifest.files.values()), manifest.reduction
+    linked = sum(f.size for f in manifest.files.values() if f.mtime_ns is not None)
     if as_json:
         print_json(
             {
@@ -128,13 +129,13 @@ def command(
                 "precision": manifest.precision,
                 "target": manifest.target,
                 "size_bytes": size,
+                "linked_bytes": linked,
                 "seconds": round(seconds, 3),
             }
         )
         return
-    say(
-        f"{folder}: {reduction.visual_tokens} → {reduction.keep} visual tokens, {human_bytes(size)}, {seconds:.1f} s"
-    )
+    kept = f"{human_bytes(size)}, of which {human_bytes(linked)} linked" if linked else human_bytes(size)
+    say(f"{folder}: {reduction.visual_tokens} → {reduction.keep} visual tokens, {kept}, {seconds:.1f} s")
     say(f'next: fico run {folder} --image PICTURE --prompt "What is in the picture?"')
 
 

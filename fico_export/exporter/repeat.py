@@ -37,7 +37,8 @@ def repeat_layers(model: ir.Model, stem: str, layers: int) -> None:
     follows = _require_alike(second, last)
     # What reads the last layer must read the new last layer.
     uses = [use for node in last for value in node.outputs for use in value.uses()]
-    tail = [(node, i) for node, i in uses if node not in set(last)]
+    inside = set(last)
+    tail = [(node, i) for node, i in uses if node not in inside]
     own = [v for v in (*graph.inputs, *graph.initializers.values()) if ".2." in (v.name or "")]
     outputs = [value for value in graph.outputs if ".2." in (value.name or "")]
     fresh = count()
