@@ -32,6 +32,7 @@ def export(
     revision: str | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
+    copy_weights: bool = False,
     verify: bool = True,
     progress: Progress | None = None,
 ) -> Path:
@@ -51,6 +52,8 @@ def export(
         revision: of the model's hub repository.
         out: the bundle's folder; engines/<model>-<method>-k<K>-<precision> by default.
         overwrite: replace a bundle that is there.
+        copy_weights: write all weights into the bundle. Otherwise the checkpoint's files are linked into it where the graphs
+            can use weights as they are stored: no space is taken, but a change of the checkpoint's files is one of the bundle.
         verify: compare every graph with torch before the bundle gets its name.
         progress: told of each step.
 
@@ -85,6 +88,7 @@ def export(
         positions=positions,
         out=Path(out) if out is not None else None,
         overwrite=overwrite,
+        copy_weights=copy_weights,
     )
 
     def check(folder: Path) -> None:
@@ -96,22 +100,23 @@ def export(
     return write_bundle(checkpoint, request, progress, check if verify else None)
 
 
-def load(bundle: str | Path, *, backend: str = "auto", threads: int = 0) -> Vlm:
+def load(bundle: str | Path, *, backend: str = "auto", threads: int = 0, low_memory: bool = False) -> Vlm:
     """Load a bundle to answer with: `.generate()`, `.stream()`, `.chat()`, `.encode_image()`.
 
     Args:
         bundle: its folder.
         backend: auto, ort-cpu or ort-cuda.
         threads: CPU threads within an operator; 0 for one per core.
+        low_memory: load each graph when it is needed, in the place of the one before.
 
     Raises:
         BundleError: the bundle is missing, damaged, or from a newer version.
-        ConfigError: the backend cannot run here.
+        ConfigError: the backend cannot run here, or the graphs do not fit into memory.
         EngineError: a graph cannot be loaded.
     """
     from fico_export.runtime.vlm import Vlm
 
-    return Vlm(bundle, backend=backend, threads=threads)
+    return Vlm(bundle, backend=backend, threads=threads, low_memory=low_memory)
 
 
 def verify(

@@ -6,7 +6,9 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,39 +20,87 @@ from fico_export.errors import BundleError, ConfigError, DiskError
 QUICK_LIMIT_BYTES = 64 * 2**20
 # No space, no quota, and no larger file: a limit of the shell or of the file system (4 GB on FAT32).
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Large: a thread that hashes waits for the interpreter after each piece, while another traces graphs.
+_PIECE_BYTES = 16 * 2**20
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+def sha256(path: Path, stop: threading.Event | None = None) -> str:
+    """SHA-256 of a file, read in pieces; what it returns after `stop` was set means nothing."""
+    digest, buffer = hashlib.sha256(), bytearray(_PIECE_BYTES)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while (count := file.readinto(buffer)) and not (stop and stop.is_set()):
+            digest.update(view[:count])
     return digest.hexdigest()
 
 
-def describe(folder: Path) -> dict[str, File]:
-    """Hash and size of every file below a bundle's folder but its manifest, by POSIX path."""
+@contextmanager
+def hashed_aside(paths: Iterable[Path]) -> Iterator[Future[dict[Path, File]]]:
+    """Describe hard-linked files on a thread of its own, which ends with the block."""
+    stop = threading.Event()
+
+    def describe_all() -> dict[Path, File]:
+        return {path: _describe(path, stop, linked=True) for path in paths}
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(describe_all)
+        finally:
+            stop.set()
+
+
+def describe(folder: Path, linked: Mapping[Path, File]) -> dict[str, File]:
+    """Every file below a bundle's folder but its manifest, by POSIX path; those in `linked` are hashed already."""
     found = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != FILE_NAME)
-    return {p.relative_to(folder).as_posix(): File(sha256=sha256(p), size=p.stat().st_size) for p in found}
+    return {p.relative_to(folder).as_posix(): linked.get(p) or _describe(p) for p in found}
+
+
+def _describe(path: Path, stop: threading.Event | None = None, *, linked: bool = False) -> File:
+    stat = path.stat()  # before it is hashed: a change meanwhile shows the next time
+    return File(sha256=sha256(path, stop), size=stat.st_size, mtime_ns=stat.st_mtime_ns if linked else None)
 
 
 def check(folder: Path, manifest: Manifest, *, full: bool) -> None:
     """Compare a bundle's files with its manifest; without `full`, large files by size alone.
 
+    A file of the checkpoint that is linked is hashed when it was touched since the export; a copy of it, which a copied bundle
+    has, gets the time of the original if its content is right, so that this is done once.
+
     Raises:
         BundleError: a file is missing, of another size, or of another content.
     """
-    mend = "copy or export the bundle again: a damaged graph would answer wrongly without a word"
     for name, expected in manifest.files.items():
         path = folder / name
         if not path.is_file():
-            raise BundleError(f"{name} is missing from the bundle {folder}", mend=mend)
-        size = path.stat().st_size
-        if size != expected.size:
-            raise BundleError(f"{name} has {size} bytes, the manifest says {expected.size}", mend=mend)
-        if (full or size <= QUICK_LIMIT_BYTES) and sha256(path) != expected.sha256:
-            raise BundleError(f"{name} does not have the SHA-256 that the manifest says", mend=mend)
+            raise BundleError(f"{name} is missing from the bundle {folder}", mend=_damaged(False))
+        stat = path.stat()
+        touched = expected.mtime_ns is not None and stat.st_mtime_ns != expected.mtime_ns
+        # Others have the file too: it is the checkpoint's own.
+        shared = expected.mtime_ns is not None and stat.st_nlink > 1
+        whose = (
+            ", a hard link to the checkpoint's own file, which has changed since the export:"
+            if shared
+            else ""
+        )
+        if stat.st_size != expected.size:
+            raise BundleError(
+                f"{name}{whose} has {stat.st_size} bytes, the manifest says {expected.size}",
+                mend=_damaged(shared),
+            )
+        if full or touched or stat.st_size <= QUICK_LIMIT_BYTES:
+            if sha256(path) != expected.sha256:
+                raise BundleError(
+                    f"{name}{whose} does not have the SHA-256 that the manifest says", mend=_damaged(shared)
+                )
+            if touched and not shared and expected.mtime_ns is not None:
+                with suppress(OSError):  # a bundle that may only be read is hashed every time
+                    os.utime(path, ns=(stat.st_atime_ns, expected.mtime_ns))
+
+
+def _damaged(shared: bool) -> str:
+    if shared:
+        return "restore the checkpoint's file, or export again; with --copy-weights the bundle has weights of its own"
+    return "copy or export the bundle again: a damaged graph would answer wrongly without a word"
 
 
 @contextmanager
@@ -95,7 +145,8 @@ def require_space(folder: Path, needed: int) -> None:
     if free < needed:
         raise DiskError(
             f"the bundle needs {needed / 1e9:.1f} GB, the disk of {existing} has {free / 1e9:.1f} GB free",
-            mend="free some space, give --out a folder on another disk, or choose --precision fp16",
+            mend="free some space, give --out a folder on another disk (on the checkpoint's own, weights that need no "
+            "conversion are linked, not written), or choose --precision fp16",
         )
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fico_export.errors import BundleError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE_NAME = "manifest.json"
 CLIP_TOKENIZER = "clip_tokenizer.json"
 _MEND = "export or copy the bundle again"
@@ -29,11 +29,21 @@ class TensorSpec(_Record):
 
 
 class Graph(_Record):
-    """One ONNX file and its tensors."""
+    """One ONNX file and its tensors; `weight_bytes` is the size of its weights, wherever they lie."""
 
     file: str
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
+    weight_bytes: int
+
+
+class Table(_Record):
+    """A matrix in a file of the bundle, row by row from the byte `offset` on: what one row needs is read, not the whole."""
+
+    file: str
+    offset: int
+    dtype: str
+    shape: tuple[int, int]
 
 
 class Model(_Record):
@@ -104,10 +114,15 @@ class Tokens(_Record):
 
 
 class File(_Record):
-    """A file's content, by hash and size in bytes."""
+    """A file's content, by hash and size in bytes.
+
+    `mtime_ns` is set for a hard link to a file of the checkpoint, which others may change: when it was last changed before
+    the export.
+    """
 
     sha256: str
     size: int
+    mtime_ns: int | None = None
 
 
 class Manifest(_Record):
@@ -126,6 +141,7 @@ class Manifest(_Record):
     opset: int
     ir_version: int
     graphs: dict[str, Graph]
+    embedding: Table | None = None
     tools: dict[str, str]
     created: str
     files: dict[str, File] = {}

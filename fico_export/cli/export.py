@@ -73,6 +73,13 @@ def command(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    copy_weights: Annotated[
+        bool,
+        typer.Option(
+            "--copy-weights",
+            help="Write all weights into the bundle; else link the checkpoint's files that fit.",
+        ),
+    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare every graph with torch first.")
     ] = True,
@@ -104,12 +111,14 @@ def command(
             revision=revision,
             out=out,
             overwrite=overwrite,
+            copy_weights=copy_weights,
             verify=verify,
             progress=progress,
         )
     seconds = time.perf_counter() - began
     manifest = Manifest.load(folder)
     size, reduction = sum(f.size for f in manifest.files.values()), manifest.reduction
+    linked = sum(f.size for f in manifest.files.values() if f.mtime_ns is not None)
     if as_json:
         print_json(
             {
@@ -120,13 +129,13 @@ def command(
                 "precision": manifest.precision,
                 "target": manifest.target,
                 "size_bytes": size,
+                "linked_bytes": linked,
                 "seconds": round(seconds, 3),
             }
         )
         return
-    say(
-        f"{folder}: {reduction.visual_tokens} → {reduction.keep} visual tokens, {human_bytes(size)}, {seconds:.1f} s"
-    )
+    kept = f"{human_bytes(size)}, of which {human_bytes(linked)} linked" if linked else human_bytes(size)
+    say(f"{folder}: {reduction.visual_tokens} → {reduction.keep} visual tokens, {kept}, {seconds:.1f} s")
     say(f'next: fico run {folder} --image PICTURE --prompt "What is in the picture?"')
 
 

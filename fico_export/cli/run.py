@@ -41,6 +41,13 @@ def command(
         list[str] | None, typer.Option("--stop", help="A string that ends an answer; repeatable.")
     ] = None,
     threads: Annotated[int, typer.Option("--threads", help="CPU threads; 0 for one per core.")] = 0,
+    low_memory: Annotated[
+        bool,
+        typer.Option(
+            "--low-memory",
+            help="Load each graph when it is needed, in the place of the one before; timings hold the loading.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -49,7 +56,7 @@ def command(
     from fico_export.runtime.vlm import Vlm
 
     sampling = Sampling(temperature, top_p, top_k, seed)
-    vlm = Vlm(bundle, backend=backend, threads=threads)
+    vlm = Vlm(bundle, backend=backend, threads=threads, low_memory=low_memory)
     chat = vlm.chat()
     answers: list[Answer] = []
     for turn, question in enumerate(prompt):

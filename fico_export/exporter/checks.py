@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from onnx import shape_inference
+from onnx import external_data_helper, shape_inference
 
 from fico_export.devices.targets import Target
 from fico_export.errors import ExportError
@@ -66,11 +66,34 @@ def _check_operators(model: ir.Model, target: Target) -> None:
 def _infer_shapes(path: Path) -> onnx.ModelProto:
     """Full check with strict shape inference; external data stays on disk."""
     try:
-        onnx.checker.check_model(str(path), full_check=True)
         proto = onnx.load(str(path), load_external_data=False)
+        _weights_to_inputs(proto, path.parent)
+        onnx.checker.check_model(proto, full_check=True)
         return shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
         raise ExportError(f"{path.name} is not valid ONNX: {error}", mend=_REPORT) from error
+
+
+def _weights_to_inputs(model: onnx.ModelProto, folder: Path) -> None:
+    """Make inputs of the tensors that lie in other files: onnx's checker refuses files that are hard links.
+
+    Raises:
+        ExportError: a file is missing or too short.
+    """
+    inside = []
+    for tensor in model.graph.initializer:
+        if not external_data_helper.uses_external_data(tensor):
+            inside.append(tensor)
+            continue
+        info = external_data_helper.ExternalDataInfo(tensor)
+        file = folder / info.location
+        if not file.is_file() or file.stat().st_size < (info.offset or 0) + (info.length or 0):
+            raise ExportError(f"tensor {tensor.name!r} is not whole in {info.location}", mend=_REPORT)
+        model.graph.input.append(
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        )
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(inside)
 
 
 def _check_static(model: onnx.ModelProto) -> None:

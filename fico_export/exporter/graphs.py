@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 import torch
 
+from fico_export.exporter.repeat import TRACED, repeat_layers
 from fico_export.exporter.trace import Signature, graph_from_module, name_axes, weightless
 from fico_export.models.parts.clip_text import Clip
+from fico_export.models.parts.decoder import Decoder
 from fico_export.models.parts.family import Vlm
 from fico_export.models.parts.prefill import Prefill, WithPast
 from fico_export.reducers.base.plan import Plan, Step
@@ -107,7 +109,7 @@ def trace_embed(model: Vlm, dtype: torch.dtype, opset: int) -> ir.Model:
 
 def trace_decoder(model: Vlm, dtype: torch.dtype, opset: int) -> ir.Model:
     """Prefill and decode in one graph; see `models/parts/decoder.py` for its tensors."""
-    config = model.decoder_config
+    config = replace(model.decoder_config, layers=min(model.decoder_config.layers, TRACED))
     batch, new, past = 2, 3, 5  # examples of free axes: any unequal numbers above 1
     examples = (
         torch.zeros(batch, new, config.hidden_size, dtype=dtype),
@@ -135,9 +137,11 @@ def trace_decoder(model: Vlm, dtype: torch.dtype, opset: int) -> ir.Model:
         axes=(sequence, total, sequence, [past_axes] * caches),
         outputs=["logits", *_caches("present", config.layers)],
     )
-    graph = graph_from_module(weightless(lambda: model.decoder(dtype)), signature, opset)
+    graph = graph_from_module(weightless(lambda: Decoder(config, dtype)), signature, opset)
     name_axes(graph.graph.inputs, [sequence, total, sequence, *[past_axes] * caches])
     name_axes(graph.graph.outputs, [sequence, *[present_axes] * caches])
+    if model.decoder_config.layers > TRACED:
+        repeat_layers(graph, "language_model.layers", model.decoder_config.layers)
     return graph
 
 

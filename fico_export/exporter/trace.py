@@ -14,12 +14,27 @@ from typing import Any, TypeVar
 
 import onnx_ir as ir
 import torch
-from onnxscript import optimizer
+from onnx_ir.passes import common
+from onnxscript import optimizer, rewriter
+from onnxscript.rewriter.rules import common as rules
 from torch import nn
 
 from fico_export.errors import ExportError, FicoError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+# Those of onnxscript's default rules that find something in our graphs: all of them together take several times as long.
+_RULES = (
+    rules.cast_cast_rule,
+    rules.no_op_cast_rule,
+    rules.no_op_expand_rule,
+    rules.reshape_reshape_rule,
+    rules.no_op_transpose_rule,
+    rules.transpose_transpose_rule,
+    rules.unsqueeze_unsqueeze_rule,
+    rules.collapse_slice_rule,
+    rules.collapse_slice2_rule,
+)
 
 
 @dataclass(frozen=True)
@@ -112,12 +127,38 @@ def name_nodes(model: ir.Model) -> None:
 
 
 def simplify(model: ir.Model) -> None:
-    """Fold constants and drop what nothing reads. Weights must be bound already: folding reads small ones."""
+    """Fold constants, join what undoes itself, and drop what nothing reads; the checkpoint's tensors are not read."""
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     shapes = [value.shape for value in model.graph.outputs]
-    optimizer.optimize_ir(model, input_size_limit=4096, output_size_limit=1 << 20)
+    common.InlinePass()(model)
+    for _ in range(2):
+        optimizer.fold_constants(
+            model,
+            onnx_shape_inference=True,
+            input_size_limit=4096,
+            output_size_limit=1 << 20,
+            should_fold=_reads_no_weights,
+        )
+        rewriter.rewrite(model, _RULES)
+    for tidy in (
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.LiftSubgraphInitializersToMainGraphPass(),
+        # Numbers, axes and shapes; no weight is that small.
+        common.DeduplicateInitializersPass(size_limit=16),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.OutputFixPass(),
+        common.NameFixPass(),
+    ):
+        tidy(model)
     for value, shape in zip(model.graph.outputs, shapes, strict=True):
         value.shape = shape  # its shape inference puts the tracer's symbols in place of the axes' names
+
+
+def _reads_no_weights(node: ir.Node) -> bool | None:
+    """False keeps a node from being folded; None leaves it to the limits of size."""
+    weights = (ir.LazyTensor, ir.ExternalTensor)
+    return False if any(v is not None and isinstance(v.const_value, weights) for v in node.inputs) else None
 
 
 def _dynamic(axes: Any, least: Mapping[str, int], dims: dict[str, Any]) -> Any:

@@ -1,38 +1,46 @@
-"""Bind a checkpoint's tensors to a graph's initializers, and stream them to disk one at a time."""
+"""Bind a checkpoint's tensors to a graph's initializers: linked as they are, or converted and streamed to disk one by one."""
 
 from __future__ import annotations
 
 import errno
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from onnx_ir import tensor_adapters
+from onnx_ir import external_data, tensor_adapters
 
 from fico_export.errors import ConfigError, FicoError
+from fico_export.exporter.links import SMALLEST_BYTES, Links
 from fico_export.models.parts.checkpoint import Checkpoint
 
 _TORCH_DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
+NO_LINKS = Links()
 
 
-def bind(model: ir.Model, checkpoint: Checkpoint, warn: Callable[[str], None]) -> None:
-    """Point every initializer named like a checkpoint tensor at that tensor, converted when it is read.
+def bind(
+    model: ir.Model, checkpoint: Checkpoint, warn: Callable[[str], None], links: Links = NO_LINKS
+) -> None:
+    """Point every initializer named like a checkpoint tensor at that tensor: where it lies, or converted when it is read.
 
-    A weight that the graph only transposes (torch keeps [out, in], MatMul takes [in, out]) is bound transposed:
-    otherwise each runtime would do it again at every start, and constant folding would read all weights at once.
+    A weight that must be converted and that the graph only transposes (torch keeps [out, in], MatMul takes [in, out]) is
+    bound transposed: otherwise each runtime would do it again at every start. One that is linked stays as torch keeps it.
 
     Args:
         model: a traced graph; its other initializers are constants and stay.
         checkpoint: the weights.
-        warn: told, once per tensor and when it is read, of values that are not finite.
+        warn: told, once per tensor and when it is read, of values that are not finite. Linked tensors are never read, so
+            nobody is told of theirs: verification notices.
+        links: files that the graph can read beside itself.
     """
     for name, value in list(model.graph.initializers.items()):
         if name not in checkpoint.tensors:
             continue
         assert value.dtype is not None
+        if linked := links.tensor(checkpoint.tensors[name], value.dtype, name):
+            value.const_value = linked
+            continue
         transposes = [node for node, _ in value.uses()]
         matrix = len(checkpoint.tensors[name].shape) == 2
         if not matrix or not transposes or any(n.op_type != "Transpose" for n in transposes):
@@ -62,7 +70,7 @@ def own_errors() -> Iterator[None]:
 
 
 def save(model: ir.Model, path: Path, progress: Callable[[int], None]) -> None:
-    """Write the graph, and its tensors in one file `<name>.onnx_data` beside it.
+    """Write the graph, and beside it, in one file `<name>.onnx_data`, its tensors that lie in no other file yet.
 
     Args:
         model: weights bound.
@@ -73,16 +81,22 @@ def save(model: ir.Model, path: Path, progress: Callable[[int], None]) -> None:
     def step(tensor: ir.TensorProtocol, info: object) -> None:
         progress(tensor.nbytes)
 
-    shared = {
-        name: value.const_value
-        for name, value in model.graph.initializers.items()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    }
+    own = [
+        value
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+        and not isinstance(value.const_value, ir.ExternalTensor)
+        and value.const_value.nbytes > SMALLEST_BYTES
+    ]
     try:
-        if shared:
-            ir.save(model, path)
-            return
-        ir.save(model, path, external_data=f"{path.name}_data", size_threshold_bytes=1024, callback=step)
+        # Constants alone (of a graph whose weights are all in another's file) are not worth a file.
+        if any(isinstance(value.const_value, ir.LazyTensor) for value in own):
+            tensors = [value.const_value for value in own if value.const_value is not None]
+            name = f"{path.name}_data"
+            written = external_data.convert_tensors_to_external(tensors, path.parent, name, callback=step)
+            for value, tensor in zip(own, written, strict=True):
+                value.const_value = tensor
+        ir.save(model, path)
     except OSError as error:
         if error.errno is not None:
             raise
@@ -101,14 +115,15 @@ def share(model: ir.Model, path: Path) -> None:
                 value.const_value = stored
 
 
-def total_bytes(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> int:
-    """Bytes of tensors of these shapes, `itemsize` bytes an element."""
-    return sum(math.prod(shape) for shape in shapes.values()) * itemsize
-
-
 def nbytes(model: ir.Model) -> int:
     """Bytes of a graph's initializers."""
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
+def unwritten_bytes(model: ir.Model) -> int:
+    """Bytes of a graph's initializers that lie in no file yet."""
+    tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    return sum(t.nbytes for t in tensors if not isinstance(t, ir.ExternalTensor))
 
 
 def _lazy(

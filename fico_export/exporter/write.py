@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -17,12 +18,14 @@ from fico_export.bundle import files, manifest
 from fico_export.devices import targets
 from fico_export.errors import ConfigError
 from fico_export.exporter import checks, trace, weights
-from fico_export.exporter.graphs import DTYPES, GraphJob, graph_jobs
+from fico_export.exporter.graphs import GraphJob, graph_jobs
+from fico_export.exporter.links import Links, link_files, written_bytes
 from fico_export.models.parts import clip_text
 from fico_export.models.parts.family import Files, Vlm
 from fico_export.progress import Progress
 from fico_export.reducers.base.plan import Plan
 
+_DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
 _TOOLS = ("fico_export", "torch", "transformers", "onnx", "onnxscript", "onnx-ir")
 
 
@@ -41,6 +44,7 @@ class Request:
         positions: policy for position ids; None for the method's own.
         out: the bundle's folder; None for engines/<model>-<method>-k<K>-<precision>.
         overwrite: replace a bundle that is there.
+        copy_weights: write all weights into the bundle, and link none of the checkpoint's files.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Request:
     positions: Literal["compact", "original"] | None = None
     out: Path | None = None
     overwrite: bool = False
+    copy_weights: bool = False
 
 
 def write_bundle(
@@ -90,24 +95,28 @@ def write_bundle(
     method = plan.method.replace("@", "").replace(",", "+")
     bundle = request.out or Path("engines") / f"{request.name}-{method}-k{plan.keep}-{request.precision}"
     texts = model.files()
-    files.require_space(bundle, weights.total_bytes(model.shapes, DTYPES[request.precision].itemsize))
 
-    with files.written_whole(bundle, overwrite=request.overwrite) as folder:
-        (folder / "onnx").mkdir()
+    with ExitStack() as stack:
+        folder = stack.enter_context(files.written_whole(bundle, overwrite=request.overwrite))
+        links = _link(model, request, folder / "onnx")
+        hashed = stack.enter_context(files.hashed_aside(links.paths))
         warned: set[str] = set()
         graphs: dict[str, manifest.Graph] = {}
+        embedding: manifest.Table | None = None
         for job in graph_jobs(model, plan, request.precision, target.opset):
             progress.stage(f"trace {job.name}")
             graph = job.trace()
             graph.ir_version = target.ir_version
-            weights.bind(graph, model.checkpoint, warned.add)
+            weights.bind(graph, model.checkpoint, warned.add, links)
             with weights.own_errors():
                 trace.simplify(graph)
                 if job.shares:
                     weights.share(graph, folder / job.shares)
-                progress.stage(f"write {job.name}", weights.nbytes(graph))
+                progress.stage(f"write {job.name}", weights.unwritten_bytes(graph))
                 weights.save(graph, folder / job.file, progress.advance)
             graphs[job.name] = _describe(job, graph)
+            if job.name == "embed_tokens":
+                embedding = _table(graph)
             progress.stage(f"check {job.name}")
             checks.check_graph(folder / job.file, target, static=job.static)
         for text in sorted(warned):
@@ -116,10 +125,24 @@ def write_bundle(
         if model.clip is not None:
             (folder / manifest.CLIP_TOKENIZER).write_text(model.clip.tokenizer, encoding="utf-8")
         progress.stage("hash")
-        _manifest(model, request, plan, bundle.name, graphs, target, folder).save(folder)
+        described = files.describe(folder, hashed.result())
+        _manifest(model, request, plan, bundle.name, graphs, embedding, target, described).save(folder)
         if verify is not None:
             verify(folder)
     return bundle
+
+
+def _link(model: Vlm, request: Request, folder: Path) -> Links:
+    """Make the graphs' folder, with the checkpoint's files in it that they can use as they are.
+
+    Raises:
+        DiskError: what must be written beside them does not fit.
+    """
+    folder.mkdir()
+    dtype = _DTYPES[request.precision]
+    links = Links() if request.copy_weights else link_files(model.checkpoint, model.shapes, dtype, folder)
+    files.require_space(folder, written_bytes(model.checkpoint, model.shapes, dtype, links))
+    return links
 
 
 def _require_clip(model: Vlm, plan: Plan) -> None:
@@ -147,8 +170,26 @@ def _describe(job: GraphJob, model: ir.Model) -> manifest.Graph:
 
     graph = model.graph
     return manifest.Graph(
-        file=job.file, inputs=[*map(spec, graph.inputs)], outputs=[*map(spec, graph.outputs)]
+        file=job.file,
+        inputs=[*map(spec, graph.inputs)],
+        outputs=[*map(spec, graph.outputs)],
+        weight_bytes=weights.nbytes(model),
     )
+
+
+def _table(model: ir.Model) -> manifest.Table | None:
+    """Where the matrix lies whose rows a saved graph gathers; None where they are no plain numbers."""
+    gathered = {node.inputs[0] for node in model.graph if node.op_type == "Gather"}
+    for value in model.graph.initializers.values():
+        stored = value.const_value
+        if value in gathered and isinstance(stored, ir.ExternalTensor) and len(stored.shape) == 2:
+            return manifest.Table(
+                file=f"onnx/{stored.location}",
+                offset=stored.offset or 0,
+                dtype=stored.dtype.numpy().name,
+                shape=(int(stored.shape[0]), int(stored.shape[1])),
+            )
+    return None
 
 
 def _write_texts(texts: Files, folder: Path) -> None:
@@ -172,8 +213,9 @@ def _manifest(
     plan: Plan,
     name: str,
     graphs: dict[str, manifest.Graph],
+    embedding: manifest.Table | None,
     target: targets.Target,
-    folder: Path,
+    described: dict[str, manifest.File],
 ) -> manifest.Manifest:
     config = model.decoder_config
     return manifest.Manifest(
@@ -227,7 +269,8 @@ def _manifest(
         opset=target.opset,
         ir_version=target.ir_version,
         graphs=graphs,
+        embedding=embedding,
         tools={"python": platform.python_version(), **{tool: version(tool) for tool in _TOOLS}},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        files=files.describe(folder),
+        files=described,
     )

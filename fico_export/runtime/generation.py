@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,11 +96,16 @@ class Conversation:
         self._vlm = vlm
         self._messages: list[Message] = []
         self._features: list[ImageFeatures] = []
-        self._cache: KvCache = vlm.decoder.new_cache()
         self._cached: list[Hashable] = []
         self._fixed = (
             0  # tokens of the cache that only make sense together: those of a prompt reduced in the decoder
         )
+
+    @cached_property
+    def _cache(
+        self,
+    ) -> KvCache:  # when it is first needed: pictures come before, and memory may hold the tower alone
+        return self._vlm.decoder.new_cache()
 
     def ask(
         self,

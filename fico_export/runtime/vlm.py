@@ -19,8 +19,10 @@ from fico_export.bundle.manifest import Manifest
 from fico_export.errors import BundleError, EngineError, InputError
 from fico_export.runtime.clip_text import ClipText
 from fico_export.runtime.decoder import Decoder
+from fico_export.runtime.embedding import open_table, rows
 from fico_export.runtime.generation import Answer, Conversation, Stream
 from fico_export.runtime.images import ImageFeatures, load_image
+from fico_export.runtime.memory import require_memory
 from fico_export.runtime.preprocess import ImageProcessor
 from fico_export.runtime.prompt import PromptFormatter
 from fico_export.runtime.sampling import Sampling
@@ -37,21 +39,29 @@ class Vlm:
         backend: auto, ort-cpu or ort-cuda.
         threads: CPU threads within an operator; 0 for one per core.
         lazy: load each graph when it is first used, for those who use only some.
+        low_memory: load each graph when it is needed, in the place of the one before: the tower and the decoder are never in
+            memory together, and each picture takes the time to load them.
 
     Raises:
         BundleError: the bundle is missing, damaged, or from a newer version.
-        ConfigError: the backend cannot run here.
+        ConfigError: the backend cannot run here, or the graphs do not fit into memory.
         EngineError: a graph cannot be loaded.
     """
 
     def __init__(
-        self, folder: str | Path, *, backend: str = AUTO, threads: int = 0, lazy: bool = False
+        self,
+        folder: str | Path,
+        *,
+        backend: str = AUTO,
+        threads: int = 0,
+        lazy: bool = False,
+        low_memory: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.manifest = Manifest.load(self.folder)
         files.check(self.folder, self.manifest, full=False)
         self.backend = choose_backend(backend)
-        self._threads = threads
+        self._threads, self._low_memory = threads, low_memory
         self.formatter = PromptFormatter(
             _read(self.folder / "tokenizer.json"), self._chat_template(), self.manifest.tokens
         )
@@ -59,18 +69,29 @@ class Vlm:
         inputs = self.manifest.graph("vision_encoder").inputs
         self._text_inputs = {i.name: i.shape for i in inputs if i.name != "pixel_values"}
         if not lazy:
-            _ = self._vision, self._embed, self.decoder
+            steps = self._graphs()
+            for names in steps if low_memory else [[name for step in steps for name in step]]:
+                require_memory(self.manifest, names, self.backend, low_memory=low_memory)
+        if not lazy and not low_memory:
+            _ = self._vision, self._table, self.decoder
             if "clip_text" in self._text_inputs:
                 _ = self.clip_text
 
     @cached_property
     def decoder(self) -> Decoder:
         """The decoder graph."""
+        self._make_room()
         return Decoder(self.folder, self.manifest, self.backend, self._threads)
 
     @cached_property
     def _vision(self) -> ort.InferenceSession:
+        self._make_room()
         return self._open("vision_encoder", self.backend)
+
+    @cached_property
+    def _table(self) -> npt.NDArray[Any] | None:
+        table = self.manifest.embedding
+        return None if table is None else open_table(self.folder, table)
 
     @cached_property
     def _embed(self) -> ort.InferenceSession:
@@ -80,7 +101,23 @@ class Vlm:
     @cached_property
     def clip_text(self) -> ClipText:
         """CLIP's text tower, of a bundle whose method compares the picture with the prompt in CLIP's space."""
+        self._make_room()
         return ClipText(self.folder, self.manifest, self.backend, self._threads)
+
+    def _graphs(self) -> list[list[str]]:
+        """Names of the graphs to load, in groups: those of one step, which are needed together."""
+        names = [*self.manifest.graphs]
+        decoder = [name for name in names if name.startswith("decoder_")]
+        ahead = [name for name in names if name not in decoder]
+        if self.manifest.embedding is not None:
+            ahead.remove("embed_tokens")
+        return [*([name] for name in ahead), decoder]
+
+    def _make_room(self) -> None:
+        """Where memory is short, close the graphs that are open before another is opened."""
+        if self._low_memory:
+            for name in ("_vision", "clip_text", "decoder"):
+                self.__dict__.pop(name, None)
 
     def preprocess(self, image: ImageSource) -> npt.NDArray[np.float32]:
         """Pixel values [1, 3, S, S] of a picture.
@@ -147,7 +184,11 @@ class Vlm:
         return self.encode_pixels(self.preprocess(image), text)
 
     def embed(self, token_ids: Sequence[int]) -> npt.NDArray[Any]:
-        """Embeddings [S, C] of token ids."""
+        """Embeddings [S, C] of token ids, read from the table."""
+        return self.embed_by_graph(token_ids) if self._table is None else rows(self._table, token_ids)
+
+    def embed_by_graph(self, token_ids: Sequence[int]) -> npt.NDArray[Any]:
+        """The same by the bundle's graph, as other runtimes do it."""
         ids = np.asarray([token_ids], np.int64)
         result: npt.NDArray[Any] = self._run(self._embed, "embedding graph", {"input_ids": ids})[0][0]
         return result

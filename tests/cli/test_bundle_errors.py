@@ -54,7 +54,7 @@ def test_a_missing_file_is_named(fico, own):
     fico("run", own, *RUN).refuses(f"{WEIGHTS} is missing", "copy or export the bundle again")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}", b"\xff\xfe", b'{"schema_version": 2}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}", b"\xff\xfe", b'{"schema_version": 3}'])
 def test_a_damaged_manifest_is_refused(fico, own, content):
     (own / "manifest.json").write_bytes(content)
 
@@ -89,15 +89,15 @@ def test_a_manifest_of_a_newer_schema_says_to_update(fico, own):
     edit_json(own / "manifest.json", schema_version=99, new_in_99={})
 
     for command in (["run", own, *RUN], ["inspect", own], ["verify", own]):
-        fico(*command).refuses("schema version 99", "reads 2", "pip install --upgrade fico_export")
+        fico(*command).refuses("schema version 99", "reads 3", "pip install --upgrade fico_export")
 
 
-@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize("version", [0, 1, 2])
 def test_a_manifest_of_an_older_schema_says_to_export_again(fico, own, version):
     edit_json(own / "manifest.json", schema_version=version)
 
     for command in (["run", own, *RUN], ["inspect", own], ["verify", own]):
-        fico(*command).refuses(f"schema version {version}", "reads 2", "export the model again")
+        fico(*command).refuses(f"schema version {version}", "reads 3", "export the model again")
 
 
 def test_an_error_is_one_json_object_where_json_was_asked_for(fico, own):

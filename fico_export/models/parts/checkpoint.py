@@ -38,12 +38,14 @@ def canonical(key: str) -> str:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies, its dtype in safetensors' words, and its shape."""
+    """Where a tensor lies, from which byte on and in how many, its dtype in safetensors' words, and its shape."""
 
     file: Path
     key: str
     dtype: str
     shape: tuple[int, ...]
+    offset: int
+    nbytes: int
 
 
 class Checkpoint:
@@ -191,11 +193,28 @@ def _read_header(file: Path) -> dict[str, Stored]:
     try:
         with safe_open(file, framework="pt") as opened:
             stored = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 - no dict, and iterable by keys() only
+            places = _places(file)
             return {
-                canonical(key): Stored(file, key, entry.get_dtype(), tuple(entry.get_shape()))
+                canonical(key): Stored(file, key, entry.get_dtype(), tuple(entry.get_shape()), *places[key])
                 for key, entry in stored.items()
             }
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{file.name} is truncated or damaged: {error}", mend=f"download it again into {file.parent}"
         ) from error
+
+
+def _places(file: Path) -> dict[str, tuple[int, int]]:
+    """First byte in the file and number of bytes of each tensor, of a file whose header was found good.
+
+    The library does not tell them. Layout: https://huggingface.co/docs/safetensors#format
+    """
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    return {
+        key: (8 + length + begin, end - begin)
+        for key, entry in header.items()
+        for begin, end in [entry["data_offsets"]]
+    }

@@ -1,0 +1,108 @@
+"""How much memory this machine can still give, and whether a bundle's graphs fit: refused before, not killed amid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from fico_export.bundle.manifest import Manifest
+from fico_export.errors import ConfigError
+
+_CGROUP_V1 = Path("sys/fs/cgroup/memory")
+_CGROUP_V2 = Path("sys/fs/cgroup")
+
+
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """Memory that can be taken without swapping, within the limits of this process's control groups.
+
+    Args:
+        root: where `proc` and `sys` are.
+
+    Returns:
+        Bytes; None where the system does not tell.
+    """
+    known = [_unused_of_machine(root), *_unused_of_groups(root)]
+    return min((n for n in known if n is not None), default=None)
+
+
+def require_memory(
+    manifest: Manifest, graphs: Iterable[str], backend: str, *, low_memory: bool = False
+) -> None:
+    """Refuse to load graphs whose weights will not fit into memory.
+
+    Args:
+        manifest: of the bundle.
+        graphs: names of those that will be in memory together.
+        backend: a name of `sessions.BACKENDS`; on a GPU, the driver says what fits.
+        low_memory: whether graphs are loaded one at a time already.
+
+    Raises:
+        ConfigError: saying how much is needed, how much there is, and what needs less.
+    """
+    if backend != "ort-cpu" or (available := available_bytes()) is None:
+        return
+    needed = sum(loaded_bytes(manifest, name) for name in graphs)
+    if needed <= available:
+        return
+    widened = manifest.precision == "fp16"
+    why = " (ONNX Runtime widens FP16 weights to FP32 on a CPU)" if widened else ""
+    raise ConfigError(
+        f"{manifest.name} needs {needed / 1e9:.1f} GB of memory on ort-cpu{why}, {available / 1e9:.1f} GB are free",
+        mend=f"free memory, {'' if low_memory else 'give --low-memory to load one graph at a time, '}"
+        "run on a GPU, or take a machine with more memory",
+    )
+
+
+def loaded_bytes(manifest: Manifest, graph: str) -> int:
+    """Memory that ONNX Runtime takes on a CPU for the weights of a graph, in FP32 whatever they are stored in.
+
+    MatMul's weights are packed anew when a graph is loaded; what they were packed from is given back.
+    """
+    stored = np.dtype("float16" if manifest.precision == "fp16" else "float32").itemsize
+    return manifest.graph(graph).weight_bytes * 4 // stored
+
+
+def _unused_of_machine(root: Path) -> int | None:
+    with suppress(OSError, ValueError, KeyError):
+        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    return None
+
+
+def _unused_of_groups(root: Path) -> list[int]:
+    """What each control group of this process, and each above it, may still take; those without a limit left out."""
+    unused = []
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, place = line.split(":", 2)
+            if controllers == "":
+                mount, limit, usage, cache = (
+                    root / _CGROUP_V2,
+                    "memory.max",
+                    "memory.current",
+                    "inactive_file",
+                )
+            elif "memory" in controllers.split(","):
+                mount, limit, usage, cache = (
+                    root / _CGROUP_V1,
+                    "memory.limit_in_bytes",
+                    "memory.usage_in_bytes",
+                    "total_inactive_file",
+                )
+            else:
+                continue
+            own = mount / place.lstrip("/")
+            for group in (own, *own.parents):
+                with suppress(OSError, ValueError):  # "max" is no number: no limit
+                    statistics = dict(
+                        entry.split() for entry in (group / "memory.stat").read_text().splitlines()
+                    )
+                    used = int((group / usage).read_text()) - int(statistics.get(cache, 0))
+                    unused.append(max(0, int((group / limit).read_text()) - used))
+                if group == mount:
+                    break
+    return unused
