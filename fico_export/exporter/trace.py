@@ -120,6 +120,15 @@ def simplify(model: ir.Model) -> None:
         value.shape = shape  # its shape inference puts the tracer's symbols in place of the axes' names
 
 
+def drop_unread_outputs(model: ir.Model) -> None:
+    """Leave out the optional outputs of ONNX Runtime's own operators that nothing reads, or it computes them."""
+    kept = set(model.graph.outputs)
+    for node in model.graph.all_nodes():
+        for output in node.outputs if node.domain else ():
+            if not output.uses() and output not in kept:
+                output.name, output.shape, output.type = "", None, None
+
+
 def _dynamic(axes: Any, least: Mapping[str, int], dims: dict[str, Any]) -> Any:
     """Axis names → torch.export's symbols, one for each name: fewer unknowns trace several times faster."""
     if axes is None:
