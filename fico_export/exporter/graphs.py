@@ -9,10 +9,17 @@ import onnx_ir as ir
 import torch
 
 from fico_export.exporter.repeat import TRACED, repeat_layers
-from fico_export.exporter.trace import Signature, graph_from_module, name_axes, weightless
+from fico_export.exporter.trace import (
+    Signature,
+    drop_unread_outputs,
+    graph_from_module,
+    name_axes,
+    weightless,
+)
 from fico_export.models.parts.clip_text import Clip
-from fico_export.models.parts.decoder import Decoder
+from fico_export.models.parts.decoder import Decoder, DecoderConfig
 from fico_export.models.parts.family import Vlm
+from fico_export.models.parts.fused import FusedDecoder
 from fico_export.models.parts.prefill import Prefill, WithPast
 from fico_export.reducers.base.plan import Plan, Step
 from fico_export.reducers.base.reducer import Site
@@ -40,8 +47,16 @@ class GraphJob:
     shares: str | None = None
 
 
-def graph_jobs(model: Vlm, plan: Plan, precision: str, opset: int) -> list[GraphJob]:
-    """The vision and embedding graphs, CLIP's text tower if the plan reads it, and the decoder: one graph, or two."""
+def graph_jobs(model: Vlm, plan: Plan, precision: str, opset: int, fused: bool = False) -> list[GraphJob]:
+    """The vision and embedding graphs, CLIP's text tower if the plan reads it, and the decoder: one graph, or two.
+
+    Args:
+        model: a loaded checkpoint.
+        plan: of the reduction.
+        precision: of weights and arithmetic.
+        opset: of every graph.
+        fused: the decoder in ONNX Runtime's own operators, which do not serve one that reduces: it stays plain.
+    """
     dtype = DTYPES[precision]
 
     def job(
@@ -59,7 +74,8 @@ def graph_jobs(model: Vlm, plan: Plan, precision: str, opset: int) -> list[Graph
         jobs.append(job("clip_text", lambda: trace_clip_text(clip, dtype, opset), static=True))
     inside = plan.at(Site.DECODER_LAYER)
     if inside is None:
-        return [*jobs, job("decoder_model_merged", lambda: trace_decoder(model, dtype, opset), static=False)]
+        trace = trace_fused_decoder if fused else trace_decoder
+        return [*jobs, job("decoder_model_merged", lambda: trace(model, dtype, opset), static=False)]
     with_past = job("decoder_with_past", lambda: trace_with_past(model, dtype, opset), static=False)
     prefill = job(
         "decoder_prefill",
@@ -109,7 +125,32 @@ def trace_embed(model: Vlm, dtype: torch.dtype, opset: int) -> ir.Model:
 
 def trace_decoder(model: Vlm, dtype: torch.dtype, opset: int) -> ir.Model:
     """Prefill and decode in one graph; see `models/parts/decoder.py` for its tensors."""
-    config = replace(model.decoder_config, layers=min(model.decoder_config.layers, TRACED))
+    return _trace_decoder(
+        model.decoder_config, Decoder, dtype, opset, "past_sequence_length", "total_sequence_length"
+    )
+
+
+def trace_fused_decoder(model: Vlm, dtype: torch.dtype, opset: int) -> ir.Model:
+    """The same in ONNX Runtime's operators; see `models/parts/fused.py` for its tensors.
+
+    Past and present have one free axis, by which a runtime knows that they are one buffer.
+    """
+    graph = _trace_decoder(
+        model.decoder_config, FusedDecoder, dtype, opset, "max_sequence_length", "max_sequence_length"
+    )
+    drop_unread_outputs(graph)
+    return graph
+
+
+def _trace_decoder(
+    whole: DecoderConfig,
+    kind: type[Decoder],
+    dtype: torch.dtype,
+    opset: int,
+    past_axis: str,
+    present_axis: str,
+) -> ir.Model:
+    config = replace(whole, layers=min(whole.layers, TRACED))
     batch, new, past = 2, 3, 5  # examples of free axes: any unequal numbers above 1
     examples = (
         torch.zeros(batch, new, config.hidden_size, dtype=dtype),
@@ -123,8 +164,8 @@ def trace_decoder(model: Vlm, dtype: torch.dtype, opset: int) -> ir.Model:
     )
     sequence = {0: "batch_size", 1: "sequence_length"}
     total = {0: "batch_size", 1: "total_sequence_length"}
-    past_axes = {0: "batch_size", 2: "past_sequence_length"}
-    present_axes = {0: "batch_size", 2: "total_sequence_length"}
+    past_axes = {0: "batch_size", 2: past_axis}
+    present_axes = {0: "batch_size", 2: present_axis}
     caches = 2 * config.layers
     signature = Signature(
         inputs=[
@@ -137,11 +178,12 @@ def trace_decoder(model: Vlm, dtype: torch.dtype, opset: int) -> ir.Model:
         axes=(sequence, total, sequence, [past_axes] * caches),
         outputs=["logits", *_caches("present", config.layers)],
     )
-    graph = graph_from_module(weightless(lambda: Decoder(config, dtype)), signature, opset)
+    graph = graph_from_module(weightless(lambda: kind(config, dtype)), signature, opset)
     name_axes(graph.graph.inputs, [sequence, total, sequence, *[past_axes] * caches])
-    name_axes(graph.graph.outputs, [sequence, *[present_axes] * caches])
-    if model.decoder_config.layers > TRACED:
-        repeat_layers(graph, "language_model.layers", model.decoder_config.layers)
+    logits = sequence if graph.graph.outputs[0].shape[1] != 1 else {0: "batch_size"}  # type: ignore[index]
+    name_axes(graph.graph.outputs, [logits, *[present_axes] * caches])
+    if whole.layers > TRACED:
+        repeat_layers(graph, "language_model.layers", whole.layers)
     return graph
 
 

@@ -161,6 +161,15 @@ def _reads_no_weights(node: ir.Node) -> bool | None:
     return False if any(v is not None and isinstance(v.const_value, weights) for v in node.inputs) else None
 
 
+def drop_unread_outputs(model: ir.Model) -> None:
+    """Leave out the optional outputs of ONNX Runtime's own operators that nothing reads, or it computes them."""
+    kept = set(model.graph.outputs)
+    for node in model.graph.all_nodes():
+        for output in node.outputs if node.domain else ():
+            if not output.uses() and output not in kept:
+                output.name, output.shape, output.type = "", None, None
+
+
 def _dynamic(axes: Any, least: Mapping[str, int], dims: dict[str, Any]) -> Any:
     """Axis names → torch.export's symbols, one for each name: fewer unknowns trace several times faster."""
     if axes is None:

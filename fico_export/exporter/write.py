@@ -103,7 +103,7 @@ def write_bundle(
         warned: set[str] = set()
         graphs: dict[str, manifest.Graph] = {}
         embedding: manifest.Table | None = None
-        for job in graph_jobs(model, plan, request.precision, target.opset):
+        for job in graph_jobs(model, plan, request.precision, target.opset, bool(target.contrib)):
             progress.stage(f"trace {job.name}")
             graph = job.trace()
             graph.ir_version = target.ir_version

@@ -1,4 +1,4 @@
-"""The decoder graph and its KV cache, which stays on the device and is handed from step to step by I/O binding."""
+"""The decoder graph, run by I/O binding: its KV cache stays on the device and is handed from step to step."""
 
 from __future__ import annotations
 
@@ -9,33 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from fico_export.bundle.manifest import Manifest
-from fico_export.errors import EngineError
+from fico_export.bundle.manifest import Graph, Manifest
+from fico_export.errors import EngineError, InputError
+from fico_export.runtime.cache import Array, GrowingCache, KvCache, SharedCache
 from fico_export.runtime.sessions import open_session
 
-Array = npt.NDArray[np.generic]
+# Tokens run at once. More are no faster, and the memory of a step grows with their number.
+CHUNK = 512
 
-
-class KvCache:
-    """Keys and values of the tokens seen so far: a pair of device tensors [1, kv heads, length, D] per layer.
-
-    The lengths differ by layer where the decoder reduces visual tokens.
-    """
-
-    def __init__(self, tensors: list[ort.OrtValue], device: str) -> None:
-        self._tensors = tensors
-        self._device = device
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens in the cache of each layer."""
-        return [int(tensor.shape()[2]) for tensor in self._tensors[::2]]
-
-    def drop_last(self, count: int) -> None:
-        """Forget the last `count` tokens, to continue a conversation from there."""
-        if count:
-            rows = [np.ascontiguousarray(t.numpy()[:, :, : t.shape()[2] - count]) for t in self._tensors]
-            self._tensors = [ort.OrtValue.ortvalue_from_numpy(r, self._device, 0) for r in rows]
+__all__ = ["CHUNK", "Decoder", "KvCache"]
 
 
 class Decoder:
@@ -51,9 +33,10 @@ class Decoder:
         graph = manifest.graph("decoder_with_past" if self.reduces else "decoder_model_merged")
         self._session = open_session(folder / graph.file, backend, threads)
         self._device = "cuda" if backend == "ort-cuda" else "cpu"
-        self._shape = (1, manifest.decoder.kv_heads, 0, manifest.decoder.head_dim)
+        self._shape = manifest.decoder
         self._past = [i.name for i in graph.inputs if i.name.startswith("past_key_values.")]
         self._present = [name.replace("past_key_values.", "present.") for name in self._past]
+        self._shares = _shares_buffers(graph)
         self.dtype = np.dtype(graph.inputs[0].dtype)
         self._prefill: ort.InferenceSession | None = None
         if self.reduces:
@@ -62,16 +45,20 @@ class Decoder:
 
     def new_cache(self) -> KvCache:
         """An empty cache."""
-        empty = np.zeros(self._shape, self.dtype)
-        return KvCache(
-            [ort.OrtValue.ortvalue_from_numpy(empty, self._device, 0) for _ in self._past], self._device
-        )
+        heads, head_dim = self._shape.kv_heads, self._shape.head_dim
+        if self._shares:
+            binding = self._session.io_binding()
+            binding.bind_output("logits", "cpu")  # the first that is bound is the first that comes out
+            return SharedCache(binding, self._past, heads, head_dim, self.dtype, self._shape.context)
+        empty = np.zeros((1, heads, 0, head_dim), self.dtype)
+        tensors = [ort.OrtValue.ortvalue_from_numpy(empty, self._device, 0) for _ in self._past]
+        return GrowingCache(tensors, self._device)
 
     def append(self, cache: KvCache, embeds: Array, positions: Sequence[int]) -> npt.NDArray[np.float32]:
         """Run new tokens after those in the cache, which grows by them.
 
         Args:
-            cache: of this decoder.
+            cache: of this decoder; it stays as it was where running fails.
             embeds: [S, C] in the decoder's precision.
             positions: S position ids.
 
@@ -79,16 +66,27 @@ class Decoder:
             Logits [V] after the last token.
 
         Raises:
+            InputError: more tokens or a larger position than the model takes.
             EngineError: ONNX Runtime failed, such as for lack of memory.
         """
-        known = max(cache.lengths)
-        binding = self._bind(self._session, embeds, positions)
-        if not self.reduces:
-            binding.bind_cpu_input("attention_mask", np.ones((1, known + len(positions)), np.int64))
-        for name, tensor in zip(self._past, cache._tensors, strict=True):
-            binding.bind_ortvalue_input(name, tensor)
-        logits, *cache._tensors = self._run(self._session, binding, known)
-        return np.asarray(logits.numpy()[0, -1], np.float32)
+        context = self._shape.context
+        if self._shares and max(positions) >= context:  # beyond its rotary table, which no kernel checks
+            raise InputError(
+                f"position id {max(positions)}; the model's context is {context}",
+                mend="shorten the prompt, or start a new conversation",
+            )
+        done = 0
+        try:
+            if isinstance(cache, SharedCache):
+                cache.reserve(len(positions))
+            for start in range(0, len(positions), CHUNK):
+                chunk = slice(start, start + CHUNK)
+                logits = self._step(cache, embeds[chunk], positions[chunk])
+                done += len(positions[chunk])
+        except BaseException:
+            cache.drop_last(done)
+            raise
+        return logits
 
     def prefill(
         self, embeds: Array, positions: Sequence[int], visual_start: int
@@ -107,28 +105,59 @@ class Decoder:
             EngineError: ONNX Runtime failed, such as for lack of memory.
         """
         assert self._prefill is not None, "this decoder does not reduce: append to an empty cache"
-        binding = self._bind(self._prefill, embeds, positions)
+        binding = self._prefill.io_binding()
+        self._bind_inputs(binding, embeds, positions)
         binding.bind_cpu_input("visual_start", np.asarray([visual_start], np.int64))
-        binding.bind_output("keep_index", "cpu")
-        logits, kept, *tensors = self._run(self._prefill, binding, 0)
-        return np.asarray(logits.numpy()[0, -1], np.float32), KvCache(tensors, self._device), kept.numpy()[0]
+        self._bind_outputs(binding, "logits", "keep_index")
+        logits, kept, *tensors = _run(self._prefill, binding, 0)
+        return _last(logits), GrowingCache(tensors, self._device), kept.numpy()[0]
 
-    def _bind(self, session: ort.InferenceSession, embeds: Array, positions: Sequence[int]) -> ort.IOBinding:
-        binding = session.io_binding()
+    def _step(self, cache: KvCache, embeds: Array, positions: Sequence[int]) -> npt.NDArray[np.float32]:
+        known = max(cache.lengths)
+        binding = cache.binding if isinstance(cache, SharedCache) else self._session.io_binding()
+        self._bind_inputs(binding, embeds, positions)
+        if not self.reduces:
+            binding.bind_cpu_input("attention_mask", np.ones((1, known + len(positions)), np.int64))
+        if isinstance(cache, SharedCache):
+            logits, *_ = _run(self._session, binding, known)
+            cache.extend(len(positions))
+            return _last(logits)
+        assert isinstance(cache, GrowingCache)
+        for name, tensor in zip(self._past, cache.tensors, strict=True):
+            binding.bind_ortvalue_input(name, tensor)
+        self._bind_outputs(binding, "logits")
+        logits, *cache.tensors = _run(self._session, binding, known)
+        return _last(logits)
+
+    def _bind_inputs(self, binding: ort.IOBinding, embeds: Array, positions: Sequence[int]) -> None:
         binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds, self.dtype)[None])
         binding.bind_cpu_input("position_ids", np.asarray([positions], np.int64))
-        binding.bind_output("logits", "cpu")
-        return binding
 
-    def _run(self, session: ort.InferenceSession, binding: ort.IOBinding, known: int) -> list[ort.OrtValue]:
+    def _bind_outputs(self, binding: ort.IOBinding, *first: str) -> None:
+        for name in first:
+            binding.bind_output(name, "cpu")
         for name in self._present:
             binding.bind_output(name, self._device)
-        try:
-            session.run_with_iobinding(binding)
-        except Exception as error:  # ONNX Runtime raises classes of its own without a common base
-            raise EngineError(
-                f"the decoder failed after {known} tokens: {error}",
-                mend="free memory, give a shorter prompt, or export with a smaller --keep",
-            ) from error
-        outputs: list[ort.OrtValue] = binding.get_outputs()
-        return outputs
+
+
+def _shares_buffers(graph: Graph) -> bool:
+    """Whether past and present are one buffer: then they have one length, where else present has a longer one."""
+    shapes = {tensor.name: tensor.shape for tensor in (*graph.inputs, *graph.outputs)}
+    return shapes["past_key_values.0.key"] == shapes["present.0.key"]
+
+
+def _run(session: ort.InferenceSession, binding: ort.IOBinding, known: int) -> list[ort.OrtValue]:
+    try:
+        session.run_with_iobinding(binding)
+    except Exception as error:  # ONNX Runtime raises classes of its own without a common base
+        raise EngineError(
+            f"the decoder failed after {known} tokens: {error}",
+            mend="free memory, give a shorter prompt, or export with a smaller --keep",
+        ) from error
+    outputs: list[ort.OrtValue] = binding.get_outputs()
+    return outputs
+
+
+def _last(logits: ort.OrtValue) -> npt.NDArray[np.float32]:
+    """[1, S, V] → [V], a copy: the step after this one may write where these are."""
+    return np.array(logits.numpy()[0, -1], np.float32)

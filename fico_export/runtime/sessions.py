@@ -8,22 +8,35 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from fico_export.devices import targets
+from fico_export.devices.targets import Target
 from fico_export.errors import ConfigError, EngineError, unknown_name
+from fico_export.runtime.threads import default_threads
 
 BACKENDS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
 AUTO = "auto"
 
 
-def choose_backend(name: str) -> str:
+def choose_backend(name: str, target: Target | None = None) -> str:
     """A backend that can run here; `auto` takes the GPU where there is one.
 
+    Args:
+        name: as users give it.
+        target: of a bundle, which may not run on all of them.
+
     Raises:
-        ConfigError: unknown backend, or no GPU or no GPU build of ONNX Runtime for the one asked for.
+        ConfigError: unknown backend, no GPU or no GPU build of ONNX Runtime for the one asked for, or not one of the target's.
     """
+    fit = (target and target.backends) or [*BACKENDS]
     if name == AUTO:
-        return "ort-cuda" if _cuda_problem() is None else "ort-cpu"
+        return "ort-cuda" if "ort-cuda" in fit and _cuda_problem() is None else "ort-cpu"
     if name not in BACKENDS:
         raise unknown_name("backend", name, [AUTO, *BACKENDS])
+    if target and name not in fit:
+        raise ConfigError(
+            f"backend {name} does not run a bundle for target {target.name}",
+            mend=f"give --backend {fit[0]}, or export with --target {targets.DEFAULT}",
+        )
     problem = _cuda_problem() if name == "ort-cuda" else None
     if problem is not None:
         raise ConfigError(
@@ -51,7 +64,7 @@ def open_session(path: Path, backend: str, threads: int = 0) -> ort.InferenceSes
     Args:
         path: of the .onnx file.
         backend: a name of `BACKENDS`.
-        threads: CPU threads within an operator; 0 for one per core.
+        threads: CPU threads within an operator; 0 for one per physical core that this process may use.
 
     Raises:
         ConfigError: a negative number of threads, which ONNX Runtime would read as any.
@@ -61,7 +74,7 @@ def open_session(path: Path, backend: str, threads: int = 0) -> ort.InferenceSes
         raise ConfigError(f"threads is {threads}", mend="give a number from 1, or 0 for one per core")
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or default_threads()
     provider = BACKENDS[backend]
     try:
         session = ort.InferenceSession(str(path), options, providers=[provider])

@@ -16,6 +16,7 @@ from PIL import Image
 
 from fico_export.bundle import files
 from fico_export.bundle.manifest import Manifest
+from fico_export.devices import targets
 from fico_export.errors import BundleError, EngineError, InputError
 from fico_export.runtime.clip_text import ClipText
 from fico_export.runtime.decoder import Decoder
@@ -60,7 +61,7 @@ class Vlm:
         self.folder = Path(folder)
         self.manifest = Manifest.load(self.folder)
         files.check(self.folder, self.manifest, full=False)
-        self.backend = choose_backend(backend)
+        self.backend = choose_backend(backend, targets.get(self.manifest.target))
         self._threads, self._low_memory = threads, low_memory
         self.formatter = PromptFormatter(
             _read(self.folder / "tokenizer.json"), self._chat_template(), self.manifest.tokens

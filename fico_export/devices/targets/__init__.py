@@ -15,6 +15,7 @@ else:
     import tomli as tomllib
 
 DEFAULT = "portable"
+CONTRIB = "com.microsoft"
 
 
 class Limits(BaseModel):
@@ -26,7 +27,19 @@ class Limits(BaseModel):
 
 
 class Target(BaseModel):
-    """What graphs for a target may hold."""
+    """What graphs for a target may hold.
+
+    Attributes:
+        name: as users give it.
+        description: one line.
+        opset: of every graph.
+        ir_version: of every graph.
+        precisions: that can be asked for.
+        operators: of the standard domain.
+        limits: on them.
+        contrib: operators of ONNX Runtime's own domain, `CONTRIB`; none for a target that others parse.
+        backends: those that run such a bundle; none for all.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,6 +50,8 @@ class Target(BaseModel):
     precisions: list[str]
     operators: frozenset[str]
     limits: Limits
+    contrib: frozenset[str] = frozenset()
+    backends: list[str] = []
 
 
 def names() -> list[str]:
