@@ -2,55 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 from onnx import shape_inference
 
-from fico_export.devices.targets import Target
+from fico_export.devices.targets import Int4, Target
 from fico_export.errors import ExportError
 
 _REPORT = (
     "this is a bug of the exporter or of the method's file: please file an issue with the command you ran"
 )
+_QUANTIZED = {"dequantize": "DequantizeLinear", "matmul_nbits": "com.microsoft::MatMulNBits"}
 _DATA_DEPENDENT = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique", "Loop", "If"})
 
 
-def check_graph(path: Path, target: Target, *, static: bool) -> None:
+def check_graph(path: Path, target: Target, *, static: bool, quantized: bool = False) -> None:
     """Check one ONNX file against a target.
 
     Args:
         path: of the .onnx file, its external data beside it.
         target: whose allow-list and limits hold.
         static: whether every dimension must be a number.
+        quantized: whether weights of it are, which allows the target's operator for them and asks for its opset.
 
     Raises:
         ExportError: naming the node or tensor that breaks a rule.
     """
     model = ir.load(path)
-    _check_versions(model, target)
-    _check_operators(model, target)
+    int4 = target.int4 if quantized else None
+    _check_versions(model, target, int4)
+    _check_operators(model, target, target.operators | ({_QUANTIZED[int4.form]} if int4 else set()))
     inferred = _infer_shapes(path)
     if static:
         _check_static(inferred)
 
 
-def _check_versions(model: ir.Model, target: Target) -> None:
-    if model.opset_imports != {"": target.opset} or model.ir_version != target.ir_version:
+def _check_versions(model: ir.Model, target: Target, int4: Int4 | None) -> None:
+    opset = int4.opset if int4 else target.opset
+    contrib = {"com.microsoft": 1} if int4 and int4.form == "matmul_nbits" else {}
+    if model.opset_imports != {"": opset, **contrib} or model.ir_version != target.ir_version:
         raise ExportError(
             f"graph has opsets {model.opset_imports} and IR {model.ir_version}; "
-            f"{target.name} has opset {target.opset} and IR {target.ir_version}",
+            f"{target.name} has opset {opset} and IR {target.ir_version}",
             mend=_REPORT,
         )
 
 
-def _check_operators(model: ir.Model, target: Target) -> None:
+def _check_operators(model: ir.Model, target: Target, allowed: Set[str]) -> None:
     for node in model.graph.all_nodes():
         if node.op_type in _DATA_DEPENDENT:
             raise ExportError(f"node {node.name!r}: {node.op_type} has a data-dependent shape", mend=_REPORT)
-        if node.domain or node.op_type not in target.operators:
-            operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        if operator not in allowed:
             raise ExportError(
                 f"node {node.name!r}: {operator} is not in the operators of {target.name}", mend=_REPORT
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -16,7 +16,7 @@ import onnx_ir as ir
 from fico_export.bundle import files, manifest
 from fico_export.devices import targets
 from fico_export.errors import ConfigError
-from fico_export.exporter import checks, trace, weights
+from fico_export.exporter import awq, checks, quantize, stream, trace, weights
 from fico_export.exporter.graphs import DTYPES, GraphJob, graph_jobs
 from fico_export.models.parts import clip_text
 from fico_export.models.parts.family import Files, Vlm
@@ -36,7 +36,10 @@ class Request:
         method: a reducer's name.
         keep: visual tokens to hand to the decoder; None for all, with method `none`.
         settings: options of the method.
-        precision: fp32 or fp16.
+        precision: fp32, fp16 or int4.
+        block: with int4, weights that share a scale.
+        quantize_head: with int4, int8 or int4 for lm_head; None leaves it FP16.
+        quantize_vision: with int4, int8 for the linears of the vision tower; None leaves them FP16.
         target: a target's name.
         positions: policy for position ids; None for the method's own.
         out: the bundle's folder; None for engines/<model>-<method>-k<K>-<precision>.
@@ -49,6 +52,9 @@ class Request:
     keep: int | None
     settings: dict[str, Any] = field(default_factory=dict)
     precision: str = "fp32"
+    block: int | None = None
+    quantize_head: str | None = None
+    quantize_vision: str | None = None
     target: str = targets.DEFAULT
     positions: Literal["compact", "original"] | None = None
     out: Path | None = None
@@ -56,7 +62,11 @@ class Request:
 
 
 def write_bundle(
-    model: Vlm, request: Request, progress: Progress, verify: Callable[[Path], None] | None
+    model: Vlm,
+    request: Request,
+    progress: Progress,
+    verify: Callable[[Path], None] | None,
+    calibration: Sequence[stream.Tokens] = (),
 ) -> Path:
     """Export a model.
 
@@ -65,6 +75,7 @@ def write_bundle(
         request: what to export.
         progress: told of each step.
         verify: called on the finished folder before it gets its name; what it raises undoes the export.
+        calibration: prompts to scale the channels by before INT4 rounding; none of them rounds as it is.
 
     Returns:
         The bundle's folder.
@@ -79,6 +90,7 @@ def write_bundle(
             f"precision {request.precision!r} is not offered for target {target.name}",
             mend=f"--precision one of: {', '.join(target.precisions)}",
         )
+    quantization = _quantization(model, request, target, awq=bool(calibration))
     plan = model.plan(request.method, request.keep, request.settings)
     _require_clip(model, plan)
     if request.positions == "compact" and plan.handed_over > plan.keep:
@@ -90,17 +102,28 @@ def write_bundle(
     method = plan.method.replace("@", "").replace(",", "+")
     bundle = request.out or Path("engines") / f"{request.name}-{method}-k{plan.keep}-{request.precision}"
     texts = model.files()
-    files.require_space(bundle, weights.total_bytes(model.shapes, DTYPES[request.precision].itemsize))
+    if quantization is None:
+        needed = weights.total_bytes(model.shapes, DTYPES[request.precision].itemsize)
+    else:
+        needed = quantize.total_bytes(model.shapes, quantization)
+    files.require_space(bundle, needed)
 
     with files.written_whole(bundle, overwrite=request.overwrite) as folder:
         (folder / "onnx").mkdir()
+        checkpoint = model.checkpoint
+        if quantization is not None and calibration:
+            factors = awq.search(checkpoint, model.decoder_config, calibration, quantization, progress)
+            awq.save(factors, folder)
+            checkpoint = awq.folded(checkpoint, factors)
         warned: set[str] = set()
         graphs: dict[str, manifest.Graph] = {}
-        for job in graph_jobs(model, plan, request.precision, target.opset):
+        for job in graph_jobs(model, plan, request.precision, target.opset, quantization):
             progress.stage(f"trace {job.name}")
             graph = job.trace()
             graph.ir_version = target.ir_version
-            weights.bind(graph, model.checkpoint, warned.add)
+            if quantization is not None and job.quantized:
+                quantize.bind(graph, checkpoint, quantization)
+            weights.bind(graph, checkpoint, warned.add)
             with weights.own_errors():
                 trace.simplify(graph)
                 if job.shares:
@@ -109,17 +132,46 @@ def write_bundle(
                 weights.save(graph, folder / job.file, progress.advance)
             graphs[job.name] = _describe(job, graph)
             progress.stage(f"check {job.name}")
-            checks.check_graph(folder / job.file, target, static=job.static)
+            checks.check_graph(folder / job.file, target, static=job.static, quantized=job.quantized)
         for text in sorted(warned):
             progress.warn(text)
         _write_texts(texts, folder)
         if model.clip is not None:
             (folder / manifest.CLIP_TOKENIZER).write_text(model.clip.tokenizer, encoding="utf-8")
         progress.stage("hash")
-        _manifest(model, request, plan, bundle.name, graphs, target, folder).save(folder)
+        _manifest(model, request, plan, bundle.name, graphs, target, quantization, folder).save(folder)
         if verify is not None:
             verify(folder)
     return bundle
+
+
+def _quantization(
+    model: Vlm, request: Request, target: targets.Target, *, awq: bool
+) -> manifest.Quantization | None:
+    """What INT4 was asked for means for the target; None for another precision, with which its options are refused."""
+    options = {
+        "--block": request.block,
+        "--quantize-head": request.quantize_head,
+        "--quantize-vision": request.quantize_vision,
+        "--calibrate": awq or None,
+    }
+    if request.precision != quantize.PRECISION:
+        for flag, value in options.items():
+            if value is not None:
+                raise ConfigError(
+                    f"{flag} with --precision {request.precision}, which quantises nothing",
+                    mend=f"--precision {quantize.PRECISION}, or drop {flag}",
+                )
+        return None
+    record = quantize.make_record(
+        target,
+        block=quantize.BLOCKS[0] if request.block is None else request.block,
+        head=request.quantize_head,
+        vision=request.quantize_vision,
+        awq=awq,
+    )
+    quantize.require_fit(model.shapes, record)
+    return record
 
 
 def _require_clip(model: Vlm, plan: Plan) -> None:
@@ -173,6 +225,7 @@ def _manifest(
     name: str,
     graphs: dict[str, manifest.Graph],
     target: targets.Target,
+    quantization: manifest.Quantization | None,
     folder: Path,
 ) -> manifest.Manifest:
     config = model.decoder_config
@@ -223,6 +276,7 @@ def _manifest(
         tokens=model.tokens,
         image_size=model.image_size,
         precision=request.precision,
+        quantization=quantization,
         target=target.name,
         opset=target.opset,
         ir_version=target.ir_version,
