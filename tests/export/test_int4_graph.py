@@ -43,7 +43,7 @@ def graph_of(name, weight, dtype=ir.DataType.FLOAT):
     product.outputs[0].type = ir.TensorType(dtype)
     product.outputs[0].shape = ir.Shape(["batch", "rows", outputs])
     product.outputs[0].name = "y"
-    graph = ir.Graph([x], product.outputs, nodes=[turn, product], opset_imports={"": 18})
+    graph = ir.Graph([x], product.outputs, nodes=[turn, product], opset_imports={"": 18}, name="graph")
     graph.register_initializer(w)
     return ir.Model(graph, ir_version=10)
 
