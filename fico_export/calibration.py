@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from fico_export.models.parts.family import Vlm
 from fico_export.runtime.images import load_image
 from fico_export.runtime.preprocess import ImageProcessor
 from fico_export.runtime.prompt import Message, PromptFormatter
+from fico_export.runtime.vlm import ImageSource
 
 _EMBEDDINGS = "language_model.embed_tokens.weight"
 _LINE = '{"image": "picture.png", "prompt": "What is in the picture?"}'
@@ -32,6 +33,16 @@ def read_prompts(path: Path, checkpoint: Vlm) -> list[Tokens]:
         ConfigError: the file cannot be read, or a line is not such an object.
         InputError: a picture cannot be used.
     """
+    entries = list(_lines(path))
+    return list(sequences(checkpoint, ((path.parent / image, prompt) for image, prompt in entries)))
+
+
+def sequences(checkpoint: Vlm, entries: Iterable[tuple[ImageSource, str]]) -> Iterator[Tokens]:
+    """The decoder's input for each picture and question, all visual tokens in it.
+
+    Raises:
+        InputError: a picture cannot be used.
+    """
     texts = checkpoint.files()
     formatter = PromptFormatter(texts.tokenizer, texts.chat_template, checkpoint.tokens)
     processor = ImageProcessor.from_config(texts.preprocessor)
@@ -40,16 +51,14 @@ def read_prompts(path: Path, checkpoint: Vlm) -> list[Tokens]:
         tower = checkpoint.vision(plan, torch.float32)
     tower = checkpoint.with_weights(tower)
     table = checkpoint.checkpoint.load(_EMBEDDINGS)
-    sequences = []
-    for image, prompt in _lines(path):
+    for image, prompt in entries:
         ids = torch.tensor(formatter.encode([Message("user", prompt, 1)], plan.visual_tokens))
         visual = ids == checkpoint.tokens.image_id
         embeds = table[torch.where(visual, 0, ids)].to(torch.float32)
         with torch.inference_mode():
-            features, _ = tower(torch.from_numpy(processor(load_image(path.parent / image))))
+            features, _ = tower(torch.from_numpy(processor(load_image(image))))
         embeds[visual] = features[0]
-        sequences.append(Tokens(embeds[None], torch.arange(len(ids))[None]))
-    return sequences
+        yield Tokens(embeds[None], torch.arange(len(ids))[None])
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
