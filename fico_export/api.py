@@ -26,6 +26,10 @@ def export(
     method: str | None = None,
     settings: dict[str, Any] | None = None,
     precision: str = "fp32",
+    block: int | None = None,
+    quantize_head: str | None = None,
+    quantize_vision: str | None = None,
+    calibrate: str | Path | None = None,
     target: str = "portable",
     positions: Literal["compact", "original"] | None = None,
     clip_text: str | Path | None = None,
@@ -45,7 +49,11 @@ def export(
         method: a reducer's name, or a chain such as `first@192,second@64`; `reducers.DEFAULT` by default, `none` where keep is
             None.
         settings: options of the method.
-        precision: fp32 or fp16.
+        precision: fp32, fp16 or int4 (the decoder's linears; what is left is FP16).
+        block: with int4, weights that share a scale: 128, or 32.
+        quantize_head: with int4, int8 or int4 for lm_head; None leaves it.
+        quantize_vision: with int4, int8 for the linears of the vision tower; None leaves them.
+        calibrate: with int4, a .jsonl file of pictures and prompts, to scale channels by before rounding (AWQ).
         target: what the graphs are for.
         positions: policy for the position ids of kept tokens; None for the method's own.
         clip_text: the CLIP model that the vision tower comes from, likewise named, for a method that reads prompts in its space.
@@ -66,6 +74,7 @@ def export(
         ParityError: a graph does not compute what torch computes.
     """
     from fico_export import reducers
+    from fico_export.calibration import read_prompts
     from fico_export.exporter.write import Request, write_bundle
     from fico_export.models.parts.clip_text import open_clip
     from fico_export.parity.report import require
@@ -84,6 +93,9 @@ def export(
         keep=keep,
         settings=settings or {},
         precision=precision,
+        block=block,
+        quantize_head=quantize_head,
+        quantize_vision=quantize_vision,
         target=target,
         positions=positions,
         out=Path(out) if out is not None else None,
@@ -97,7 +109,8 @@ def export(
             progress.warn(f"{skipped.graph}: not {skipped.metric}: {skipped.note}")
         require(report)
 
-    return write_bundle(checkpoint, request, progress, check if verify else None)
+    prompts = read_prompts(Path(calibrate), checkpoint) if calibrate is not None else ()
+    return write_bundle(checkpoint, request, progress, check if verify else None, prompts)
 
 
 def load(bundle: str | Path, *, backend: str = "auto", threads: int = 0, low_memory: bool = False) -> Vlm:

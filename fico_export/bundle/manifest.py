@@ -13,6 +13,7 @@ from fico_export.errors import BundleError
 SCHEMA_VERSION = 3
 FILE_NAME = "manifest.json"
 CLIP_TOKENIZER = "clip_tokenizer.json"
+AWQ_FILE = "awq.npz"
 _MEND = "export or copy the bundle again"
 
 
@@ -113,6 +114,25 @@ class Tokens(_Record):
     eos_ids: list[int]
 
 
+class Quantization(_Record):
+    """How the weights of a precision below FP16 are stored.
+
+    The decoder's linears have `bits` (with a scale for each `block` of inputs), lm_head and the vision tower's linears those
+    given, or None where they stay floats. `form` is the operator that reads them, of `opset`; `activations` what it computes
+    in. `scheme` awq: channels were scaled beforehand by the factors in the bundle's awq.npz.
+    """
+
+    bits: Literal[4]
+    block: int
+    scheme: Literal["rtn", "awq"]
+    head_bits: Literal[8, 4] | None
+    vision_bits: Literal[8] | None
+    form: Literal["dequantize", "matmul_nbits"]
+    activations: Literal["fp16", "fp32"]
+    signed_scales: bool
+    opset: int
+
+
 class File(_Record):
     """A file's content, by hash and size in bytes.
 
@@ -136,7 +156,8 @@ class Manifest(_Record):
     decoder: Decoder
     tokens: Tokens
     image_size: int
-    precision: Literal["fp32", "fp16"]
+    precision: Literal["fp32", "fp16", "int4"]
+    quantization: Quantization | None = None
     target: str
     opset: int
     ir_version: int

@@ -14,7 +14,7 @@ from fico_export.errors import ConfigError, unknown_name
 from fico_export.reducers import DEFAULT
 
 _POSITIONS = ("compact", "original")
-_PRECISIONS = ("fp32", "fp16")
+_PRECISIONS = ("fp32", "fp16", "int4")
 
 
 def command(
@@ -42,8 +42,41 @@ def command(
         ),
     ] = None,
     precision: Annotated[
-        str, typer.Option("--precision", metavar="fp32|fp16", help="Of weights and arithmetic.")
+        str,
+        typer.Option(
+            "--precision",
+            metavar="fp32|fp16|int4",
+            help="Of weights and arithmetic; int4 is of the decoder's weights.",
+        ),
     ] = "fp32",
+    block: Annotated[
+        int | None,
+        typer.Option(
+            "--block", metavar="128|32", help="With int4: weights that share a scale. Default: 128."
+        ),
+    ] = None,
+    quantize_head: Annotated[
+        str | None,
+        typer.Option(
+            "--quantize-head", metavar="int8|int4", help="With int4: lm_head too. Default: left alone."
+        ),
+    ] = None,
+    quantize_vision: Annotated[
+        str | None,
+        typer.Option(
+            "--quantize-vision",
+            metavar="int8",
+            help="With int4: the vision tower's linears too. Default: left alone.",
+        ),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibrate",
+            metavar="FILE.jsonl",
+            help='With int4: AWQ, by lines of {"image": …, "prompt": …}. Default: round to nearest.',
+        ),
+    ] = None,
     target: Annotated[
         str, typer.Option("--target", help="What the graphs are for; `fico list targets`.")
     ] = "portable",
@@ -105,6 +138,10 @@ def command(
             method=method,
             settings=settings,
             precision=precision,
+            block=block,
+            quantize_head=quantize_head,
+            quantize_vision=quantize_vision,
+            calibrate=calibrate,
             target=target,
             positions=positions,  # type: ignore[arg-type]  # checked above
             clip_text=clip_text,

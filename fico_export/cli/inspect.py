@@ -51,6 +51,11 @@ def command(
     print(
         f"graphs     {manifest.precision}, target {manifest.target}, opset {manifest.opset}, IR {manifest.ir_version}"
     )
+    if record := manifest.quantization:
+        print(
+            f"weights    INT{record.bits} in blocks of {record.block} by {record.form}, {record.scheme}; "
+            f"lm_head {_bits(record.head_bits)}, vision tower {_bits(record.vision_bits)}"
+        )
     for name, graph in manifest.graphs.items():
         print(f"  {name}: {graph.file}")
         for direction, specs in (("in ", graph.inputs), ("out", graph.outputs)):
@@ -60,3 +65,7 @@ def command(
                 print(f"    {direction} … {len(specs) - 4} more")
     total = sum(f.size for f in manifest.files.values())
     print(f"files      {len(manifest.files)}, {human_bytes(total)}{', hashes match' if check else ''}")
+
+
+def _bits(bits: int | None) -> str:
+    return f"INT{bits}" if bits else "left alone"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 
 import onnx
@@ -15,23 +16,29 @@ from fico_export.errors import ExportError
 _REPORT = (
     "this is a bug of the exporter or of the method's file: please file an issue with the command you ran"
 )
+_QUANTIZED = {"dequantize": "DequantizeLinear", "matmul_nbits": "com.microsoft::MatMulNBits"}
 _DATA_DEPENDENT = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique", "Loop", "If"})
 
 
-def check_graph(path: Path, target: Target, *, static: bool) -> None:
+def check_graph(path: Path, target: Target, *, static: bool, quantized: bool = False) -> None:
     """Check one ONNX file against a target.
 
     Args:
         path: of the .onnx file, its external data beside it.
         target: whose allow-list and limits hold.
         static: whether every dimension must be a number.
+        quantized: whether weights of it are, which allows the target's operator for them and asks for its opset.
 
     Raises:
         ExportError: naming the node or tensor that breaks a rule.
     """
     model = ir.load(path)
-    _check_versions(model, target)
-    _check_operators(model, target)
+    int4 = target.int4 if quantized else None
+    allowed = target.operators | {f"{CONTRIB}::{operator}" for operator in target.contrib}
+    if int4:
+        allowed |= {_QUANTIZED[int4.form]}
+    _check_versions(model, target, int4.opset if int4 else target.opset, allowed)
+    _check_operators(model, target, allowed)
     inferred = _infer_shapes(path)
     if CONTRIB in model.opset_imports:
         _check_loads(path)
@@ -39,25 +46,24 @@ def check_graph(path: Path, target: Target, *, static: bool) -> None:
         _check_static(inferred)
 
 
-def _check_versions(model: ir.Model, target: Target) -> None:
+def _check_versions(model: ir.Model, target: Target, opset: int, allowed: Set[str]) -> None:
     imports = dict(model.opset_imports)
-    if target.contrib and imports.get(CONTRIB) == 1:
+    if imports.get(CONTRIB) == 1 and any(operator.startswith(CONTRIB) for operator in allowed):
         del imports[CONTRIB]
-    if imports != {"": target.opset} or model.ir_version != target.ir_version:
+    if imports != {"": opset} or model.ir_version != target.ir_version:
         raise ExportError(
             f"graph has opsets {model.opset_imports} and IR {model.ir_version}; "
-            f"{target.name} has opset {target.opset} and IR {target.ir_version}",
+            f"{target.name} has opset {opset} and IR {target.ir_version}",
             mend=_REPORT,
         )
 
 
-def _check_operators(model: ir.Model, target: Target) -> None:
+def _check_operators(model: ir.Model, target: Target, allowed: Set[str]) -> None:
     for node in model.graph.all_nodes():
         if node.op_type in _DATA_DEPENDENT:
             raise ExportError(f"node {node.name!r}: {node.op_type} has a data-dependent shape", mend=_REPORT)
-        allowed = {"": target.operators, CONTRIB: target.contrib}
-        if node.op_type not in allowed.get(node.domain, ()):
-            operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        if operator not in allowed:
             raise ExportError(
                 f"node {node.name!r}: {operator} is not in the operators of {target.name}", mend=_REPORT
             )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 import torch
 
+from fico_export.bundle.manifest import Quantization
 from fico_export.exporter.repeat import TRACED, repeat_layers
 from fico_export.exporter.trace import (
     Signature,
@@ -24,8 +25,15 @@ from fico_export.models.parts.prefill import Prefill, WithPast
 from fico_export.reducers.base.plan import Plan, Step
 from fico_export.reducers.base.reducer import Site
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-SUFFIXES = {"fp32": "", "fp16": "_fp16"}
+# By what a graph's weights are: of INT4 ones q4 computes in FP32, q4f16 in FP16.
+DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "q4": torch.float32,
+    "q4f16": torch.float16,
+    "int8": torch.float16,
+}
+SUFFIXES = {"fp32": "", "fp16": "_fp16", "q4": "_q4", "q4f16": "_q4f16", "int8": "_int8"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class GraphJob:
         trace: makes it, without weights.
         static: promises that no dimension of it is free.
         shares: file of an earlier graph with the same weights, which need not be stored twice.
+        quantized: whether weights of it are.
     """
 
     name: str
@@ -45,9 +54,18 @@ class GraphJob:
     trace: Callable[[], ir.Model]
     static: bool
     shares: str | None = None
+    quantized: bool = False
 
 
-def graph_jobs(model: Vlm, plan: Plan, precision: str, opset: int, fused: bool = False) -> list[GraphJob]:
+def graph_jobs(
+    model: Vlm,
+    plan: Plan,
+    precision: str,
+    opset: int,
+    quantization: Quantization | None = None,
+    *,
+    fused: bool = False,
+) -> list[GraphJob]:
     """The vision and embedding graphs, CLIP's text tower if the plan reads it, and the decoder: one graph, or two.
 
     Args:
@@ -55,34 +73,43 @@ def graph_jobs(model: Vlm, plan: Plan, precision: str, opset: int, fused: bool =
         plan: of the reduction.
         precision: of weights and arithmetic.
         opset: of every graph.
+        quantization: of which `precision` is the name; what it leaves alone is FP16.
         fused: the decoder in ONNX Runtime's own operators, which do not serve one that reduces: it stays plain.
     """
-    dtype = DTYPES[precision]
+    floats = decoder = vision = precision
+    if quantization is not None:
+        floats, decoder = "fp16", "q4" if quantization.activations == "fp32" else "q4f16"
+        vision = "int8" if quantization.vision_bits else floats
 
     def job(
-        name: str, trace: Callable[[], ir.Model], *, static: bool, shares: GraphJob | None = None
+        name: str,
+        trace: Callable[[torch.dtype, int], ir.Model],
+        kind: str,
+        *,
+        static: bool = False,
+        shares: GraphJob | None = None,
     ) -> GraphJob:
         return GraphJob(
-            name, f"onnx/{name}{SUFFIXES[precision]}.onnx", trace, static, shares.file if shares else None
+            name,
+            f"onnx/{name}{SUFFIXES[kind]}.onnx",
+            lambda: trace(DTYPES[kind], opset),
+            static,
+            shares.file if shares else None,
+            quantized=kind not in ("fp32", "fp16"),
         )
 
     jobs = [
-        job("vision_encoder", lambda: trace_vision(model, plan, dtype, opset), static=True),
-        job("embed_tokens", lambda: trace_embed(model, dtype, opset), static=False),
+        job("vision_encoder", lambda *to: trace_vision(model, plan, *to), vision, static=True),
+        job("embed_tokens", lambda *to: trace_embed(model, *to), floats),
     ]
     if clip := model.clip if plan.reads("clip_text") else None:
-        jobs.append(job("clip_text", lambda: trace_clip_text(clip, dtype, opset), static=True))
+        jobs.append(job("clip_text", lambda *to: trace_clip_text(clip, *to), floats, static=True))
     inside = plan.at(Site.DECODER_LAYER)
     if inside is None:
-        trace = trace_fused_decoder if fused else trace_decoder
-        return [*jobs, job("decoder_model_merged", lambda: trace(model, dtype, opset), static=False)]
-    with_past = job("decoder_with_past", lambda: trace_with_past(model, dtype, opset), static=False)
-    prefill = job(
-        "decoder_prefill",
-        lambda: trace_prefill(model, inside, dtype, opset),
-        static=False,
-        shares=with_past,
-    )
+        whole = trace_fused_decoder if fused else trace_decoder
+        return [*jobs, job("decoder_model_merged", lambda *to: whole(model, *to), decoder)]
+    with_past = job("decoder_with_past", lambda *to: trace_with_past(model, *to), decoder)
+    prefill = job("decoder_prefill", lambda *to: trace_prefill(model, inside, *to), decoder, shares=with_past)
     return [*jobs, with_past, prefill]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from fico_export.bundle import files, manifest
 from fico_export.devices import targets
 from fico_export.errors import ConfigError
-from fico_export.exporter import checks, trace, weights
+from fico_export.exporter import awq, checks, quantize, stream, trace, weights
 from fico_export.exporter.graphs import GraphJob, graph_jobs
 from fico_export.exporter.links import Links, link_files, written_bytes
 from fico_export.models.parts import clip_text
@@ -39,7 +39,10 @@ class Request:
         method: a reducer's name.
         keep: visual tokens to hand to the decoder; None for all, with method `none`.
         settings: options of the method.
-        precision: fp32 or fp16.
+        precision: fp32, fp16 or int4.
+        block: with int4, weights that share a scale.
+        quantize_head: with int4, int8 or int4 for lm_head; None leaves it FP16.
+        quantize_vision: with int4, int8 for the linears of the vision tower; None leaves them FP16.
         target: a target's name.
         positions: policy for position ids; None for the method's own.
         out: the bundle's folder; None for engines/<model>-<method>-k<K>-<precision>.
@@ -53,6 +56,9 @@ class Request:
     keep: int | None
     settings: dict[str, Any] = field(default_factory=dict)
     precision: str = "fp32"
+    block: int | None = None
+    quantize_head: str | None = None
+    quantize_vision: str | None = None
     target: str = targets.DEFAULT
     positions: Literal["compact", "original"] | None = None
     out: Path | None = None
@@ -61,7 +67,11 @@ class Request:
 
 
 def write_bundle(
-    model: Vlm, request: Request, progress: Progress, verify: Callable[[Path], None] | None
+    model: Vlm,
+    request: Request,
+    progress: Progress,
+    verify: Callable[[Path], None] | None,
+    calibration: Sequence[stream.Tokens] = (),
 ) -> Path:
     """Export a model.
 
@@ -70,6 +80,7 @@ def write_bundle(
         request: what to export.
         progress: told of each step.
         verify: called on the finished folder before it gets its name; what it raises undoes the export.
+        calibration: prompts to scale the channels by before INT4 rounding; none of them rounds as it is.
 
     Returns:
         The bundle's folder.
@@ -84,6 +95,7 @@ def write_bundle(
             f"precision {request.precision!r} is not offered for target {target.name}",
             mend=f"--precision one of: {', '.join(target.precisions)}",
         )
+    quantization = _quantization(model, request, target, awq=bool(calibration))
     plan = model.plan(request.method, request.keep, request.settings)
     _require_clip(model, plan)
     if request.positions == "compact" and plan.handed_over > plan.keep:
@@ -98,16 +110,26 @@ def write_bundle(
 
     with ExitStack() as stack:
         folder = stack.enter_context(files.written_whole(bundle, overwrite=request.overwrite))
-        links = _link(model, request, folder / "onnx")
+        links = _link(model, request, quantization, folder / "onnx")
         hashed = stack.enter_context(files.hashed_aside(links.paths))
+        checkpoint = model.checkpoint
+        if quantization is not None and calibration:
+            factors = awq.search(checkpoint, model.decoder_config, calibration, quantization, progress)
+            awq.save(factors, folder)
+            checkpoint = awq.folded(checkpoint, factors)
         warned: set[str] = set()
         graphs: dict[str, manifest.Graph] = {}
         embedding: manifest.Table | None = None
-        for job in graph_jobs(model, plan, request.precision, target.opset, bool(target.contrib)):
+        jobs = graph_jobs(
+            model, plan, request.precision, target.opset, quantization, fused=bool(target.contrib)
+        )
+        for job in jobs:
             progress.stage(f"trace {job.name}")
             graph = job.trace()
             graph.ir_version = target.ir_version
-            weights.bind(graph, model.checkpoint, warned.add, links)
+            if quantization is not None and job.quantized:
+                quantize.bind(graph, checkpoint, quantization)
+            weights.bind(graph, checkpoint, warned.add, links)
             with weights.own_errors():
                 trace.simplify(graph)
                 if job.shares:
@@ -118,7 +140,7 @@ def write_bundle(
             if job.name == "embed_tokens":
                 embedding = _table(graph)
             progress.stage(f"check {job.name}")
-            checks.check_graph(folder / job.file, target, static=job.static)
+            checks.check_graph(folder / job.file, target, static=job.static, quantized=job.quantized)
         for text in sorted(warned):
             progress.warn(text)
         _write_texts(texts, folder)
@@ -126,23 +148,59 @@ def write_bundle(
             (folder / manifest.CLIP_TOKENIZER).write_text(model.clip.tokenizer, encoding="utf-8")
         progress.stage("hash")
         described = files.describe(folder, hashed.result())
-        _manifest(model, request, plan, bundle.name, graphs, embedding, target, described).save(folder)
+        _manifest(model, request, plan, bundle.name, graphs, embedding, target, quantization, described).save(
+            folder
+        )
         if verify is not None:
             verify(folder)
     return bundle
 
 
-def _link(model: Vlm, request: Request, folder: Path) -> Links:
+def _link(model: Vlm, request: Request, quantization: manifest.Quantization | None, folder: Path) -> Links:
     """Make the graphs' folder, with the checkpoint's files in it that they can use as they are.
+
+    A quantised bundle is written whole: linked, it would drag along the weights that it does without.
 
     Raises:
         DiskError: what must be written beside them does not fit.
     """
     folder.mkdir()
+    if quantization is not None:
+        files.require_space(folder, quantize.total_bytes(model.shapes, quantization))
+        return Links()
     dtype = _DTYPES[request.precision]
     links = Links() if request.copy_weights else link_files(model.checkpoint, model.shapes, dtype, folder)
     files.require_space(folder, written_bytes(model.checkpoint, model.shapes, dtype, links))
     return links
+
+
+def _quantization(
+    model: Vlm, request: Request, target: targets.Target, *, awq: bool
+) -> manifest.Quantization | None:
+    """What INT4 was asked for means for the target; None for another precision, with which its options are refused."""
+    options = {
+        "--block": request.block,
+        "--quantize-head": request.quantize_head,
+        "--quantize-vision": request.quantize_vision,
+        "--calibrate": awq or None,
+    }
+    if request.precision != quantize.PRECISION:
+        for flag, value in options.items():
+            if value is not None:
+                raise ConfigError(
+                    f"{flag} with --precision {request.precision}, which quantises nothing",
+                    mend=f"--precision {quantize.PRECISION}, or drop {flag}",
+                )
+        return None
+    record = quantize.make_record(
+        target,
+        block=quantize.BLOCKS[0] if request.block is None else request.block,
+        head=request.quantize_head,
+        vision=request.quantize_vision,
+        awq=awq,
+    )
+    quantize.require_fit(model.shapes, record)
+    return record
 
 
 def _require_clip(model: Vlm, plan: Plan) -> None:
@@ -215,6 +273,7 @@ def _manifest(
     graphs: dict[str, manifest.Graph],
     embedding: manifest.Table | None,
     target: targets.Target,
+    quantization: manifest.Quantization | None,
     described: dict[str, manifest.File],
 ) -> manifest.Manifest:
     config = model.decoder_config
@@ -265,6 +324,7 @@ def _manifest(
         tokens=model.tokens,
         image_size=model.image_size,
         precision=request.precision,
+        quantization=quantization,
         target=target.name,
         opset=target.opset,
         ir_version=target.ir_version,

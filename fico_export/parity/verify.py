@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from fico_export.bundle.manifest import Manifest
 from fico_export.errors import EngineError
 from fico_export.models.parts.family import Vlm as Checkpoint
+from fico_export.parity.int4 import StreamedReference, rounded
 from fico_export.parity.reference import ReducedReference, Reference, clip_text_rows
 from fico_export.parity.report import Check, Report
 from fico_export.progress import Progress
@@ -22,22 +24,26 @@ from fico_export.runtime.prompt import Message
 from fico_export.runtime.vlm import Vlm
 
 # Errors are held to this share of the largest reference value. FP32: the same arithmetic in another order. FP16: its 10-bit
-# mantissa over dozens of layers; which tokens are kept may then differ where scores nearly tie.
-MAX_ERROR = {"fp32": 1e-3, "fp16": None}
-COSINE = {"fp32": 0.99999, "fp16": 0.99}
+# mantissa over dozens of layers; which tokens are kept may then differ where scores nearly tie. INT4: as FP16, against the
+# weights as rounded; MatMulNBits rounds activations to 8 bits besides.
+MAX_ERROR = {"fp32": 1e-3, "fp16": None, "int4": None}
+COSINE = {"fp32": 0.99999, "fp16": 0.99, "int4": 0.99}
 # A row can differ much in FP16 without a fault: a token merged into the other of two targets that nearly tie.
-MIN_ROW_COSINE = {"fp32": 0.9999, "fp16": None}
-INDEX_AGREEMENT = {"fp32": 1.0, "fp16": 0.95}
-TOKEN_AGREEMENT = {"fp32": 1.0, "fp16": None}
+MIN_ROW_COSINE = {"fp32": 0.9999, "fp16": None, "int4": None}
+INDEX_AGREEMENT = {"fp32": 1.0, "fp16": 0.95, "int4": 0.95}
+TOKEN_AGREEMENT = {"fp32": 1.0, "fp16": None, "int4": None}
 # A change of the picture that moves its features about three times as far as the precision's rounding does (measured).
-NUDGE = {"fp32": 3e-6, "fp16": 3e-3}
+NUDGE = {"fp32": 3e-6, "fp16": 3e-3, "int4": 3e-3}
 NUDGES = 4
 NUDGE_SLACK = 0.05  # of the tokens: four nudges do not find the worst outcome
 TIE = 1e-4  # two logits closer than this, relative to the largest, have no order that FP32 could keep
 
+Embedder = Reference | StreamedReference  # both have the embedding table
+
 PICTURES = 4
 QUESTION = "What is in the picture?"
 NEW_TOKENS = 8
+POSITIONS = [at + at // 5 for at in range(24)]  # with gaps, as those of kept tokens have
 
 
 def verify_bundle(folder: Path, checkpoint: Checkpoint, *, progress: Progress) -> Report:
@@ -53,11 +59,18 @@ def verify_bundle(folder: Path, checkpoint: Checkpoint, *, progress: Progress) -
     """
     manifest = Manifest.load(folder)
     report = Report(manifest.name, manifest.precision)
+    exact = checkpoint
+    if manifest.quantization is not None:
+        weights = rounded(folder, exact.checkpoint, manifest.quantization)
+        checkpoint = replace(exact, checkpoint=weights)
     progress.stage("verify vision_encoder")
     vlm = Vlm(folder, backend="ort-cpu", lazy=True)  # the decoder only once memory was found to suffice
     pixels = [vlm.preprocess(picture) for picture in pictures(PICTURES)]
     _vision(report, manifest, checkpoint, vlm, pixels)
 
+    if manifest.quantization is not None:
+        _int4(report, vlm, exact, checkpoint, progress)
+        return report
     copies = 3.2 if manifest.reduction.in_decoder else 2.2
     needed = int(4 * copies * sum(np.prod(s, dtype=np.int64) for s in checkpoint.shapes.values()))
     if (available := available_bytes()) is not None and available < needed:
@@ -82,6 +95,41 @@ def verify_bundle(folder: Path, checkpoint: Checkpoint, *, progress: Progress) -
     progress.stage("verify answers")
     _answers(report, vlm, reference, reduced)
     return report
+
+
+def _int4(report: Report, vlm: Vlm, exact: Checkpoint, checkpoint: Checkpoint, progress: Progress) -> None:
+    """The graphs of an INT4 bundle against torch with the weights as rounded: one pass for all, layer by layer.
+
+    A decoder that reduces needs its layers at once; where memory is short of them, that is skipped and said.
+    """
+    reference = StreamedReference(exact.checkpoint, checkpoint.checkpoint, exact.decoder_config)
+    _embed(report, vlm, reference)
+    ids = _token_ids(vlm.manifest, len(POSITIONS))
+    prompts = [(reference.embed(ids), POSITIONS)]
+    answers, inside = [], vlm.manifest.reduction.in_decoder
+    progress.stage("verify answers")
+    for images in ([],) if inside else ([], pictures(1)):
+        embeds, positions = _prompt(vlm, images, reference)
+        tokens = vlm.generate(QUESTION, images, max_new_tokens=NEW_TOKENS).token_ids
+        answers.append((len(positions) - 1, tokens))
+        positions += range(positions[-1] + 1, positions[-1] + len(tokens))
+        prompts.append((np.concatenate([embeds, reference.embed(tokens[:-1])]), positions))
+    whole, *parts = reference.logits(prompts, report, progress)
+    _pieces(report, vlm, ids, whole)
+    chosen = [part[start + n, token] == part[start + n].max()
+              for part, (start, tokens) in zip(parts, answers, strict=True) for n, token in enumerate(tokens)]  # fmt: skip
+    report.checks.append(Check("answers", "greedy tokens equal", float(np.mean(chosen)), None, True))
+    if not inside:
+        return
+    needed = int(4 * 1.2 * sum(np.prod(s, dtype=np.int64) for s in checkpoint.shapes.values()))
+    if (available := available_bytes()) is not None and available < needed:
+        note = f"needs {needed / 1e9:.0f} GB of memory, {available / 1e9:.0f} GB are free"
+        report.checks.append(Check("decoder_prefill", "compared with torch", None, None, True, note))
+        return
+    progress.stage("verify decoder_prefill")
+    reduction = vlm.manifest.reduction
+    plan = checkpoint.plan(reduction.method, reduction.keep, reduction.options)
+    _prefill(report, vlm, reference, ReducedReference(checkpoint, plan))
 
 
 def pictures(count: int) -> list[Image.Image]:
@@ -178,7 +226,7 @@ def _tower(
     report.checks.append(Check("tower", "cosine to transformers", cosine, COSINE["fp32"], True))
 
 
-def _embed(report: Report, vlm: Vlm, reference: Reference) -> None:
+def _embed(report: Report, vlm: Vlm, reference: Embedder) -> None:
     ids = _token_ids(vlm.manifest, 32)
     expected = reference.embed(ids)
     # The graph, and the rows that our runtime reads without it.
@@ -195,22 +243,24 @@ def _clip_text(report: Report, vlm: Vlm, folder: Path) -> None:
 
 
 def _decoder(report: Report, vlm: Vlm, reference: Reference) -> None:
-    """A sequence in pieces, prefill and single steps, each piece's last logits against the whole sequence's.
+    ids = _token_ids(vlm.manifest, len(POSITIONS))
+    _pieces(report, vlm, ids, reference.logits(reference.embed(ids), POSITIONS))
 
-    Its positions leave gaps, as those of kept tokens do, and its end is taken back once and said again.
+
+def _pieces(report: Report, vlm: Vlm, ids: list[int], expected: npt.NDArray[np.float32]) -> None:
+    """A sequence in pieces, prefill and single steps, each piece's last logits against those of all at once [S, V].
+
+    Its end is taken back once and said again.
     """
-    ids = _token_ids(vlm.manifest, 24)
-    positions = [at + at // 5 for at in range(24)]
-    expected = reference.logits(reference.embed(ids), positions)
     cache, pairs = vlm.decoder.new_cache(), []
     for start, end in ((0, 13), (13, 21), (21, 22), (22, 23), (23, 24), (15, 23), (23, 24)):
         cache.drop_last(max(cache.lengths) - start)
-        logits = vlm.decoder.append(cache, vlm.embed(ids[start:end]), positions[start:end])
+        logits = vlm.decoder.append(cache, vlm.embed(ids[start:end]), POSITIONS[start:end])
         pairs.append((logits[None], expected[end - 1][None]))
     _compare(report, "decoder_with_past" if vlm.decoder.reduces else "decoder_model_merged", pairs)
 
 
-def _prefill(report: Report, vlm: Vlm, reference: Reference, reduced: ReducedReference) -> None:
+def _prefill(report: Report, vlm: Vlm, reference: Embedder, reduced: ReducedReference) -> None:
     """A prompt with a picture through the graph that reduces, and two tokens after it, against torch."""
     agreements, pairs = [], []
     for picture in pictures(PICTURES):
@@ -269,7 +319,7 @@ def _visual_start(vlm: Vlm) -> int:
 
 
 def _prompt(
-    vlm: Vlm, images: list[Image.Image], reference: Reference
+    vlm: Vlm, images: list[Image.Image], reference: Embedder
 ) -> tuple[npt.NDArray[np.float32], list[int]]:
     """Embeddings and position ids of the prompt, laid out from the manifest alone."""
     reduction, image_id = vlm.manifest.reduction, vlm.manifest.tokens.image_id

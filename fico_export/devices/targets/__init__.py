@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import resources
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -26,6 +27,24 @@ class Limits(BaseModel):
     topk: int
 
 
+class Int4(BaseModel):
+    """How a target takes INT4 weights.
+
+    Attributes:
+        form: the operator that reads them: standard DequantizeLinear, or com.microsoft::MatMulNBits.
+        activations: what it computes in.
+        opset: of a graph that holds it.
+        signed_scales: whether a scale may be negative, which makes the most of sixteen levels.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    form: Literal["dequantize", "matmul_nbits"]
+    activations: Literal["fp16", "fp32"]
+    opset: int
+    signed_scales: bool
+
+
 class Target(BaseModel):
     """What graphs for a target may hold.
 
@@ -39,6 +58,7 @@ class Target(BaseModel):
         limits: on them.
         contrib: operators of ONNX Runtime's own domain, `CONTRIB`; none for a target that others parse.
         backends: those that run such a bundle; none for all.
+        int4: None where the target takes no INT4 weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +72,7 @@ class Target(BaseModel):
     limits: Limits
     contrib: frozenset[str] = frozenset()
     backends: list[str] = []
+    int4: Int4 | None = None
 
 
 def names() -> list[str]:

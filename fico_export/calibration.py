@@ -1,0 +1,85 @@
+"""Calibration prompts: what the decoder is given for pictures and questions like those it will be asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from fico_export.errors import ConfigError
+from fico_export.exporter.stream import Tokens
+from fico_export.models.parts.family import Vlm
+from fico_export.runtime.images import load_image
+from fico_export.runtime.preprocess import ImageProcessor
+from fico_export.runtime.prompt import Message, PromptFormatter
+from fico_export.runtime.vlm import ImageSource
+
+_EMBEDDINGS = "language_model.embed_tokens.weight"
+_LINE = '{"image": "picture.png", "prompt": "What is in the picture?"}'
+
+
+def read_prompts(path: Path, checkpoint: Vlm) -> list[Tokens]:
+    """Read a file of lines such as `{"image": "picture.png", "prompt": "…"}`, and make the decoder's input of each.
+
+    All visual tokens go in, whatever the bundle's method keeps: which channels are large is the same for any part of them.
+
+    Args:
+        path: of the .jsonl file; pictures are found relative to it.
+        checkpoint: whose tower, tokenizer and embeddings make the sequences.
+
+    Raises:
+        ConfigError: the file cannot be read, or a line is not such an object.
+        InputError: a picture cannot be used.
+    """
+    entries = list(_lines(path))
+    return list(sequences(checkpoint, ((path.parent / image, prompt) for image, prompt in entries)))
+
+
+def sequences(checkpoint: Vlm, entries: Iterable[tuple[ImageSource, str]]) -> Iterator[Tokens]:
+    """The decoder's input for each picture and question, all visual tokens in it.
+
+    Raises:
+        InputError: a picture cannot be used.
+    """
+    texts = checkpoint.files()
+    formatter = PromptFormatter(texts.tokenizer, texts.chat_template, checkpoint.tokens)
+    processor = ImageProcessor.from_config(texts.preprocessor)
+    plan = checkpoint.plan("none", None, {})
+    with torch.device("meta"):
+        tower = checkpoint.vision(plan, torch.float32)
+    tower = checkpoint.with_weights(tower)
+    table = checkpoint.checkpoint.load(_EMBEDDINGS)
+    for image, prompt in entries:
+        ids = torch.tensor(formatter.encode([Message("user", prompt, 1)], plan.visual_tokens))
+        visual = ids == checkpoint.tokens.image_id
+        embeds = table[torch.where(visual, 0, ids)].to(torch.float32)
+        with torch.inference_mode():
+            features, _ = tower(torch.from_numpy(processor(load_image(image))))
+        embeds[visual] = features[0]
+        yield Tokens(embeds[None], torch.arange(len(ids))[None])
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--calibrate {path} cannot be read: {error}", mend=f"give a UTF-8 file of lines like {_LINE}"
+        ) from error
+    found = 0
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        found += 1
+        try:
+            entry = json.loads(line)
+            image, prompt = entry["image"], entry["prompt"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"--calibrate {path}, line {number} has no image and prompt", mend=f"write it like {_LINE}"
+            ) from error
+        yield str(image), str(prompt)
+    if not found:
+        raise ConfigError(f"--calibrate {path} has no lines", mend=f"write some like {_LINE}")

@@ -1,0 +1,67 @@
+"""The decoder layer by layer in FP32, for whole sequences without a cache: one layer's weights in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fico_export.models.parts.checkpoint import Checkpoint
+from fico_export.models.parts.decoder import Decoder, DecoderConfig, DecoderLayer, causal_mask
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class Tokens(NamedTuple):
+    """A sequence as the decoder takes it: embeddings [1, S, C] in FP32, position ids [1, S]."""
+
+    embeds: Tensor
+    positions: Tensor
+
+
+class Streamed:
+    """Hidden states of several sequences on their way through the decoder.
+
+    Args:
+        checkpoint: whose weights; read anew for each layer.
+        config: of the decoder.
+        sequences: what goes in.
+
+    Attributes:
+        hidden: of each sequence, [1, S, C] after the layers that were run.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, sequences: Sequence[Tokens]) -> None:
+        self._checkpoint, self._config, self._sequences = checkpoint, config, sequences
+        with torch.device("meta"):
+            self._decoder = Decoder(config, torch.float32)
+        self.hidden = [s.embeds for s in sequences]
+
+    def layer(self, i: int) -> DecoderLayer:
+        """Layer i with its weights."""
+        with torch.device("meta"):
+            layer = DecoderLayer(self._config, torch.float32)
+        return self._filled(layer, f"language_model.layers.{i}.")
+
+    @torch.inference_mode()
+    def run(self, layer: DecoderLayer) -> None:
+        """Take every sequence through a layer."""
+        for n, (hidden, tokens) in enumerate(zip(self.hidden, self._sequences, strict=True)):
+            cos, sin = self._decoder.rotary(tokens.positions, torch.float32)
+            empty = hidden.new_zeros(1, self._config.kv_heads, 0, self._config.head_dim)
+            self.hidden[n], _ = layer(hidden, (empty, empty), cos, sin, causal_mask(hidden.shape[1], hidden))
+
+    @torch.inference_mode()
+    def logits(self) -> list[Tensor]:
+        """Logits [S, V] of each sequence, once all layers were run."""
+        norm = self._filled(self._decoder.language_model.norm, "language_model.norm.")
+        head = self._filled(self._decoder.lm_head, "lm_head.")
+        return [head(norm(hidden))[0] for hidden in self.hidden]
+
+    def _filled(self, module: ModuleT, prefix: str) -> ModuleT:
+        names = [prefix + name for name, _ in module.named_parameters()]
+        state = {name.removeprefix(prefix): t.to(torch.float32) for name, t in self._checkpoint.stream(names)}
+        module.load_state_dict(state, assign=True)
+        return module.eval().requires_grad_(False)
