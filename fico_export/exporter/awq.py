@@ -101,7 +101,8 @@ def folded(checkpoint: Checkpoint, factors: Factors) -> View:
             return tensor
         layer, part = match.groups()
         if (factor := factors.get(f"{layer}.{part}")) is not None:
-            tensor = (tensor.to(torch.float32).T / torch.from_numpy(factor)).T
+            rows = torch.from_numpy(factor)
+            tensor = tensor.to(torch.float32) / (rows[:, None] if tensor.dim() == 2 else rows)
         if part in reads and (factor := factors.get(f"{layer}.{reads[part]}")) is not None:
             tensor = tensor.to(torch.float32) * torch.from_numpy(factor)
         return tensor

@@ -253,8 +253,13 @@ def _matmul_nbits(model: ir.Model, source: _Source, product: ir.Node) -> None:
         domain=_MICROSOFT,
         name=f"{product.name}NBits",
     )
-    old, new = product.outputs[0], node.outputs[0]
-    new.name, new.type, new.shape = f"{old.name}.quantized", old.type, old.shape
+    old, new, read = product.outputs[0], node.outputs[0], product.inputs[0]
+    # Its name too: it may be an output of the graph.
+    new.name, old.name = old.name, f"{old.name}.replaced"
+    new.type, new.shape = ir.TensorType(dtype), old.shape
+    if new.shape is None and read is not None and read.shape is not None:
+        # ONNX's shape inference, which knew that of a MatMul, does not know this operator.
+        new.shape = ir.Shape([*read.shape[:-1], outputs])
     model.graph.insert_before(product, node)
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     model.graph.remove(product, safe=True)

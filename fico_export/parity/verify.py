@@ -25,12 +25,13 @@ from fico_export.runtime.vlm import Vlm
 
 # Errors are held to this share of the largest reference value. FP32: the same arithmetic in another order. FP16: its 10-bit
 # mantissa over dozens of layers; which tokens are kept may then differ where scores nearly tie. INT4: as FP16, against the
-# weights as rounded; MatMulNBits rounds activations to 8 bits besides.
+# weights as rounded; but ONNX Runtime rounds activations to 8 bits besides, in MatMulNBits and in what it makes of a
+# DequantizeLinear, which costs a half percent of a layer's output (measured): more scores tie.
 MAX_ERROR = {"fp32": 1e-3, "fp16": None, "int4": None}
 COSINE = {"fp32": 0.99999, "fp16": 0.99, "int4": 0.99}
 # A row can differ much in FP16 without a fault: a token merged into the other of two targets that nearly tie.
 MIN_ROW_COSINE = {"fp32": 0.9999, "fp16": None, "int4": None}
-INDEX_AGREEMENT = {"fp32": 1.0, "fp16": 0.95, "int4": 0.95}
+INDEX_AGREEMENT = {"fp32": 1.0, "fp16": 0.95, "int4": 0.9}
 TOKEN_AGREEMENT = {"fp32": 1.0, "fp16": None, "int4": None}
 # A change of the picture that moves its features about three times as far as the precision's rounding does (measured).
 NUDGE = {"fp32": 3e-6, "fp16": 3e-3, "int4": 3e-3}
