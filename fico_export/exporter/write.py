@@ -241,11 +241,12 @@ def _table(model: ir.Model) -> manifest.Table | None:
     for value in model.graph.initializers.values():
         stored = value.const_value
         if value in gathered and isinstance(stored, ir.ExternalTensor) and len(stored.shape) == 2:
+            rows, channels = stored.shape.numpy()
             return manifest.Table(
                 file=f"onnx/{stored.location}",
                 offset=stored.offset or 0,
                 dtype=stored.dtype.numpy().name,
-                shape=(int(stored.shape[0]), int(stored.shape[1])),
+                shape=(rows, channels),
             )
     return None
 
