@@ -95,7 +95,7 @@ def written_bytes(
 ) -> int:
     """Bytes of the tensors that must be written, in `dtype`, because they are not linked."""
     return sum(
-        math.prod(shape) * dtype.itemsize
+        math.prod(shape) * int(dtype.itemsize)
         for name, shape in shapes.items()
         if links.tensor(checkpoint.tensors[name], dtype, name) is None
     )

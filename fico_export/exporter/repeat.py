@@ -56,9 +56,9 @@ def repeat_layers(model: ir.Model, stem: str, layers: int) -> None:
             graph.outputs.append(images[value])
         before = images
     for node, i in tail:
-        value = node.inputs[i]
-        assert value is not None
-        node.replace_input_with(i, before.get(value, value))
+        read = node.inputs[i]
+        assert read is not None
+        node.replace_input_with(i, before.get(read, read))
 
 
 def _nodes(graph: ir.Graph, stem: str, layer: int) -> list[ir.Node]:

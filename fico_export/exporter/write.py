@@ -187,7 +187,7 @@ def _table(model: ir.Model) -> manifest.Table | None:
                 file=f"onnx/{stored.location}",
                 offset=stored.offset or 0,
                 dtype=stored.dtype.numpy().name,
-                shape=(int(stored.shape[0]), int(stored.shape[1])),
+                shape=(stored.shape.numpy()[0], stored.shape.numpy()[1]),
             )
     return None
 
