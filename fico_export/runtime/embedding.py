@@ -9,16 +9,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fico_export.bundle.manifest import Table
+from fico_export.bundle.manifest import Manifest
 from fico_export.errors import BundleError
 
 
-def open_table(folder: Path, table: Table) -> npt.NDArray[Any]:
-    """The table [V, C], mapped: a row is in memory once it is read, and the system may take it back.
+def open_table(folder: Path, manifest: Manifest) -> npt.NDArray[Any]:
+    """The table [V, C] of a bundle that says where it lies, mapped: the system keeps the rows in memory that are read.
 
     Raises:
-        BundleError: the file does not hold it.
+        BundleError: the file does not hold it, or has no hash in the manifest.
     """
+    table = manifest.embedding
+    assert table is not None
+    if table.file not in manifest.files:
+        raise BundleError(
+            f"manifest.json of {manifest.name} lists no file {table.file!r} with its hash",
+            mend="export or copy the bundle again",
+        )
     try:
         return np.memmap(folder / table.file, table.dtype, "r", table.offset, table.shape)
     except (OSError, ValueError, TypeError) as error:

@@ -91,8 +91,7 @@ class Vlm:
 
     @cached_property
     def _table(self) -> npt.NDArray[Any] | None:
-        table = self.manifest.embedding
-        return None if table is None else open_table(self.folder, table)
+        return open_table(self.folder, self.manifest) if self.manifest.embedding else None
 
     @cached_property
     def _embed(self) -> ort.InferenceSession:
@@ -109,10 +108,8 @@ class Vlm:
         """Names of the graphs to load, in groups: those of one step, which are needed together."""
         names = [*self.manifest.graphs]
         decoder = [name for name in names if name.startswith("decoder_")]
-        ahead = [name for name in names if name not in decoder]
-        if self.manifest.embedding is not None:
-            ahead.remove("embed_tokens")
-        return [*([name] for name in ahead), decoder]
+        by_rows = ["embed_tokens"] if self.manifest.embedding else []
+        return [decoder, *([name] for name in names if name not in (*decoder, *by_rows))]
 
     def _make_room(self) -> None:
         """Where memory is short, close the graphs that are open before another is opened."""

@@ -78,11 +78,14 @@ def test_a_manifest_with_a_wrong_value_names_it(fico, own, change, word):
     fico("run", own, *RUN).refuses(f"manifest.json is damaged: {word}", "export or copy the bundle again")
 
 
-@pytest.mark.parametrize("change", [{"graphs__embed_tokens": ...}, {"files": {}}])
-def test_a_graph_that_the_manifest_does_not_vouch_for_is_not_run(fico, own, change):
+@pytest.mark.parametrize(
+    "change",
+    [{"graphs__vision_encoder": ...}, {"files": {}}, {"embedding__file": "onnx/other"}],
+)
+def test_what_the_manifest_does_not_vouch_for_is_not_run(fico, own, change):
     edit_json(own / "manifest.json", **change)
 
-    fico("run", own, *RUN).refuses("lists no graph", "with its hash")
+    fico("run", own, *RUN).refuses("lists no ", "with its hash")
 
 
 def test_a_manifest_of_a_newer_schema_says_to_update(fico, own):
