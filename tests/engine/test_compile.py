@@ -10,7 +10,7 @@ from clip_checkpoints import write_clip
 from fico_export import models, reducers
 from fico_export.devices import targets
 from fico_export.errors import ConfigError
-from fico_export.exporter import trace, weights
+from fico_export.exporter import quantize, trace, weights
 from fico_export.exporter.graphs import graph_jobs
 from fico_export.models.parts.clip_text import open_clip
 from fico_export.reducers.base.reducer import Site
@@ -50,9 +50,11 @@ def changed(model, plan, precision):
     return [job for job in jobs if job.name not in shared]
 
 
-def write(model, job, folder: Path) -> Path:
+def write(model, job, folder: Path, record=None) -> Path:
     graph = job.trace()
     graph.ir_version = TARGET.ir_version
+    if record is not None:
+        quantize.bind(graph, model.checkpoint, record)
     weights.bind(graph, model.checkpoint, lambda text: None)
     trace.simplify(graph)
     weights.save(graph, folder / Path(job.file).name, lambda count: None)
@@ -97,6 +99,18 @@ def test_the_graph_that_follows_a_reducing_prefill_compiles(model, tmp_path):
     path = write(model, next(job for job in jobs if job.name == "decoder_with_past"), tmp_path)
 
     assert rtx.compile_engine(path, free_axes(path, 1)).nbytes > 0
+
+
+def test_an_int4_decoder_compiles(model, tmp_path):
+    """And a tower of INT8: what is written where weights are quantised has a form and an opset of its own."""
+    record = quantize.make_record(TARGET, block=32, head="int8", vision="int8", awq=False)
+    plan = plan_of(model, "uniform")
+    jobs = {job.name: job for job in graph_jobs(model, plan, "int4", TARGET.opset, record)}
+    for name in ("vision_encoder", "decoder_model_merged"):
+        path = write(model, jobs[name], tmp_path, record)
+
+        assert "DequantizeLinear" in {node.op_type for node in ir.load(path).graph}
+        assert rtx.compile_engine(path, free_axes(path, 1)).nbytes > 0
 
 
 def test_a_graph_that_it_cannot_take_is_refused(tmp_path):
