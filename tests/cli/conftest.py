@@ -61,6 +61,8 @@ def checkpoint(tiny_checkpoint, tmp_path):
 def embedding_only(monkeypatch):
     """Exports trace the smallest graph alone, in under a second, for what has nothing to do with the graphs."""
     every = write.graph_jobs
-    monkeypatch.setattr(
-        write, "graph_jobs", lambda *given: [job for job in every(*given) if job.name == "embed_tokens"]
-    )
+
+    def embedding(*given, **options):
+        return [job for job in every(*given, **options) if job.name == "embed_tokens"]
+
+    monkeypatch.setattr(write, "graph_jobs", embedding)
