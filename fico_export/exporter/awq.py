@@ -74,8 +74,8 @@ def search(
         record: how weights are rounded.
         progress: told of each layer.
     """
-    progress.stage("calibrate", config.layers)
     streamed = Streamed(checkpoint, config, prompts)
+    progress.stage("calibrate", streamed.layer_bytes * config.layers)
     factors = {}
     for i in range(config.layers):
         layer = streamed.layer(i)
@@ -88,7 +88,7 @@ def search(
                 weight = torch.cat([linears[name].weight for name in group.readers])
                 found = _factors(_spaced(x, _TOKENS), _spaced(weight, _ROWS), x.abs().mean(0), record)
                 factors[f"language_model.layers.{i}.{group.source}"] = found.numpy()
-        progress.advance(1)
+        progress.advance(streamed.layer_bytes)
     return factors
 
 

@@ -39,6 +39,11 @@ class Streamed:
             self._decoder = Decoder(config, torch.float32)
         self.hidden = [s.embeds for s in sequences]
 
+    @property
+    def layer_bytes(self) -> int:
+        """Of one layer's weights."""
+        return sum(p.nbytes for p in self._decoder.language_model.layers[0].parameters())
+
     def layer(self, i: int) -> DecoderLayer:
         """Layer i with its weights."""
         with torch.device("meta"):

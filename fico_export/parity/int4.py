@@ -54,12 +54,12 @@ class StreamedReference:
         sequences = [Tokens(torch.from_numpy(e)[None], torch.tensor([p])) for e, p in prompts]
         original = Streamed(self._original, self._config, sequences)
         rounded = Streamed(self._quantised, self._config, sequences)
-        progress.stage("verify layers", self._config.layers)
+        progress.stage("verify layers", original.layer_bytes * self._config.layers)
         for i in range(self._config.layers):
             for streamed in (original, rounded):
                 streamed.run(streamed.layer(i))
             _report(report, f"layer {i}", rounded.hidden, original.hidden)
-            progress.advance(1)
+            progress.advance(original.layer_bytes)
         wide = original.logits()
         logits = rounded.logits()
         _report(report, "logits", logits, wide)

@@ -168,7 +168,9 @@ def _vision(
         for name, t in text.items()
     }
     given = [wide[name] for name in module.text_inputs]
-    floor = INDEX_AGREEMENT[manifest.precision]
+    record = manifest.quantization
+    precision = "fp16" if record and not record.vision_bits else manifest.precision
+    floor = INDEX_AGREEMENT[precision]
     agreements: list[float] = []
     floors: list[float] = []
     pairs: list[tuple[npt.NDArray[Any], npt.NDArray[np.float32]]] = []
@@ -181,7 +183,7 @@ def _vision(
         agreements.append(len(shared) / len(expected_index))
         floors.append(floor)
         if agreements[-1] < floor:
-            own = _own_agreement(module, picture, given, expected_index, NUDGE[manifest.precision])
+            own = _own_agreement(module, picture, given, expected_index, NUDGE[precision])
             floors[-1] = min(floor, own - NUDGE_SLACK) if own < 1 else floor
         if shared.size:
             same = floors[-1] == floor
