@@ -3,8 +3,8 @@
 Source: Lin et al., arXiv 2306.00978. A channel's factor is its mean magnitude over the calibration tokens to a power α; α is
 searched per group of linears that read one input, by the error of their outputs. Factors are folded into what makes the
 input: a norm's weight, or the rows of v_proj and up_proj. Weights are read layer by layer, so memory is one layer's. Written
-here because no kept library streams with these versions: llm-compressor pins transformers ≤ 5.17 and ModelOpt's exporter
-onnx 1.21; both want the whole model in memory, and AutoAWQ is archived.
+here because no kept library goes with these versions: llm-compressor pins transformers ≤ 5.17 and ModelOpt's exporter
+onnx 1.21, and AutoAWQ is archived.
 """
 
 from __future__ import annotations
