@@ -139,7 +139,8 @@ def _gguf_tensors(text: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...], 
     kv = hidden // text["num_attention_heads"] * text["num_key_value_heads"]
     yield "token_embd.weight", (vocab, hidden), _Q4_0
     yield "output_norm.weight", (hidden,), _F32
-    yield "output.weight", (vocab, hidden), _Q6_K
+    # A block lies within a row.
+    yield "output.weight", (vocab, hidden), _Q4_0 if hidden % 256 else _Q6_K
     for i in range(text["num_hidden_layers"]):
         for name, shape in {
             "attn_q": (hidden, hidden), "attn_k": (kv, hidden), "attn_v": (kv, hidden),
