@@ -100,13 +100,16 @@ def test_an_interrupted_export_leaves_nothing(out, tiny_checkpoint, number):
 
 @posix
 def test_the_next_export_removes_what_a_killed_one_left(export, out, tiny_checkpoint, embedding_only):
-    process = _start_export(tiny_checkpoint, out)
+    """The links to the checkpoint too, and nothing of the checkpoint itself."""
+    weights = (tiny_checkpoint / "model.safetensors").read_bytes()
+    process = _start_export(tiny_checkpoint, out, "--precision", "fp16")
     process.kill()
     process.communicate(timeout=60)
     assert [p.name for p in out.parent.iterdir()] == [f".bundle.partial-{process.pid}"]
 
     assert export("--keep", 4, "--no-verify").code == 0
     assert list(out.parent.iterdir()) == [out]
+    assert (tiny_checkpoint / "model.safetensors").read_bytes() == weights
 
 
 @posix
@@ -118,9 +121,11 @@ def test_an_export_under_way_elsewhere_keeps_its_files(export, out, embedding_on
     assert others.exists()
 
 
-def _start_export(checkpoint, out):
+def _start_export(checkpoint, out, *arguments):
     """An export in a process of its own that has begun to write."""
-    line = command_line("fico-export", "--model", checkpoint, "--keep", 4, "--out", out, "--no-verify")
+    line = command_line(
+        "fico-export", "--model", checkpoint, "--keep", 4, "--out", out, "--no-verify", *arguments
+    )
     process = subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
     )
