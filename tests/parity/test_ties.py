@@ -25,7 +25,7 @@ def outcome(checkpoint, method, change, precision="fp32"):
         return SimpleNamespace(features=features, keep_index=change(index))
 
     reduction = SimpleNamespace(method=method, keep=16, options={})
-    manifest = SimpleNamespace(reduction=reduction, precision=precision)
+    manifest = SimpleNamespace(reduction=reduction, precision=precision, quantization=None)
     vlm = SimpleNamespace(read_prompt=lambda text: {}, encode_pixels=encode_pixels)
     side = model.image_size
     pixels = [np.random.RandomState(i).randn(1, 3, side, side).astype(np.float32) for i in range(2)]
