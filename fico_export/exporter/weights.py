@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from fico_export.models.parts.checkpoint import Checkpoint
 
 _TORCH_DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
 NO_LINKS = Links()
+_SHORT_WRITE = re.compile(r"requested and \d+ written")
 
 
 def bind(
@@ -98,10 +100,10 @@ def save(model: ir.Model, path: Path, progress: Callable[[int], None]) -> None:
                 value.const_value = tensor
         ir.save(model, path)
     except OSError as error:
-        if error.errno is not None:
-            raise
-        # numpy gives no errno when a file takes only part of what is written, which means that it cannot grow
-        raise OSError(errno.ENOSPC, str(error)) from error
+        # numpy's words, and no errno, when a file takes only part of what is written: it cannot grow
+        if error.errno is None and _SHORT_WRITE.search(str(error)):
+            raise OSError(errno.ENOSPC, str(error)) from error
+        raise
 
 
 def share(model: ir.Model, path: Path) -> None:

@@ -27,7 +27,7 @@ from fico_export.runtime.memory import require_memory
 from fico_export.runtime.preprocess import ImageProcessor
 from fico_export.runtime.prompt import PromptFormatter
 from fico_export.runtime.sampling import Sampling
-from fico_export.runtime.sessions import AUTO, choose_backend, open_session
+from fico_export.runtime.sessions import AUTO, choose_backend, give_back, open_session
 
 ImageSource = str | Path | bytes | Image.Image
 
@@ -165,6 +165,7 @@ class Vlm:
         """Run the vision graph on pixel values [1, 3, S, S] and what `read_prompt` made of the prompt."""
         feeds = {"pixel_values": pixels, **(self.read_prompt(None) if text is None else text)}
         features, keep_index = self._run(self._vision, "vision graph", feeds)
+        give_back()
         digest = hashlib.sha256(b"".join(feed.tobytes() for feed in feeds.values())).hexdigest()
         return ImageFeatures(features[0], keep_index[0], digest)
 
