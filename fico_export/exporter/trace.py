@@ -8,7 +8,8 @@ from __future__ import annotations
 import ast
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -34,6 +35,9 @@ _RULES = (
     rules.unsqueeze_unsqueeze_rule,
     rules.collapse_slice_rule,
     rules.collapse_slice2_rule,
+    rules.squeeze_reshape_1d_rule,
+    rules.mul_by_1_rule,
+    rules.remove_optional_bias_from_conv_rule,
 )
 
 
@@ -130,35 +134,38 @@ def simplify(model: ir.Model) -> None:
     """Fold constants, join what undoes itself, and drop what nothing reads; the checkpoint's tensors are not read."""
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     shapes = [value.shape for value in model.graph.outputs]
-    common.InlinePass()(model)
-    for _ in range(2):
-        optimizer.fold_constants(
-            model,
-            onnx_shape_inference=True,
-            input_size_limit=4096,
-            output_size_limit=1 << 20,
-            should_fold=_reads_no_weights,
-        )
-        rewriter.rewrite(model, _RULES)
-    for tidy in (
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.LiftSubgraphInitializersToMainGraphPass(),
-        # Numbers, axes and shapes; no weight is that small.
-        common.DeduplicateInitializersPass(size_limit=16),
-        common.CommonSubexpressionEliminationPass(),
-        common.RemoveUnusedNodesPass(),
-        common.OutputFixPass(),
-        common.NameFixPass(),
-    ):
-        tidy(model)
+    with _weights_hidden(model.graph):
+        common.InlinePass()(model)
+        for _ in range(2):
+            optimizer.fold_constants(
+                model, onnx_shape_inference=True, input_size_limit=4096, output_size_limit=1 << 20
+            )
+            rewriter.rewrite(model, _RULES)
+        for tidy in (
+            common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+            common.LiftSubgraphInitializersToMainGraphPass(),
+            common.DeduplicateInitializersPass(),
+            common.CommonSubexpressionEliminationPass(),
+            common.OutputFixPass(),
+            common.NameFixPass(),
+        ):
+            tidy(model)
     for value, shape in zip(model.graph.outputs, shapes, strict=True):
         value.shape = shape  # its shape inference puts the tracer's symbols in place of the axes' names
 
 
-def _reads_no_weights(node: ir.Node) -> bool | None:
-    """False keeps a node from being folded; None leaves it to the limits of size."""
-    weights = (ir.LazyTensor, ir.ExternalTensor)
-    return False if any(v is not None and isinstance(v.const_value, weights) for v in node.inputs) else None
+@contextmanager
+def _weights_hidden(graph: ir.Graph) -> Iterator[None]:
+    """For the time of the block, what is bound to the checkpoint is a value that nobody knows."""
+    lazy = (ir.LazyTensor, ir.ExternalTensor)
+    hidden = [(v, v.const_value) for v in graph.initializers.values() if isinstance(v.const_value, lazy)]
+    for value, _ in hidden:
+        value.const_value = None
+    try:
+        yield
+    finally:
+        for value, tensor in hidden:
+            value.const_value = tensor
 
 
 def drop_unread_outputs(model: ir.Model) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,34 +28,34 @@ def available_bytes(root: Path = Path("/")) -> int | None:
 
 
 def require_memory(
-    manifest: Manifest, graphs: Iterable[str], backend: str, *, low_memory: bool = False
+    manifest: Manifest, steps: Sequence[Sequence[str]], backend: str, *, low_memory: bool
 ) -> None:
     """Refuse to load graphs whose weights will not fit into memory.
 
     Args:
         manifest: of the bundle.
-        graphs: names of those that will be in memory together.
+        steps: names of the graphs that each step needs.
         backend: a name of `sessions.BACKENDS`; on a GPU, the driver says what fits.
-        low_memory: whether graphs are loaded one at a time already.
+        low_memory: whether the graphs of one step alone will be in memory together, or all.
 
     Raises:
         ConfigError: saying how much is needed, how much there is, and what needs less.
     """
     if backend != "ort-cpu" or (available := available_bytes()) is None:
         return
-    needed = needed_bytes(manifest, graphs)
+    largest = max(needed_bytes(manifest, step) for step in steps)
+    needed = largest if low_memory else needed_bytes(manifest, [name for step in steps for name in step])
     if needed <= available:
         return
-    widened = manifest.precision == "fp16"
-    why = " (ONNX Runtime widens FP16 weights to FP32 on a CPU)" if widened else ""
+    why = " (ONNX Runtime widens FP16 weights to FP32 on a CPU)" if manifest.precision == "fp16" else ""
+    helps = "give --low-memory to load one graph at a time, " if largest <= available else ""
     raise ConfigError(
         f"{manifest.name} needs {needed / 1e9:.1f} GB of memory on ort-cpu{why}, {available / 1e9:.1f} GB are free",
-        mend=f"free memory, {'' if low_memory else 'give --low-memory to load one graph at a time, '}"
-        "run on a GPU, or take a machine with more memory",
+        mend=f"free memory, {helps}run on a GPU, or take a machine with more memory",
     )
 
 
-def needed_bytes(manifest: Manifest, graphs: Iterable[str]) -> int:
+def needed_bytes(manifest: Manifest, graphs: Sequence[str]) -> int:
     """Memory that ONNX Runtime takes at most on a CPU while it loads graphs one after another, and then holds them all.
 
     A loaded graph has its weights in FP32, packed for its products, whatever they were stored in. While it loads FP16, both

@@ -70,9 +70,7 @@ class Vlm:
         inputs = self.manifest.graph("vision_encoder").inputs
         self._text_inputs = {i.name: i.shape for i in inputs if i.name != "pixel_values"}
         if not lazy:
-            steps = self._graphs()
-            for names in steps if low_memory else [[name for step in steps for name in step]]:
-                require_memory(self.manifest, names, self.backend, low_memory=low_memory)
+            require_memory(self.manifest, self._steps(), self.backend, low_memory=low_memory)
         if not lazy and not low_memory:
             _ = self._vision, self._table, self.decoder
             if "clip_text" in self._text_inputs:
@@ -104,7 +102,7 @@ class Vlm:
         self._make_room()
         return ClipText(self.folder, self.manifest, self.backend, self._threads)
 
-    def _graphs(self) -> list[list[str]]:
+    def _steps(self) -> list[list[str]]:
         """Names of the graphs to load, in groups: those of one step, which are needed together."""
         names = [*self.manifest.graphs]
         decoder = [name for name in names if name.startswith("decoder_")]
