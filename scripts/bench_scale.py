@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Export and answer at real size: wall time, peak memory, bytes written; first token, per token; beside llama.cpp.
 
-    python scripts/bench_scale.py --size 1b --target ort             # export a random checkpoint, load, answer
+    python scripts/bench_scale.py --size 1b                          # export a random checkpoint to INT4, load, answer
     python scripts/bench_scale.py --bundle engines/… --size 7b       # of a bundle that is there
-    LLAMA_CPP_BIN=…/bin python scripts/bench_scale.py --size 7b …    # against llama-bench, Q4_0, in turns
+    LLAMA_CPP_BIN=…/bin python scripts/bench_scale.py --size 7b --quantize-head int8      # against llama-bench, Q4_0, in turns
 
 Every measurement runs in a process of its own, whose memory is that of it and its children together. A machine's speed
 drifts, so the sides take turns, and what to quote is the ratio of the medians.
@@ -34,7 +34,8 @@ def main() -> None:
     )
     parser.add_argument("--bundle", type=Path, help="measure this one instead of exporting")
     parser.add_argument("--target", default="ort")
-    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--precision", default="int4")
+    parser.add_argument("--quantize-head", default="", help="int8 or int4; FP16 by default")
     parser.add_argument("--method", default="ficoco-v")
     parser.add_argument("--keep", type=int, default=64)
     parser.add_argument(
@@ -96,6 +97,7 @@ def job(arguments: argparse.Namespace, name: str, work: Path) -> dict[str, float
         "bundle",
         "target",
         "precision",
+        "quantize_head",
         "method",
         "keep",
         "prompts",
@@ -103,7 +105,7 @@ def job(arguments: argparse.Namespace, name: str, work: Path) -> dict[str, float
         "threads",
     ):
         value = getattr(arguments, key)
-        command += [f"--{key.replace('_', '-')}", str(value)] if value is not None else []
+        command += [f"--{key.replace('_', '-')}", str(value)] if value not in (None, "") else []
     start = time.perf_counter()
     output, peak = run(command)
     return {**json.loads(output), "wall s": time.perf_counter() - start, "peak GB": peak / 1e9}
@@ -154,6 +156,7 @@ def export(arguments: argparse.Namespace) -> dict[str, float]:
     bundle = fico_export.export(
         arguments.work / f"llava-{arguments.size}", arguments.keep, method=arguments.method,
         precision=arguments.precision, target=arguments.target, out=arguments.bundle, overwrite=True, verify=False,
+        quantize_head=arguments.quantize_head or None,
     )  # fmt: skip
     stats = [path.stat() for path in bundle.rglob("*") if path.is_file()]
     return {"written GB": sum(s.st_size for s in stats if s.st_nlink == 1) / 1e9}
