@@ -388,7 +388,7 @@ def test_a_prompt_is_cut_into_segments_whose_mean_counts(
     class Manifest:
         def graph(self, name):
             spec = TensorSpec(name="input_ids", dtype="int64", shape=[1, 77])
-            return Graph(file="clip_text.onnx", inputs=[spec], outputs=[])
+            return Graph(file="clip_text.onnx", inputs=[spec], outputs=[], weight_bytes=0)
 
     text = ClipText(tmp_path, Manifest(), "ort-cpu")
     for prompt in (*PROMPTS, "what is the thing " * 20, "x" * 75, "x" * 76, "x" * 151):
