@@ -10,11 +10,11 @@ from onnx import shape_inference
 
 from fico_export.devices.targets import Target
 from fico_export.errors import ExportError
+from fico_export.exporter.lint import lint
 
 _REPORT = (
     "this is a bug of the exporter or of the method's file: please file an issue with the command you ran"
 )
-_DATA_DEPENDENT = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique", "Loop", "If"})
 
 
 def check_graph(path: Path, target: Target, *, static: bool) -> None:
@@ -46,21 +46,8 @@ def _check_versions(model: ir.Model, target: Target) -> None:
 
 
 def _check_operators(model: ir.Model, target: Target) -> None:
-    for node in model.graph.all_nodes():
-        if node.op_type in _DATA_DEPENDENT:
-            raise ExportError(f"node {node.name!r}: {node.op_type} has a data-dependent shape", mend=_REPORT)
-        if node.domain or node.op_type not in target.operators:
-            operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-            raise ExportError(
-                f"node {node.name!r}: {operator} is not in the operators of {target.name}", mend=_REPORT
-            )
-        if node.op_type == "TopK":
-            k = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
-            if k is None or int(k.numpy().item()) > target.limits.topk:
-                raise ExportError(
-                    f"node {node.name!r}: TopK needs a constant K of at most {target.limits.topk}",
-                    mend=_REPORT,
-                )
+    for violation in lint(model, target):
+        raise ExportError(str(violation), mend=f"{violation.mend}; {_REPORT}")
 
 
 def _infer_shapes(path: Path) -> onnx.ModelProto:

@@ -1,34 +1,43 @@
-"""Targets by name: `<name>.toml` in this folder."""
+"""Targets by name: `<name>.toml` in this folder. Those with a parser take its operators, from `devices/parsers`."""
 
 from __future__ import annotations
 
-import sys
 from importlib import resources
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from fico_export import tables
+from fico_export.devices import parsers
+from fico_export.devices.parsers import Parser, Rule, Since
 from fico_export.errors import unknown_name
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from fico_export.tables import Record
 
 DEFAULT = "portable"
 
 
-class Limits(BaseModel):
+class Limits(Record):
     """Numbers a target's parser or builder will not go beyond."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     topk: int
 
 
-class Target(BaseModel):
-    """What graphs for a target may hold."""
+class Target(Record):
+    """What graphs for a target may hold.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Attributes:
+        name: as users give it.
+        description: one line.
+        opset: of every graph that is exported for it.
+        ir_version: likewise.
+        precisions: that can be asked for.
+        operators: of the standard domain.
+        limits: on them.
+        dialect: of the decoder: `plain` (a cache that grows), or with a static cache `legacy` or `modern`.
+        parser: whose operators, rules and types it has; None for one with a list of its own.
+        jetpack: releases of JetPack that bring it.
+        compute_capabilities: of the GPUs that can be built for; none for all.
+        rules: of the parser.
+        refused_types: of tensors, with the first version that takes them.
+    """
 
     name: str
     description: str
@@ -37,6 +46,12 @@ class Target(BaseModel):
     precisions: list[str]
     operators: frozenset[str]
     limits: Limits
+    dialect: Literal["plain", "legacy", "modern"] = "plain"
+    parser: Parser | None = None
+    jetpack: list[str] = []
+    compute_capabilities: list[str] = []
+    rules: tuple[Rule, ...] = ()
+    refused_types: dict[str, Since] = {}
 
 
 def names() -> list[str]:
@@ -54,5 +69,34 @@ def get(name: str) -> Target:
     """
     if name not in names():
         raise unknown_name("target", name, names())
-    text = (resources.files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
-    return Target.model_validate(tomllib.loads(text))
+    file = f"{name}.toml"
+    content = tables.parse((resources.files(__name__) / file).read_text(encoding="utf-8"), file)
+    return tables.checked(Target, content | _of_parser(content.get("parser")), file)
+
+
+def with_operator(operator: str) -> list[str]:
+    """The targets that take an operator of the standard domain."""
+    return [name for name in names() if operator in get(name).operators]
+
+
+def of_jetpack(version: str) -> Target | None:
+    """The target that a release of JetPack brings, such as 6.2 or 6.2.1; None for one that has none.
+
+    A release that is not named itself has what the release of its first two numbers has.
+    """
+    for wanted in (version, ".".join(version.split(".")[:2])):
+        for name in names():
+            if wanted in (target := get(name)).jetpack:
+                return target
+    return None
+
+
+def _of_parser(content: dict[str, Any] | None) -> dict[str, Any]:
+    if content is None:
+        return {}
+    parser, table = Parser.model_validate(content), parsers.table()
+    return {
+        "operators": table.operators(parser),
+        "rules": table.rules_of(parser),
+        "refused_types": table.refused_types(parser),
+    }
