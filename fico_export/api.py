@@ -25,8 +25,10 @@ def export(
     *,
     method: str | None = None,
     settings: dict[str, Any] | None = None,
-    precision: str = "fp32",
-    target: str = "portable",
+    precision: str | None = None,
+    target: str | None = None,
+    device: str | None = None,
+    devices: str | Path | None = None,
     positions: Literal["compact", "original"] | None = None,
     clip_text: str | Path | None = None,
     revision: str | None = None,
@@ -44,8 +46,10 @@ def export(
         method: a reducer's name, or a chain such as `first@192,second@64`; `reducers.DEFAULT` by default, `none` where keep is
             None.
         settings: options of the method.
-        precision: fp32 or fp16.
-        target: what the graphs are for.
+        precision: fp32 or fp16; by default what the device prefers, or fp32.
+        target: what the graphs are for; by default what the device runs, or portable.
+        device: that the bundle is for, such as `orin-nano-8gb`: refuses what it cannot hold or compute.
+        devices: folder of TOML files with devices of one's own; FICO_DEVICES by default.
         positions: policy for the position ids of kept tokens; None for the method's own.
         clip_text: the CLIP model that the vision tower comes from, likewise named, for a method that reads prompts in its space.
         revision: of the model's hub repository.
@@ -63,12 +67,17 @@ def export(
         ParityError: a graph does not compute what torch computes.
     """
     from fico_export import reducers
+    from fico_export.devices import catalog
     from fico_export.exporter.write import Request, write_bundle
     from fico_export.models.parts.clip_text import open_clip
     from fico_export.parity.report import require
     from fico_export.parity.verify import verify_bundle
 
     progress = progress or Silent()
+    chosen = (
+        catalog.get(device, Path(devices) if devices is not None else None) if device is not None else None
+    )
+    wanted, precision = catalog.resolve(chosen, target, precision)
     progress.stage("read checkpoint")
     checkpoint = open_checkpoint(str(model), revision)
     if clip_text is not None:
@@ -81,7 +90,8 @@ def export(
         keep=keep,
         settings=settings or {},
         precision=precision,
-        target=target,
+        target=wanted.name,
+        device=chosen,
         positions=positions,
         out=Path(out) if out is not None else None,
         overwrite=overwrite,

@@ -57,7 +57,8 @@ def checked(record: type[RecordT], content: dict[str, Any], place: str) -> Recor
     try:
         return record.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key is missing under its right name too: the one that was written says more.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         field = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             what, mend = f"unknown key {field!r}", f"known keys: {', '.join(record.model_fields)}"

@@ -123,6 +123,7 @@ class Manifest(_Record):
     image_size: int
     precision: Literal["fp32", "fp16"]
     target: str
+    device: str | None = None
     opset: int
     ir_version: int
     graphs: dict[str, Graph]

@@ -81,7 +81,8 @@ def read(path: Path) -> ir.Model:
         model = ir.from_proto(proto)
     except Exception as error:  # protobuf and onnx raise classes without a common base
         raise ConfigError(
-            f"{path} cannot be read as an ONNX graph: {error}", mend="give an .onnx file or the folder of a bundle"
+            f"{path} cannot be read as an ONNX graph: {error}",
+            mend="give an .onnx file or the folder of a bundle",
         ) from error
     ir.external_data.set_base_dir(model.graph, path.parent)
     return model
@@ -120,7 +121,9 @@ def _of_node(node: ir.Node, target: Target, also: Set[str]) -> Iterator[Violatio
         yield _violation(node, f"needs a constant K of at most {most}", f"select {most} or fewer")
     for rule in target.rules:
         if not node.domain and node.op_type in rule.operators and _breaks(rule, node):
-            yield _violation(node, f"{rule.says} on {target.name}{_given(rule, node)}", rule.mend, _lifted(rule))
+            yield _violation(
+                node, f"{rule.says} on {target.name}{_given(rule, node)}", rule.mend, _lifted(rule)
+            )
 
 
 def _violation(node: ir.Node, problem: str, mend: str, since: str = "") -> Violation:
@@ -135,9 +138,7 @@ def _missing(node: ir.Node, target: Target) -> Violation:
     ways = [later.instead] if later else ["write it with operators that the target has"]
     ways += [f"choose --target {' or '.join(others)}"] if others else []
     first = f" (first in {since})" if since else ""
-    return _violation(
-        node, f"is not in the operators of {target.name}{first}", ", or ".join(ways), since
-    )
+    return _violation(node, f"is not in the operators of {target.name}{first}", ", or ".join(ways), since)
 
 
 def _lifted(rule: Rule) -> str:
@@ -176,7 +177,8 @@ def _breaks(rule: Rule, node: ir.Node) -> bool:
     if rule.types is not None:
         return _dtype(value) not in (None, *rule.types)
     if rule.even:
-        return bool(value.shape) and isinstance(last := value.shape[-1], int) and last % 2 == 1
+        last = list(value.shape or [])[-1:]
+        return any(isinstance(size, int) and size % 2 == 1 for size in last)
     array = _constant(value)
     if rule.constant or array is None:
         return rule.constant and array is None
@@ -198,7 +200,9 @@ def _of_types(model: ir.Model, target: Target) -> Iterator[Violation]:
         if since is not None:
             first = f" (first in {since})" if str(since) else ": no version takes it"
             problem = f"is no type of tensor for {target.name}{first}"
-            yield Violation("tensor", value.name or "", _dtype(value) or "", problem, str(since), since.instead)
+            yield Violation(
+                "tensor", value.name or "", _dtype(value) or "", problem, str(since), since.instead
+            )
 
 
 def _tensors(model: ir.Model) -> Iterator[ir.Value]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from fico_export.bundle import files, manifest
-from fico_export.devices import targets
+from fico_export.devices import catalog, targets
 from fico_export.errors import ConfigError
 from fico_export.exporter import checks, trace, weights
 from fico_export.exporter.graphs import DTYPES, GraphJob, graph_jobs
@@ -38,6 +38,7 @@ class Request:
         settings: options of the method.
         precision: fp32 or fp16.
         target: a target's name.
+        device: that the bundle is for; None for any.
         positions: policy for position ids; None for the method's own.
         out: the bundle's folder; None for engines/<model>-<method>-k<K>-<precision>.
         overwrite: replace a bundle that is there.
@@ -50,6 +51,7 @@ class Request:
     settings: dict[str, Any] = field(default_factory=dict)
     precision: str = "fp32"
     target: str = targets.DEFAULT
+    device: catalog.Device | None = None
     positions: Literal["compact", "original"] | None = None
     out: Path | None = None
     overwrite: bool = False
@@ -90,7 +92,9 @@ def write_bundle(
     method = plan.method.replace("@", "").replace(",", "+")
     bundle = request.out or Path("engines") / f"{request.name}-{method}-k{plan.keep}-{request.precision}"
     texts = model.files()
-    files.require_space(bundle, weights.total_bytes(model.shapes, DTYPES[request.precision].itemsize))
+    needed = weights.total_bytes(model.shapes, DTYPES[request.precision].itemsize)
+    catalog.require_memory(request.device, needed)
+    files.require_space(bundle, needed)
 
     with files.written_whole(bundle, overwrite=request.overwrite) as folder:
         (folder / "onnx").mkdir()
@@ -224,6 +228,7 @@ def _manifest(
         image_size=model.image_size,
         precision=request.precision,
         target=target.name,
+        device=request.device and request.device.name,
         opset=target.opset,
         ir_version=target.ir_version,
         graphs=graphs,

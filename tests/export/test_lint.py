@@ -74,7 +74,9 @@ def quantised(zero=None, scale=(0.5, 0.5), kind=INT4, columns=4):
         ("Swish", "TensorRT 11.0, TensorRT-RTX 1.7", {"trt-10.3", "trt-10.13", "trt-10.16"}),
     ],
 )
-def test_a_later_operator_is_named_with_its_first_version_and_the_targets_that_have_it(operator, first, without):
+def test_a_later_operator_is_named_with_its_first_version_and_the_targets_that_have_it(
+    operator, first, without
+):
     for name in PARSED:
         assert (operator in targets.get(name).operators) == (name not in without)
     graph = model([helper.make_node(operator, ["x"], ["y"], "late")], [("x", HALF, [2])], [("y", HALF, [2])])
@@ -86,7 +88,11 @@ def test_a_later_operator_is_named_with_its_first_version_and_the_targets_that_h
 
 
 def test_attention_in_fp16_is_taken_from_10_14_on():
-    assert [name for name in targets.names() if not found(attention(), name)] == ["rtx", "trt-10.16", "trt-11"]
+    assert [name for name in targets.names() if not found(attention(), name)] == [
+        "rtx",
+        "trt-10.16",
+        "trt-11",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +115,9 @@ def test_what_attention_may_not_do_is_named(graph, words):
 @pytest.mark.parametrize("target", targets.names())
 @pytest.mark.parametrize("operator", ["NonZero", "Unique", "Compress", "NonMaxSuppression"])
 def test_a_data_dependent_operator_is_refused_everywhere(operator, target):
-    graph = model([helper.make_node(operator, ["x"], ["y"], "find")], [("x", FLOAT, [4])], [("y", INT64, None)])
+    graph = model(
+        [helper.make_node(operator, ["x"], ["y"], "find")], [("x", FLOAT, [4])], [("y", INT64, None)]
+    )
     (violation,) = found(graph, target)
 
     assert str(violation) == f"node 'find': {operator} has a data-dependent shape"
@@ -158,7 +166,10 @@ def test_int4_weights_are_taken_with_an_explicit_zero_point_of_zero(target):
 def test_uint4_is_refused_wherever_it_appears(target):
     violations = found(quantised(zero=0, kind=TensorProto.UINT4), target)
 
-    assert {(v.kind, v.name, v.what) for v in violations} == {("tensor", "w", "UINT4"), ("tensor", "z", "UINT4")}
+    assert {(v.kind, v.name, v.what) for v in violations} == {
+        ("tensor", "w", "UINT4"),
+        ("tensor", "z", "UINT4"),
+    }
     assert all("symmetric INT4" in v.mend for v in violations)
 
 

@@ -65,12 +65,17 @@ class Rule(Record):
     outputs: int | None = None
     in_place: bool = False
     when: str | None = None
-    until: dict[Runtime, str] = {}
+    until: dict[Runtime, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _looks_at_one_thing(self) -> Rule:
         looks = [self.constant, self.zero, self.positive, self.given, self.absent, self.even, self.in_place]
-        looks += [self.values is not None, self.without is not None, self.types is not None, self.outputs is not None]
+        looks += [
+            self.values is not None,
+            self.without is not None,
+            self.types is not None,
+            self.outputs is not None,
+        ]
         if sum(looks) != 1:
             raise ValueError("a rule looks at one thing")
         return self

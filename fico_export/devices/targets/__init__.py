@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import resources
 from typing import Any, Literal
 
+from pydantic import Field
+
 from fico_export import tables
 from fico_export.devices import parsers
 from fico_export.devices.parsers import Parser, Rule, Since
@@ -48,10 +50,10 @@ class Target(Record):
     limits: Limits
     dialect: Literal["plain", "legacy", "modern"] = "plain"
     parser: Parser | None = None
-    jetpack: list[str] = []
-    compute_capabilities: list[str] = []
+    jetpack: list[str] = Field(default_factory=list)
+    compute_capabilities: list[str] = Field(default_factory=list)
     rules: tuple[Rule, ...] = ()
-    refused_types: dict[str, Since] = {}
+    refused_types: dict[str, Since] = Field(default_factory=dict)
 
 
 def names() -> list[str]:
