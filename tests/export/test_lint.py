@@ -255,9 +255,9 @@ def test_a_violation_inside_a_scan_is_found():
 
 
 def test_what_is_exported_passes_for_every_target(make_bundle, tiny_checkpoint):
-    """Vision, embedding and both decoder forms, in FP16."""
-    for keep, method in ((16, None), (24, "fastv")):
-        folder = make_bundle(tiny_checkpoint, keep, method=method, precision="fp16", verify=False)
+    """Vision, embedding and both decoder forms; the vision graph of every method in test_vision_graph.py."""
+    fastv = {"method": "fastv", "settings": {"layer": 1}, "precision": "fp16", "verify": False}
+    for folder in (make_bundle(tiny_checkpoint, 16), make_bundle(tiny_checkpoint, 24, **fastv)):
         for graph in Manifest.load(folder).graphs.values():
             read_once = read(folder / graph.file)
             for name in targets.names():
@@ -287,7 +287,7 @@ def test_the_command_lints_files_and_bundles(fico, tmp_path, make_bundle, tiny_c
     assert "mend: write MatMul, Softmax, MatMul" in plain.out
     assert fico("lint", tmp_path / "g.onnx", "--target", "rtx").code == 0
 
-    folder = make_bundle(tiny_checkpoint, 16, precision="fp16", method=None, verify=False)
+    folder = make_bundle(tiny_checkpoint, 16)
     passed = fico("lint", folder, "--json")
     assert passed.code == 0
     assert passed.json["target"] == "portable"
