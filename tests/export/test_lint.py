@@ -2,12 +2,11 @@
 
 import json
 
-import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
 from cli_tools import in_this_process
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from planted import FLOAT, HALF, INT64, attention, constant, model, quantised, scattered, scatters, selection
 
 from fico_export.bundle.manifest import Manifest
 from fico_export.devices import targets
@@ -15,7 +14,6 @@ from fico_export.errors import ExportError
 from fico_export.exporter.checks import check_graph
 from fico_export.exporter.lint import lint, read
 
-FLOAT, HALF, INT4, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT4, TensorProto.INT64
 PARSED = [name for name in targets.names() if targets.get(name).parser]
 
 
@@ -25,43 +23,8 @@ def fico(capsys):
     return lambda *arguments: in_this_process(capsys, "fico", *arguments)
 
 
-def model(nodes, inputs, outputs, constants=(), opset=24):
-    """A graph whose tensors have the types that they would have in a file."""
-    values = [[helper.make_tensor_value_info(*spec) for spec in specs] for specs in (inputs, outputs)]
-    domains = [helper.make_opsetid("com.microsoft", 1)] if any(node.domain for node in nodes) else []
-    made = helper.make_model(
-        helper.make_graph(nodes, "g", *values, list(constants)),
-        opset_imports=[helper.make_opsetid("", opset), *domains],
-        ir_version=10,
-    )
-    return ir.from_proto(onnx.shape_inference.infer_shapes(made))
-
-
-def constant(name, values, dtype=np.int64):
-    return numpy_helper.from_array(np.array(values, dtype), name)
-
-
 def found(graph, target):
     return lint(graph, targets.get(target))
-
-
-def attention(kind=HALF, inputs=("q", "k", "v"), outputs=("y",), **attributes):
-    """Of two heads over five keys."""
-    node = helper.make_node("Attention", inputs, outputs, "attend", **attributes)
-    shapes = {"q": [1, 2, 3, 8], "k": [1, 2, 5, 8], "v": [1, 2, 5, 8], "pk": [1, 2, 4, 8], "pv": [1, 2, 4, 8]}
-    specs = [(name, kind, shapes[name]) for name in inputs if name]
-    return model([node], specs, [(name, kind, None) for name in outputs])
-
-
-def quantised(zero=None, scale=(0.5, 0.5), kind=INT4, columns=4):
-    """Two rows of weights, in blocks along the rows."""
-    weights = helper.make_tensor("w", kind, [2, columns], [1] * (2 * columns))
-    constants = [weights, constant("s", np.resize(np.array(scale), (1, columns)), np.float16)]
-    if zero is not None:
-        constants.append(helper.make_tensor("z", kind, [1, columns], [zero] * columns))
-    inputs = ["w", "s", *(["z"] if zero is not None else [])]
-    node = helper.make_node("DequantizeLinear", inputs, ["y"], "dequantise", axis=0, block_size=2)
-    return model([node], [], [("y", HALF, [2, columns])], constants)
 
 
 @pytest.mark.parametrize(
@@ -128,10 +91,7 @@ def test_a_data_dependent_operator_is_refused_everywhere(operator, target):
 @pytest.mark.parametrize("operator", ["ScatterND", "ScatterElements"])
 @pytest.mark.parametrize("reduction", ["none", "add", None])
 def test_a_scatter_with_a_reduction_is_refused(operator, reduction, target):
-    attributes = {"reduction": reduction} if reduction else {}
-    node = helper.make_node(operator, ["x", "i", "u"], ["y"], "put", **attributes)
-    inputs = [("x", FLOAT, [4, 1]), ("i", INT64, [2, 1]), ("u", FLOAT, [2, 1])]
-    violations = found(model([node], inputs, [("y", FLOAT, [4, 1])]), target)
+    violations = found(scatters(operator, reduction), target)
 
     assert bool(violations) == (reduction == "add")
     for violation in violations:
@@ -140,22 +100,28 @@ def test_a_scatter_with_a_reduction_is_refused(operator, reduction, target):
 
 
 @pytest.mark.parametrize("target", PARSED)
-@pytest.mark.parametrize(("k", "is_sorted", "good"), [(3840, 1, True), (3841, 1, False), (10, 0, False)])
-def test_top_k_is_held_to_its_limits(k, is_sorted, good, target):
-    node = helper.make_node("TopK", ["x", "k"], ["v", "i"], "top", sorted=is_sorted)
-    outputs = [("v", FLOAT, [2, k]), ("i", INT64, [2, k])]
-    graph = model([node], [("x", FLOAT, [2, 4096])], outputs, [constant("k", [k])])
+@pytest.mark.parametrize("k", [3840, 3841])
+def test_top_k_is_held_to_its_limit(k, target):
+    assert bool(found(selection(k), target)) == (k > 3840)
 
-    assert bool(found(graph, target)) != good
+
+def test_top_k_gives_its_values_sorted():
+    refused = [name for name in targets.names() if found(selection(10, is_sorted=0), name)]
+
+    assert refused == ["trt-10.13", "trt-10.16", "trt-10.3", "trt-11"]
 
 
 @pytest.mark.parametrize("target", PARSED)
-def test_int4_weights_are_taken_with_an_explicit_zero_point_of_zero(target):
+def test_int4_weights_are_taken_with_a_zero_point_of_zero(target):
     assert found(quantised(zero=0), target) == []
-    (absent,) = found(quantised(), target)
-    assert "zero-point written out" in absent.problem
     (asymmetric,) = found(quantised(zero=3), target)
     assert "zero-point of zero" in asymmetric.problem
+
+
+@pytest.mark.parametrize("target", [name for name in PARSED if name != "rtx"])
+def test_int4_weights_have_a_written_zero_point_positive_scales_and_an_even_width(target):
+    (absent,) = found(quantised(), target)
+    assert "zero-point written out" in absent.problem
     (negative,) = found(quantised(zero=0, scale=(0.5, -0.5)), target)
     assert "positive scales" in negative.problem
     (odd,) = found(quantised(zero=0, columns=3, scale=(0.5, 0.5, 0.5)), target)
@@ -222,14 +188,6 @@ def test_a_rule_holds_until_the_version_that_lifted_it():
     (violation,) = found(graph, "trt-10.3")
     assert violation.since == "TensorRT 10.12, TensorRT-RTX 1.7"
     assert all(found(graph, name) == [] for name in PARSED if name != "trt-10.3")
-
-
-def scattered(kind=HALF, *, in_place=True, **attributes):
-    nodes = [helper.make_node("TensorScatter", ["past", "new", "at"], ["present"], "write", **attributes)]
-    if not in_place:
-        nodes.append(helper.make_node("Identity", ["present"], ["copy"]))
-    inputs = [("past", kind, [1, 2, 8, 4]), ("new", kind, [1, 2, 1, 4]), ("at", INT64, [1])]
-    return model(nodes, inputs, [("present" if in_place else "copy", kind, [1, 2, 8, 4])])
 
 
 @pytest.mark.parametrize("target", ["trt-10.16", "trt-11", "rtx"])
