@@ -163,17 +163,25 @@ def _verbose_devices(folder: Path | None) -> dict[str, dict[str, Any]]:
 
 
 def _device_lines(details: dict[str, Any]) -> Iterator[str]:
+    """The figures of a device, a line each with its evidence."""
     evidence: dict[str, str] = details.pop("evidence")
+    modes: list[dict[str, Any]] = details.pop("modes")
     for key, value in details.items():
-        if key == "modes":
-            for mode in value:
-                figures = [f"{k.replace('_', ' ')} {v}" for k, v in mode.items() if k != "name" and v]
-                yield f"mode {mode['name']}: {', '.join(figures)}"
-        elif value:
-            text = ", ".join(value) if isinstance(value, list) else value
-            if isinstance(value, dict):
-                text = ", ".join(f"{kind} {figure:g}" for kind, figure in value.items())
-            yield f"{key.replace('_', ' ')}: {text}{'  [' + evidence[key] + ']' if key in evidence else ''}"
+        if value:
+            source = f"  [{evidence[key]}]" if key in evidence else ""
+            yield f"{key.replace('_', ' ')}: {_figures(value)}{source}"
+    for mode in modes:
+        yield f"mode {mode.pop('name')}: {_figures(mode)}  [{evidence['modes']}]"
+
+
+def _figures(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{name.replace('_', ' ')} {_figures(figure)}" for name, figure in value.items() if figure
+        )
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _backends() -> dict[str, dict[str, Any]]:
