@@ -25,12 +25,14 @@ def export(
     *,
     method: str | None = None,
     settings: dict[str, Any] | None = None,
-    precision: str = "fp32",
+    precision: str | None = None,
     block: int | None = None,
     quantize_head: str | None = None,
     quantize_vision: str | None = None,
     calibrate: str | Path | None = None,
-    target: str = "portable",
+    target: str | None = None,
+    device: str | None = None,
+    devices: str | Path | None = None,
     positions: Literal["compact", "original"] | None = None,
     clip_text: str | Path | None = None,
     revision: str | None = None,
@@ -49,12 +51,14 @@ def export(
         method: a reducer's name, or a chain such as `first@192,second@64`; `reducers.DEFAULT` by default, `none` where keep is
             None.
         settings: options of the method.
-        precision: fp32, fp16 or int4 (the decoder's linears; what is left is FP16).
+        precision: fp32, fp16 or int4 (the decoder's linears; what is left is FP16); by default what the device prefers, or fp32.
         block: with int4, weights that share a scale: 128, or 32.
         quantize_head: with int4, int8 or int4 for lm_head; None leaves it.
         quantize_vision: with int4, int8 for the linears of the vision tower; None leaves them.
         calibrate: with int4, a .jsonl file of pictures and prompts, to scale channels by before rounding (AWQ).
-        target: what the graphs are for.
+        target: what the graphs are for; by default what the device runs, or portable.
+        device: that the bundle is for, such as `orin-nano-8gb`: refuses what it cannot hold or compute.
+        devices: folder of TOML files with devices of one's own; FICO_DEVICES by default.
         positions: policy for the position ids of kept tokens; None for the method's own.
         clip_text: the CLIP model that the vision tower comes from, likewise named, for a method that reads prompts in its space.
         revision: of the model's hub repository.
@@ -75,12 +79,17 @@ def export(
     """
     from fico_export import reducers
     from fico_export.calibration import read_prompts
+    from fico_export.devices import catalog
     from fico_export.exporter.write import Request, write_bundle
     from fico_export.models.parts.clip_text import open_clip
     from fico_export.parity.report import require
     from fico_export.parity.verify import verify_bundle
 
     progress = progress or Silent()
+    chosen = (
+        catalog.get(device, Path(devices) if devices is not None else None) if device is not None else None
+    )
+    wanted, precision = catalog.resolve(chosen, target, precision)
     progress.stage("read checkpoint")
     checkpoint = open_checkpoint(str(model), revision)
     if clip_text is not None:
@@ -96,7 +105,8 @@ def export(
         block=block,
         quantize_head=quantize_head,
         quantize_vision=quantize_vision,
-        target=target,
+        target=wanted.name,
+        device=chosen,
         positions=positions,
         out=Path(out) if out is not None else None,
         overwrite=overwrite,

@@ -159,6 +159,7 @@ class Manifest(_Record):
     precision: Literal["fp32", "fp16", "int4"]
     quantization: Quantization | None = None
     target: str
+    device: str | None = None
     opset: int
     ir_version: int
     graphs: dict[str, Graph]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fico_export.cli.console import StageProgress, human_bytes, print_json, say
-from fico_export.cli.options import DebugOption, JsonOption
+from fico_export.cli.options import DebugOption, DevicesOption, JsonOption
 from fico_export.errors import ConfigError, unknown_name
 from fico_export.reducers import DEFAULT
 
@@ -19,11 +19,13 @@ _PRECISIONS = ("fp32", "fp16", "int4")
 
 def command(
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--model", "-m", help="An alias (llava-1.5-7b), a hub id, a checkpoint folder, or demo."
+            "--model",
+            "-m",
+            help="An alias (llava-1.5-7b), a hub id, a checkpoint folder, or demo. Default: demo.",
         ),
-    ] = "demo",
+    ] = None,
     keep: Annotated[
         str | None, typer.Option("--keep", "-k", metavar="K", help="Visual tokens that are left.")
     ] = None,
@@ -42,13 +44,13 @@ def command(
         ),
     ] = None,
     precision: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--precision",
             metavar="fp32|fp16|int4",
-            help="Of weights and arithmetic; int4 is of the decoder's weights.",
+            help="Of weights and arithmetic; int4 is of the decoder's weights. Default: what the device prefers, or fp32.",
         ),
-    ] = "fp32",
+    ] = None,
     block: Annotated[
         int | None,
         typer.Option(
@@ -78,8 +80,21 @@ def command(
         ),
     ] = None,
     target: Annotated[
-        str, typer.Option("--target", help="What the graphs are for; `fico list targets`.")
-    ] = "portable",
+        str | None,
+        typer.Option(
+            "--target",
+            help="What the graphs are for; `fico list targets`. Default: what the device runs, or portable.",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="The GPU or Jetson that the bundle is for; `fico list devices`."),
+    ] = None,
+    devices: DevicesOption = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", metavar="FILE.toml", help="An export as a file; flags given beside it win."),
+    ] = None,
     positions: Annotated[
         str | None,
         typer.Option(
@@ -121,11 +136,20 @@ def command(
 ) -> None:
     """Export a LLaVA checkpoint to ONNX graphs with its visual tokens reduced to K."""
     count = _integer(keep)
-    if precision not in _PRECISIONS:
+    settings: dict[str, Any] = _settings(setting or [])
+    if recipe is not None:
+        from fico_export.bundle.recipe import Recipe
+
+        written = Recipe.load(recipe)
+        model, method, count = model or written.model, method or written.method, count or written.keep
+        precision, target = precision or written.precision, target or written.target
+        device, positions = device or written.device, positions or written.positions
+        clip_text, revision = clip_text or written.clip_text, revision or written.revision
+        settings = written.settings | settings
+    if precision is not None and precision not in _PRECISIONS:
         raise unknown_name("precision", precision, _PRECISIONS)
     if positions is not None and positions not in _POSITIONS:
         raise unknown_name("positions policy", positions, _POSITIONS)
-    settings = _settings(setting or [])
 
     from fico_export.api import export
     from fico_export.bundle.manifest import Manifest
@@ -133,7 +157,7 @@ def command(
     began = time.perf_counter()
     with StageProgress() as progress:
         folder = export(
-            model,
+            model or "demo",
             count,
             method=method,
             settings=settings,
@@ -143,6 +167,8 @@ def command(
             quantize_vision=quantize_vision,
             calibrate=calibrate,
             target=target,
+            device=device,
+            devices=devices,
             positions=positions,  # type: ignore[arg-type]  # checked above
             clip_text=clip_text,
             revision=revision,
@@ -165,6 +191,7 @@ def command(
                 "keep": reduction.keep,
                 "precision": manifest.precision,
                 "target": manifest.target,
+                "device": manifest.device,
                 "size_bytes": size,
                 "linked_bytes": linked,
                 "seconds": round(seconds, 3),

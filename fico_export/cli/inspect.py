@@ -49,7 +49,7 @@ def command(
         f"decoder    {decoder.layers} layers, {decoder.kv_heads} kv heads of {decoder.head_dim}, context {decoder.context}"
     )
     print(
-        f"graphs     {manifest.precision}, target {manifest.target}, opset {manifest.opset}, IR {manifest.ir_version}"
+        f"graphs     {manifest.precision}, target {manifest.target}{' for ' + manifest.device if manifest.device else ''}, opset {manifest.opset}, IR {manifest.ir_version}"
     )
     if record := manifest.quantization:
         print(

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fico_export.cli.console import print_json
-from fico_export.cli.options import DebugOption, JsonOption
+from fico_export.cli.options import DebugOption, DevicesOption, JsonOption
 from fico_export.errors import unknown_name
 
 
 def command(
-    kind: Annotated[str, typer.Argument(metavar="models|methods|targets|backends", help="What to list.")],
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With sites, stages and options.")] = False,
+    kind: Annotated[
+        str, typer.Argument(metavar="models|methods|targets|devices|backends", help="What to list.")
+    ],
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With all that is known.")] = False,
+    devices: DevicesOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """List models, methods, targets or backends."""
-    kinds = {
+    """List models, methods, targets, devices or backends."""
+    kinds: dict[str, Callable[[], dict[str, dict[str, Any]]]] = {
         "models": _models,
         "methods": _verbose_methods if verbose else _methods,
-        "targets": _targets,
+        "targets": _verbose_targets if verbose else _targets,
+        "devices": partial(_verbose_devices if verbose else _devices, devices),
         "backends": _backends,
     }
     if kind not in kinds:
@@ -33,9 +39,9 @@ def command(
         print_json({kind: entries})
         return
     for name, details in entries.items():
-        print(f"{name:<14} {details.pop('summary', '')}")
-        for line in _lines(details):
-            print(f"{'':<17}{line}")
+        print(f"{name:<19} {details.pop('summary', '')}")
+        for line in _device_lines(details) if "evidence" in details else _lines(details):
+            print(f"{'':<22}{line}")
 
 
 def _lines(details: dict[str, Any]) -> Iterator[str]:
@@ -110,6 +116,72 @@ def _targets() -> dict[str, dict[str, Any]]:
     from fico_export.devices import targets
 
     return {name: {"summary": targets.get(name).description} for name in targets.names()}
+
+
+def _verbose_targets() -> dict[str, dict[str, Any]]:
+    from fico_export.devices import parsers, targets
+
+    def describe(target: targets.Target) -> dict[str, Any]:
+        parser = target.parser
+        return {
+            "summary": target.description,
+            "parser": f"{parsers.NAMES[parser.runtime]} {parser.version}" if parser else "",
+            "jetpack": target.jetpack,
+            "decoder_dialect": target.dialect,
+            "opset": f"{target.opset}, IR {target.ir_version}",
+            "precisions": target.precisions,
+            "compute_capabilities": target.compute_capabilities,
+            "operators": sorted(target.operators),
+            "refuses": [f"{', '.join(rule.operators)} {rule.says}" for rule in target.rules],
+        }
+
+    return {name: describe(targets.get(name)) for name in targets.names()}
+
+
+def _devices(folder: Path | None) -> dict[str, dict[str, Any]]:
+    from fico_export.devices import catalog
+
+    return {
+        name: {
+            "summary": f"{device.description}; {device.memory_gb:g} GB, compute capability {device.compute_capability}"
+        }
+        for name, device in catalog.load(folder).items()
+    }
+
+
+def _verbose_devices(folder: Path | None) -> dict[str, dict[str, Any]]:
+    """Figures with their units, each followed by its evidence; `--json` has the numbers in the names of their units."""
+    from fico_export.devices import catalog
+
+    return {
+        name: {
+            "summary": device.description,
+            **device.model_dump(exclude={"name", "description"}, exclude_none=True),
+        }
+        for name, device in catalog.load(folder).items()
+    }
+
+
+def _device_lines(details: dict[str, Any]) -> Iterator[str]:
+    """The figures of a device, a line each with its evidence."""
+    evidence: dict[str, str] = details.pop("evidence")
+    modes: list[dict[str, Any]] = details.pop("modes")
+    for key, value in details.items():
+        if value:
+            source = f"  [{evidence[key]}]" if key in evidence else ""
+            yield f"{key.replace('_', ' ')}: {_figures(value)}{source}"
+    for mode in modes:
+        yield f"mode {mode.pop('name')}: {_figures(mode)}  [{evidence['modes']}]"
+
+
+def _figures(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{name.replace('_', ' ')} {_figures(figure)}" for name, figure in value.items() if figure
+        )
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _backends() -> dict[str, dict[str, Any]]:

@@ -12,12 +12,12 @@ from onnx import external_data_helper, shape_inference
 
 from fico_export.devices.targets import CONTRIB, Target
 from fico_export.errors import ExportError
+from fico_export.exporter.lint import lint
 
 _REPORT = (
     "this is a bug of the exporter or of the method's file: please file an issue with the command you ran"
 )
 _QUANTIZED = {"dequantize": "DequantizeLinear", "matmul_nbits": "com.microsoft::MatMulNBits"}
-_DATA_DEPENDENT = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique", "Loop", "If"})
 
 
 def check_graph(path: Path, target: Target, *, static: bool, quantized: bool = False) -> None:
@@ -34,11 +34,11 @@ def check_graph(path: Path, target: Target, *, static: bool, quantized: bool = F
     """
     model = ir.load(path)
     int4 = target.int4 if quantized else None
-    allowed = target.operators | {f"{CONTRIB}::{operator}" for operator in target.contrib}
+    also = {f"{CONTRIB}::{operator}" for operator in target.contrib}
     if int4:
-        allowed |= {_QUANTIZED[int4.form]}
-    _check_versions(model, target, int4.opset if int4 else target.opset, allowed)
-    _check_operators(model, target, allowed)
+        also |= {_QUANTIZED[int4.form]}
+    _check_versions(model, target, int4.opset if int4 else target.opset, also)
+    _check_operators(model, target, also)
     inferred = _infer_shapes(path)
     if CONTRIB in model.opset_imports:
         _check_loads(path)
@@ -46,9 +46,9 @@ def check_graph(path: Path, target: Target, *, static: bool, quantized: bool = F
         _check_static(inferred)
 
 
-def _check_versions(model: ir.Model, target: Target, opset: int, allowed: Set[str]) -> None:
+def _check_versions(model: ir.Model, target: Target, opset: int, also: Set[str]) -> None:
     imports = dict(model.opset_imports)
-    if imports.get(CONTRIB) == 1 and any(operator.startswith(CONTRIB) for operator in allowed):
+    if imports.get(CONTRIB) == 1 and any(operator.startswith(CONTRIB) for operator in also):
         del imports[CONTRIB]
     if imports != {"": opset} or model.ir_version != target.ir_version:
         raise ExportError(
@@ -58,22 +58,9 @@ def _check_versions(model: ir.Model, target: Target, opset: int, allowed: Set[st
         )
 
 
-def _check_operators(model: ir.Model, target: Target, allowed: Set[str]) -> None:
-    for node in model.graph.all_nodes():
-        if node.op_type in _DATA_DEPENDENT:
-            raise ExportError(f"node {node.name!r}: {node.op_type} has a data-dependent shape", mend=_REPORT)
-        operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-        if operator not in allowed:
-            raise ExportError(
-                f"node {node.name!r}: {operator} is not in the operators of {target.name}", mend=_REPORT
-            )
-        if node.op_type == "TopK":
-            k = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
-            if k is None or int(k.numpy().item()) > target.limits.topk:
-                raise ExportError(
-                    f"node {node.name!r}: TopK needs a constant K of at most {target.limits.topk}",
-                    mend=_REPORT,
-                )
+def _check_operators(model: ir.Model, target: Target, also: Set[str]) -> None:
+    for violation in lint(model, target, also=also):
+        raise ExportError(str(violation), mend=f"{violation.mend}; {_REPORT}")
 
 
 def _infer_shapes(path: Path) -> onnx.ModelProto:

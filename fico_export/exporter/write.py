@@ -15,7 +15,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from fico_export.bundle import files, manifest
-from fico_export.devices import targets
+from fico_export.devices import catalog, targets
 from fico_export.errors import ConfigError
 from fico_export.exporter import awq, checks, quantize, stream, trace, weights
 from fico_export.exporter.graphs import GraphJob, graph_jobs
@@ -44,6 +44,7 @@ class Request:
         quantize_head: with int4, int8 or int4 for lm_head; None leaves it FP16.
         quantize_vision: with int4, int8 for the linears of the vision tower; None leaves them FP16.
         target: a target's name.
+        device: that the bundle is for; None for any.
         positions: policy for position ids; None for the method's own.
         out: the bundle's folder; None for engines/<model>-<method>-k<K>-<precision>.
         overwrite: replace a bundle that is there.
@@ -60,6 +61,7 @@ class Request:
     quantize_head: str | None = None
     quantize_vision: str | None = None
     target: str = targets.DEFAULT
+    device: catalog.Device | None = None
     positions: Literal["compact", "original"] | None = None
     out: Path | None = None
     overwrite: bool = False
@@ -107,6 +109,7 @@ def write_bundle(
     method = plan.method.replace("@", "").replace(",", "+")
     bundle = request.out or Path("engines") / f"{request.name}-{method}-k{plan.keep}-{request.precision}"
     texts = model.files()
+    catalog.require_memory(request.device, _weight_bytes(model, request, quantization))
 
     with ExitStack() as stack:
         folder = stack.enter_context(files.written_whole(bundle, overwrite=request.overwrite))
@@ -166,12 +169,19 @@ def _link(model: Vlm, request: Request, quantization: manifest.Quantization | No
     """
     folder.mkdir()
     if quantization is not None:
-        files.require_space(folder, quantize.total_bytes(model.shapes, quantization))
+        files.require_space(folder, _weight_bytes(model, request, quantization))
         return Links()
     dtype = _DTYPES[request.precision]
     links = Links() if request.copy_weights else link_files(model.checkpoint, model.shapes, dtype, folder)
     files.require_space(folder, written_bytes(model.checkpoint, model.shapes, dtype, links))
     return links
+
+
+def _weight_bytes(model: Vlm, request: Request, quantization: manifest.Quantization | None) -> int:
+    """Bytes of all weights as the graphs hold them."""
+    if quantization is not None:
+        return quantize.total_bytes(model.shapes, quantization)
+    return written_bytes(model.checkpoint, model.shapes, _DTYPES[request.precision], Links())
 
 
 def _quantization(
@@ -327,6 +337,7 @@ def _manifest(
         precision=request.precision,
         quantization=quantization,
         target=target.name,
+        device=request.device and request.device.name,
         opset=target.opset,
         ir_version=target.ir_version,
         graphs=graphs,

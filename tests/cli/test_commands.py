@@ -8,16 +8,17 @@ from cli_tools import command_line, in_own_process
 
 from fico_export import models, reducers
 from fico_export.bundle.manifest import Manifest
-from fico_export.devices import targets
+from fico_export.devices import catalog, targets
 from fico_export.parity import verify
 from fico_export.runtime import vlm
 from fico_export.runtime.sessions import BACKENDS
 
-VERBS = ["export", "run", "verify", "inspect", "list", "doctor"]
+VERBS = ["export", "run", "verify", "inspect", "lint", "list", "doctor"]
 KINDS = {
     "models": lambda: {models.DEMO, *models.aliases()},
     "methods": lambda: set(reducers.names()),
     "targets": lambda: set(targets.names()),
+    "devices": lambda: set(catalog.load()),
     "backends": lambda: set(BACKENDS),
 }
 EXPORTERS = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors")
@@ -214,12 +215,18 @@ def test_a_device_runs_bundles_without_what_exports_them(bundle):
     assert len(answer.json["token_ids"]) == 2
     assert in_own_process([*device, "inspect", str(bundle), "--check"]).code == 0
     assert in_own_process([*device, "list", "methods"]).code == 0
+    assert in_own_process([*device, "list", "devices", "--verbose"]).code == 0
     assert in_own_process([*device, "doctor"]).code == 0
 
 
 def test_what_needs_the_exporter_says_how_to_install_it(bundle):
     device = [sys.executable, "-c", BLOCKER + "from fico_export.cli.main import main; main()"]
-    for arguments in (["export", "--keep", "64"], ["verify", str(bundle)], ["list", "models"]):
+    for arguments in (
+        ["export", "--keep", "64"],
+        ["verify", str(bundle)],
+        ["lint", str(bundle)],
+        ["list", "models"],
+    ):
         in_own_process([*device, *arguments]).refuses(
             "which is not installed", "pip install 'fico_export[export]'"
         )

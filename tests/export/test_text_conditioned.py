@@ -19,6 +19,7 @@ from fico_export.devices import targets
 from fico_export.errors import ConfigError
 from fico_export.exporter import checks, trace, weights
 from fico_export.exporter.graphs import trace_clip_text, trace_vision
+from fico_export.exporter.lint import lint
 from fico_export.models.parts.clip_text import open_clip
 from fico_export.models.parts.transformers_quiet import quiet_transformers
 from fico_export.runtime.clip_text import ClipText
@@ -35,6 +36,7 @@ def saved(graph, checkpoint, path):
     trace.simplify(graph)
     weights.save(graph, path, lambda count: None)
     checks.check_graph(path, target, static=True)
+    assert not [v for name in targets.names() for v in lint(graph, targets.get(name))]
     return ort.InferenceSession(str(path))
 
 

@@ -20,6 +20,7 @@ from fico_export.devices import targets
 from fico_export.errors import ConfigError
 from fico_export.exporter import checks, trace, weights
 from fico_export.exporter.graphs import trace_vision
+from fico_export.exporter.lint import lint
 from fico_export.parity.verify import pictures
 from fico_export.reducers.base.reducer import Site
 from fico_export.runtime.preprocess import ImageProcessor
@@ -51,6 +52,8 @@ def vision_session(model, plan, path, dtype=torch.float32):
     trace.simplify(graph)
     weights.save(graph, path, lambda count: None)
     checks.check_graph(path, target, static=True)
+    graph = ir.load(path)
+    assert not [v for name in targets.names() for v in lint(graph, targets.get(name))]
     return ort.InferenceSession(str(path))
 
 

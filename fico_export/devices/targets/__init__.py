@@ -1,33 +1,29 @@
-"""Targets by name: `<name>.toml` in this folder."""
+"""Targets by name: `<name>.toml` in this folder. Those with a parser take its operators, from `devices/parsers`."""
 
 from __future__ import annotations
 
-import sys
 from importlib import resources
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
+from fico_export import tables
+from fico_export.devices import parsers
+from fico_export.devices.parsers import Parser, Rule, Since
 from fico_export.errors import unknown_name
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from fico_export.tables import Record
 
 DEFAULT = "portable"
 CONTRIB = "com.microsoft"
 
 
-class Limits(BaseModel):
+class Limits(Record):
     """Numbers a target's parser or builder will not go beyond."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     topk: int
 
 
-class Int4(BaseModel):
+class Int4(Record):
     """How a target takes INT4 weights.
 
     Attributes:
@@ -37,31 +33,33 @@ class Int4(BaseModel):
         signed_scales: whether a scale may be negative, which makes the most of sixteen levels.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     form: Literal["dequantize", "matmul_nbits"]
     activations: Literal["fp16", "fp32"]
     opset: int
     signed_scales: bool
 
 
-class Target(BaseModel):
+class Target(Record):
     """What graphs for a target may hold.
 
     Attributes:
         name: as users give it.
         description: one line.
-        opset: of every graph.
-        ir_version: of every graph.
+        opset: of every graph that is exported for it.
+        ir_version: likewise.
         precisions: that can be asked for.
         operators: of the standard domain.
         limits: on them.
         contrib: operators of ONNX Runtime's own domain, `CONTRIB`; none for a target that others parse.
         backends: those that run such a bundle; none for all.
         int4: None where the target takes no INT4 weights.
+        dialect: of the decoder: `plain` (a cache that grows), or with a static cache `legacy` or `modern`.
+        parser: whose operators, rules and types it has; None for one with a list of its own.
+        jetpack: releases of JetPack that bring it.
+        compute_capabilities: of the GPUs that can be built for; none for all.
+        rules: of the parser.
+        refused_types: of tensors, with the first version that takes them.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     description: str
@@ -71,8 +69,14 @@ class Target(BaseModel):
     operators: frozenset[str]
     limits: Limits
     contrib: frozenset[str] = frozenset()
-    backends: list[str] = []
+    backends: list[str] = Field(default_factory=list)
     int4: Int4 | None = None
+    dialect: Literal["plain", "legacy", "modern"] = "plain"
+    parser: Parser | None = None
+    jetpack: list[str] = Field(default_factory=list)
+    compute_capabilities: list[str] = Field(default_factory=list)
+    rules: tuple[Rule, ...] = ()
+    refused_types: dict[str, Since] = Field(default_factory=dict)
 
 
 def names() -> list[str]:
@@ -90,5 +94,34 @@ def get(name: str) -> Target:
     """
     if name not in names():
         raise unknown_name("target", name, names())
-    text = (resources.files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
-    return Target.model_validate(tomllib.loads(text))
+    file = f"{name}.toml"
+    content = tables.parse((resources.files(__name__) / file).read_text(encoding="utf-8"), file)
+    return tables.checked(Target, content | _of_parser(content.get("parser")), file)
+
+
+def with_operator(operator: str) -> list[str]:
+    """The targets that take an operator of the standard domain."""
+    return [name for name in names() if operator in get(name).operators]
+
+
+def of_jetpack(version: str) -> Target | None:
+    """The target that a release of JetPack brings, such as 6.2 or 6.2.1; None for one that has none.
+
+    A release that is not named itself has what the release of its first two numbers has.
+    """
+    for wanted in (version, ".".join(version.split(".")[:2])):
+        for name in names():
+            if wanted in (target := get(name)).jetpack:
+                return target
+    return None
+
+
+def _of_parser(content: dict[str, Any] | None) -> dict[str, Any]:
+    if content is None:
+        return {}
+    parser, table = Parser.model_validate(content), parsers.table()
+    return {
+        "operators": table.operators(parser),
+        "rules": table.rules_of(parser),
+        "refused_types": table.refused_types(parser),
+    }

@@ -1,0 +1,39 @@
+"""Recipes: an export as a TOML file, for deployments that are made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from fico_export import tables
+from fico_export.tables import Record
+
+
+class Recipe(Record):
+    """What to export; each key is the option of `fico-export` with its name, `settings` those of --set.
+
+    What is absent is what the command takes by default: target and precision follow from the device.
+    """
+
+    description: str
+    model: str
+    method: str | None = None
+    keep: int | None = Field(None, ge=1)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    precision: str | None = None
+    target: str | None = None
+    device: str | None = None
+    positions: Literal["compact", "original"] | None = None
+    clip_text: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def load(cls, path: Path) -> Recipe:
+        """Read a recipe.
+
+        Raises:
+            ConfigError: it cannot be read, or a key is unknown or wrong.
+        """
+        return tables.checked(cls, tables.read(path), str(path))
