@@ -131,7 +131,7 @@ def test_a_device_that_cannot_hold_the_weights_is_refused_before_any_work(export
     (tmp_path / "own.toml").write_text(
         '[tiny]\nlike = "orin-nano-8gb"\nusable_gb = 1e-4\n[tiny.evidence]\nusable_gb = "made up"\n'
     )
-    outcome = export("--keep", 4, "--device", "tiny", "--devices", tmp_path)
+    outcome = export("--keep", 4, "--precision", "fp16", "--device", "tiny", "--devices", tmp_path)
     outcome.refuses("tiny has 0.0001 GB", "--precision")
     assert not out.exists()
 
