@@ -40,7 +40,8 @@ def command(
 
     from fico_export.exporter import lint
 
-    found = {str(path): lint.lint(lint.read(path), wanted) for path in paths}
+    taken = wanted.beside(quantized=True)
+    found = {str(path): lint.lint(lint.read(path), wanted, also=taken) for path in paths}
     passed = not any(found.values())
     if as_json:
         graphs = {path: [asdict(v) for v in violations] for path, violations in found.items()}

@@ -17,7 +17,6 @@ from fico_export.exporter.lint import lint
 _REPORT = (
     "this is a bug of the exporter or of the method's file: please file an issue with the command you ran"
 )
-_QUANTIZED = {"dequantize": "DequantizeLinear", "matmul_nbits": "com.microsoft::MatMulNBits"}
 
 
 def check_graph(path: Path, target: Target, *, static: bool, quantized: bool = False) -> None:
@@ -34,9 +33,7 @@ def check_graph(path: Path, target: Target, *, static: bool, quantized: bool = F
     """
     model = ir.load(path)
     int4 = target.int4 if quantized else None
-    also = {f"{CONTRIB}::{operator}" for operator in target.contrib}
-    if int4:
-        also |= {_QUANTIZED[int4.form]}
+    also = target.beside(quantized=quantized)
     _check_versions(model, target, int4.opset if int4 else target.opset, also)
     _check_operators(model, target, also)
     inferred = _infer_shapes(path)

@@ -222,6 +222,13 @@ def test_what_is_exported_passes_for_every_target(make_bundle, tiny_checkpoint):
                 assert lint(read_once, targets.get(name)) == []
 
 
+@pytest.mark.parametrize("target", ["portable", "ort"])
+def test_the_command_takes_an_int4_bundle_for_its_own_target(target, fico, make_bundle, tiny_checkpoint):
+    folder = make_bundle(tiny_checkpoint, 16, precision="int4", block=32, target=target, verify=False)
+
+    assert fico("lint", folder).code == 0
+
+
 def test_an_export_fails_with_the_same_words(tmp_path):
     node = helper.make_node("Swish", ["x"], ["y"], "late")
     graph = model([node], [("x", FLOAT, [2])], [("y", FLOAT, [2])], opset=18)

@@ -38,6 +38,11 @@ class Int4(Record):
     opset: int
     signed_scales: bool
 
+    @property
+    def operator(self) -> str:
+        """The form's operator, as `Target.beside` names them."""
+        return "DequantizeLinear" if self.form == "dequantize" else f"{CONTRIB}::MatMulNBits"
+
 
 class Target(Record):
     """What graphs for a target may hold.
@@ -77,6 +82,11 @@ class Target(Record):
     compute_capabilities: list[str] = Field(default_factory=list)
     rules: tuple[Rule, ...] = ()
     refused_types: dict[str, Since] = Field(default_factory=dict)
+
+    def beside(self, *, quantized: bool) -> frozenset[str]:
+        """What a graph may hold beside `operators`, `domain::Operator` of another domain; more where weights are quantised."""
+        contrib = frozenset(f"{CONTRIB}::{operator}" for operator in self.contrib)
+        return contrib | {self.int4.operator} if quantized and self.int4 else contrib
 
 
 def names() -> list[str]:
