@@ -40,6 +40,18 @@ def test_low_memory_needs_room_for_the_largest_graph_alone(bundle, monkeypatch):
         fico_export.load(bundle)
 
 
+def test_the_tower_of_an_int4_bundle_is_widened_too(make_bundle, tiny_checkpoint, monkeypatch):
+    folder = make_bundle(tiny_checkpoint, 16, precision="int4", block=32, verify=False)
+    graphs = fico_export.load(folder).manifest.graphs
+    decoder, tower = (graphs[name].weight_bytes for name in ("decoder_model_merged", "vision_encoder"))
+    monkeypatch.setattr(memory, "available_bytes", lambda: int(1.2 * (decoder + 6 / 2 * tower)))
+    assert fico_export.load(folder)
+
+    monkeypatch.setattr(memory, "available_bytes", lambda: decoder + 2 * tower)
+    with pytest.raises(ConfigError, match="widens FP16"):
+        fico_export.load(folder)
+
+
 def test_low_memory_holds_one_graph_at_a_time_and_answers_alike(bundle, photographs, monkeypatch):
     expected = fico_export.load(bundle).generate("What is it?", photographs[:2], max_new_tokens=4)
     live, most, opened = weakref.WeakSet(), [], []
