@@ -23,6 +23,9 @@ class Recipe(Record):
     keep: int | None = Field(None, ge=1)
     settings: dict[str, Any] = Field(default_factory=dict)
     precision: str | None = None
+    block: int | None = None
+    quantize_head: str | None = None
+    quantize_vision: str | None = None
     target: str | None = None
     device: str | None = None
     positions: Literal["compact", "original"] | None = None

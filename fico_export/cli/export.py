@@ -143,6 +143,8 @@ def command(
         written = Recipe.load(recipe)
         model, method, count = model or written.model, method or written.method, count or written.keep
         precision, target = precision or written.precision, target or written.target
+        block, quantize_head = block or written.block, quantize_head or written.quantize_head
+        quantize_vision = quantize_vision or written.quantize_vision
         device, positions = device or written.device, positions or written.positions
         clip_text, revision = clip_text or written.clip_text, revision or written.revision
         settings = written.settings | settings
