@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from fico_export.bundle.manifest import Graph, Manifest
 from fico_export.errors import EngineError, InputError
-from fico_export.runtime.cache import Array, GrowingCache, KvCache, SharedCache
+from fico_export.runtime.cache import Array, GrowingCache, KvCache, SharedCache, present_of
 from fico_export.runtime.sessions import open_session
 
 # Tokens run at once. More are no faster, and the memory of a step grows with their number.
@@ -35,7 +35,6 @@ class Decoder:
         self._device = "cuda" if backend == "ort-cuda" else "cpu"
         self._shape = manifest.decoder
         self._past = [i.name for i in graph.inputs if i.name.startswith("past_key_values.")]
-        self._present = [name.replace("past_key_values.", "present.") for name in self._past]
         self._shares = _shares_buffers(graph)
         self.dtype = np.dtype(graph.inputs[0].dtype)
         self._prefill: ort.InferenceSession | None = None
@@ -47,12 +46,10 @@ class Decoder:
         """An empty cache."""
         heads, head_dim = self._shape.kv_heads, self._shape.head_dim
         if self._shares:
-            binding = self._session.io_binding()
-            binding.bind_output("logits", "cpu")  # the first that is bound is the first that comes out
-            return SharedCache(binding, self._past, heads, head_dim, self.dtype, self._shape.context)
+            return SharedCache(self._session, self._past, heads, head_dim, self.dtype, self._shape.context)
         empty = np.zeros((1, heads, 0, head_dim), self.dtype)
         tensors = [ort.OrtValue.ortvalue_from_numpy(empty, self._device, 0) for _ in self._past]
-        return GrowingCache(tensors, self._device)
+        return GrowingCache(tensors, self._past, self._device)
 
     def append(self, cache: KvCache, embeds: Array, positions: Sequence[int]) -> npt.NDArray[np.float32]:
         """Run new tokens after those in the cache, which grows by them.
@@ -77,8 +74,7 @@ class Decoder:
             )
         done = 0
         try:
-            if isinstance(cache, SharedCache):
-                cache.reserve(len(positions))
+            cache.reserve(len(positions))
             for start in range(0, len(positions), CHUNK):
                 chunk = slice(start, start + CHUNK)
                 logits = self._step(cache, embeds[chunk], positions[chunk])
@@ -108,36 +104,26 @@ class Decoder:
         binding = self._prefill.io_binding()
         self._bind_inputs(binding, embeds, positions)
         binding.bind_cpu_input("visual_start", np.asarray([visual_start], np.int64))
-        self._bind_outputs(binding, "logits", "keep_index")
+        for name in ("logits", "keep_index"):
+            binding.bind_output(name, "cpu")
+        for name in self._past:
+            binding.bind_output(present_of(name), self._device)
         logits, kept, *tensors = _run(self._prefill, binding, 0)
-        return _last(logits), GrowingCache(tensors, self._device), kept.numpy()[0]
+        return _last(logits), GrowingCache(tensors, self._past, self._device), kept.numpy()[0]
 
     def _step(self, cache: KvCache, embeds: Array, positions: Sequence[int]) -> npt.NDArray[np.float32]:
         known = max(cache.lengths)
-        binding = cache.binding if isinstance(cache, SharedCache) else self._session.io_binding()
+        binding = cache.bind(self._session)
         self._bind_inputs(binding, embeds, positions)
         if not self.reduces:
             binding.bind_cpu_input("attention_mask", np.ones((1, known + len(positions)), np.int64))
-        if isinstance(cache, SharedCache):
-            logits, *_ = _run(self._session, binding, known)
-            cache.extend(len(positions))
-            return _last(logits)
-        assert isinstance(cache, GrowingCache)
-        for name, tensor in zip(self._past, cache.tensors, strict=True):
-            binding.bind_ortvalue_input(name, tensor)
-        self._bind_outputs(binding, "logits")
-        logits, *cache.tensors = _run(self._session, binding, known)
+        logits, *present = _run(self._session, binding, known)
+        cache.take(present, len(positions))
         return _last(logits)
 
     def _bind_inputs(self, binding: ort.IOBinding, embeds: Array, positions: Sequence[int]) -> None:
         binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds, self.dtype)[None])
         binding.bind_cpu_input("position_ids", np.asarray([positions], np.int64))
-
-    def _bind_outputs(self, binding: ort.IOBinding, *first: str) -> None:
-        for name in first:
-            binding.bind_output(name, "cpu")
-        for name in self._present:
-            binding.bind_output(name, self._device)
 
 
 def _shares_buffers(graph: Graph) -> bool:

@@ -97,14 +97,12 @@ class Conversation:
         self._messages: list[Message] = []
         self._features: list[ImageFeatures] = []
         self._cached: list[Hashable] = []
-        self._fixed = (
-            0  # tokens of the cache that only make sense together: those of a prompt reduced in the decoder
-        )
+        # Tokens of the cache that only make sense together: those of a prompt reduced in the decoder.
+        self._fixed = 0
 
     @cached_property
-    def _cache(
-        self,
-    ) -> KvCache:  # when it is first needed: pictures come before, and memory may hold the tower alone
+    def _cache(self) -> KvCache:
+        # When it is first needed: pictures come before, and memory may hold the tower alone.
         return self._vlm.decoder.new_cache()
 
     def ask(
