@@ -10,13 +10,13 @@ import torch
 
 from fico_export.errors import ConfigError
 from fico_export.exporter.stream import Tokens
+from fico_export.models.parts.decoder import EMBEDDINGS
 from fico_export.models.parts.family import Vlm
 from fico_export.runtime.images import load_image
 from fico_export.runtime.preprocess import ImageProcessor
 from fico_export.runtime.prompt import Message, PromptFormatter
 from fico_export.runtime.vlm import ImageSource
 
-_EMBEDDINGS = "language_model.embed_tokens.weight"
 _LINE = '{"image": "picture.png", "prompt": "What is in the picture?"}'
 
 
@@ -50,7 +50,7 @@ def sequences(checkpoint: Vlm, entries: Iterable[tuple[ImageSource, str]]) -> It
     with torch.device("meta"):
         tower = checkpoint.vision(plan, torch.float32)
     tower = checkpoint.with_weights(tower)
-    table = checkpoint.checkpoint.load(_EMBEDDINGS)
+    table = checkpoint.checkpoint.load(EMBEDDINGS)
     for image, prompt in entries:
         ids = torch.tensor(formatter.encode([Message("user", prompt, 1)], plan.visual_tokens))
         visual = ids == checkpoint.tokens.image_id

@@ -16,11 +16,9 @@ from fico_export.bundle.manifest import Quantization
 from fico_export.exporter import awq, quantize
 from fico_export.exporter.stream import Streamed, Tokens
 from fico_export.models.parts.checkpoint import Checkpoint
-from fico_export.models.parts.decoder import DecoderConfig
+from fico_export.models.parts.decoder import EMBEDDINGS, DecoderConfig
 from fico_export.parity.report import Check, Report
 from fico_export.progress import Progress
-
-_EMBEDDINGS = "language_model.embed_tokens.weight"
 
 
 def rounded(folder: Path, checkpoint: Checkpoint, record: Quantization) -> Checkpoint:
@@ -41,7 +39,7 @@ class StreamedReference:
 
     def __init__(self, original: Checkpoint, quantised: Checkpoint, config: DecoderConfig) -> None:
         self._original, self._quantised, self._config = original, quantised, config
-        self._table = original.load(_EMBEDDINGS)
+        self._table = original.load(EMBEDDINGS)
 
     def embed(self, token_ids: list[int]) -> npt.NDArray[np.float32]:
         """Embeddings [S, C]."""

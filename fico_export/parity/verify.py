@@ -73,9 +73,7 @@ def verify_bundle(folder: Path, checkpoint: Checkpoint, *, progress: Progress) -
         _int4(report, vlm, exact, checkpoint, progress)
         return report
     copies = 3.2 if manifest.reduction.in_decoder else 2.2
-    needed = int(4 * copies * sum(np.prod(s, dtype=np.int64) for s in checkpoint.shapes.values()))
-    if (available := available_bytes()) is not None and available < needed:
-        note = f"needs {needed / 1e9:.0f} GB of memory, {available / 1e9:.0f} GB are free"
+    if note := _no_room(checkpoint, copies):
         for graph in ("tower", *(name for name in manifest.graphs if name != "vision_encoder"), "answers"):
             report.checks.append(Check(graph, "compared with transformers", None, None, True, note))
         return report
@@ -122,15 +120,21 @@ def _int4(report: Report, vlm: Vlm, exact: Checkpoint, checkpoint: Checkpoint, p
     report.checks.append(Check("answers", "greedy tokens equal", float(np.mean(chosen)), None, True))
     if not inside:
         return
-    needed = int(4 * 1.2 * sum(np.prod(s, dtype=np.int64) for s in checkpoint.shapes.values()))
-    if (available := available_bytes()) is not None and available < needed:
-        note = f"needs {needed / 1e9:.0f} GB of memory, {available / 1e9:.0f} GB are free"
+    if note := _no_room(checkpoint, 1.2):
         report.checks.append(Check("decoder_prefill", "compared with torch", None, None, True, note))
         return
     progress.stage("verify decoder_prefill")
     reduction = vlm.manifest.reduction
     plan = checkpoint.plan(reduction.method, reduction.keep, reduction.options)
     _prefill(report, vlm, reference, ReducedReference(checkpoint, plan))
+
+
+def _no_room(checkpoint: Checkpoint, copies: float) -> str:
+    """Why so many copies of the weights in FP32 cannot be held; empty where they can, or the system does not tell."""
+    needed = int(4 * copies * sum(np.prod(s, dtype=np.int64) for s in checkpoint.shapes.values()))
+    if (available := available_bytes()) is None or available >= needed:
+        return ""
+    return f"needs {needed / 1e9:.0f} GB of memory, {available / 1e9:.0f} GB are free"
 
 
 def pictures(count: int) -> list[Image.Image]:

@@ -23,6 +23,8 @@ from transformers.activations import ACT2FN
 
 from fico_export.models.parts.layers import RmsNorm, attend, join_heads, split_heads
 
+EMBEDDINGS = "language_model.embed_tokens.weight"  # of a checkpoint, by its canonical name
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
