@@ -1,0 +1,1 @@
+"""Where a bundle's time and memory go, measured."""

@@ -1,0 +1,124 @@
+"""What `fico profile` writes and `fico report` reads: one JSON object a run, over one bundle or several in alternation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from fico_export.errors import ConfigError
+from fico_export.tables import Record
+
+SCHEMA_VERSION = 1
+FILE_NAME = "profile.json"
+
+
+class Spread(Record):
+    """Milliseconds over the measured iterations."""
+
+    median: float
+    mean: float
+    p10: float
+    p90: float
+    p99: float
+    least: float
+    most: float
+
+
+class Machine(Record):
+    """Where it was measured; None for what the machine does not tell.
+
+    Attributes:
+        clocks_mhz: by the name of what is clocked, when the run began and when it ended.
+    """
+
+    name: str
+    system: str
+    cpu: str | None = None
+    cores: int | None = None
+    gpu: str | None = None
+    driver: str | None = None
+    power_mode: str | None = None
+    clocks_mhz: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    versions: dict[str, str]
+
+
+class Measured(Record):
+    """One bundle of a run.
+
+    Attributes:
+        bundle: its folder, as given.
+        name, method, keep, visual_tokens, precision, target: of its manifest.
+        backend: that ran it.
+        prompt_tokens, new_tokens: of the question asked.
+        stages: by name, in the order of `runtime.generation.STAGES`; the whole of the decode stage.
+        vision_parts: share of the vision graph's time by part (tower, reducer, projector, other); empty where the backend
+            does not tell, or fuses them.
+        reducer_ms: median of the vision stage less that of a bundle without reduction in the same run, where the parts are not told.
+        ttft, tpot: spreads; tpot None where one token was asked for.
+        end_to_end: wall time of whole answers, taken apart from the stages.
+        tokens_per_second: 1000 over the median tpot.
+        host_peak_bytes, device_peak_bytes: most memory during the run; None where the machine does not tell.
+    """
+
+    bundle: str
+    name: str
+    method: str
+    keep: int
+    visual_tokens: int
+    precision: str
+    target: str
+    backend: str
+    prompt_tokens: int
+    new_tokens: int
+    stages: dict[str, Spread]
+    vision_parts: dict[str, float] = Field(default_factory=dict)
+    reducer_ms: float | None = None
+    ttft: Spread
+    tpot: Spread | None
+    end_to_end: Spread
+    tokens_per_second: float | None
+    host_peak_bytes: int | None = None
+    device_peak_bytes: int | None = None
+
+
+class Run(Record):
+    """The whole of a profile: bundles measured in alternation, so that their ratios are fair.
+
+    Attributes:
+        iterations, warm_up: answers per bundle that count, and before them.
+        ratios: by measure (a stage, ttft, tpot, end_to_end), the median of each bundle over that of the first.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    created: str
+    machine: Machine
+    iterations: int
+    warm_up: int
+    bundles: list[Measured]
+    ratios: dict[str, list[float]]
+
+    def save(self, path: Path) -> None:
+        """Write the JSON object."""
+        text = json.dumps(self.model_dump(mode="json"), indent=2)
+        path.write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Run:
+        """Read one.
+
+        Raises:
+            ConfigError: the file is missing, damaged, or of a newer version.
+        """
+        mend = "run `fico profile BUNDLE --out FILE` again"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["schema_version"] > SCHEMA_VERSION:
+                raise ConfigError(
+                    f"{path} has schema version {content['schema_version']}; this fico_export reads {SCHEMA_VERSION}",
+                    mend="update with `pip install --upgrade fico_export`",
+                )
+            return cls.model_validate(content)
+        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+            raise ConfigError(f"{path} is no profile: {error}", mend=mend) from error
