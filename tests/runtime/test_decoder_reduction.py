@@ -139,7 +139,7 @@ def test_a_budget_of_all_tokens_is_method_none(method, checkpoint):
     """Then nothing is reduced anywhere, and both have the same graphs."""
     opened = open_checkpoint(str(checkpoint), None)
     graphs = [
-        [job.name for job in graph_jobs(opened, opened.plan(name, 576, {}), "fp32", 18)]
+        [job.name for job in graph_jobs(opened, opened.plan(name, 576, {}), "fp32", targets.get("portable"))]
         for name in (method, "none")
     ]
 
