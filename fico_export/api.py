@@ -33,6 +33,7 @@ def export(
     target: str | None = None,
     device: str | None = None,
     devices: str | Path | None = None,
+    max_context: int | None = None,
     positions: Literal["compact", "original"] | None = None,
     clip_text: str | Path | None = None,
     revision: str | None = None,
@@ -59,6 +60,8 @@ def export(
         target: what the graphs are for; by default what the device runs, or portable.
         device: that the bundle is for, such as `orin-nano-8gb`: refuses what it cannot hold or compute.
         devices: folder of TOML files with devices of one's own; FICO_DEVICES by default.
+        max_context: for a target whose KV cache has a fixed number of rows, how many; 1024 by default, or the model's context
+            where that is smaller.
         positions: policy for the position ids of kept tokens; None for the method's own.
         clip_text: the CLIP model that the vision tower comes from, likewise named, for a method that reads prompts in its space.
         revision: of the model's hub repository.
@@ -107,6 +110,7 @@ def export(
         quantize_vision=quantize_vision,
         target=wanted.name,
         device=chosen,
+        max_context=max_context,
         positions=positions,
         out=Path(out) if out is not None else None,
         overwrite=overwrite,

@@ -210,7 +210,7 @@ def cells(model: Vlm, plan: Plan, whole: Cost) -> tuple[str, ...]:
 def traced(model: Vlm, plan: Plan, name: str) -> ir.Graph:
     """A graph of a bundle as it is exported, but for its weights."""
     target = targets.get(targets.DEFAULT)
-    job = next(job for job in graph_jobs(model, plan, "fp32", target.opset) if job.name == name)
+    job = next(job for job in graph_jobs(model, plan, "fp32", target) if job.name == name)
     graph = job.trace()
     weights.bind(graph, model.checkpoint, lambda text: None)
     trace.simplify(graph)

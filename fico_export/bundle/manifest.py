@@ -37,6 +37,10 @@ class Graph(_Record):
     outputs: list[TensorSpec]
     weight_bytes: int
 
+    def shapes(self) -> dict[str, list[int | str]]:
+        """Of inputs and outputs, by name."""
+        return {tensor.name: tensor.shape for tensor in (*self.inputs, *self.outputs)}
+
 
 class Table(_Record):
     """A matrix in a file of the bundle, row by row from the byte `offset` on: what one row needs is read, not the whole."""
@@ -207,6 +211,14 @@ class Manifest(_Record):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise BundleError(f"{path} is damaged: {where}: {first['msg']}", mend=_MEND) from error
+
+    @property
+    def cache_rows(self) -> int | None:
+        """Tokens that the decoder's KV cache has room for; None where it grows as far as the model's context."""
+        name = "decoder_with_past" if self.reduction.in_decoder else "decoder_model_merged"
+        shapes = self.graphs[name].shapes() if name in self.graphs else {}
+        rows = shapes.get("past_key_values.0.key", [1, 1, ""])[2]
+        return rows if isinstance(rows, int) else None
 
     def graph(self, name: str) -> Graph:
         """A graph by name.

@@ -28,6 +28,7 @@ class Recipe(Record):
     quantize_vision: str | None = None
     target: str | None = None
     device: str | None = None
+    max_context: int | None = Field(None, ge=1)
     positions: Literal["compact", "original"] | None = None
     clip_text: str | None = None
     revision: str | None = None

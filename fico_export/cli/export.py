@@ -91,6 +91,14 @@ def command(
         typer.Option("--device", help="The GPU or Jetson that the bundle is for; `fico list devices`."),
     ] = None,
     devices: DevicesOption = None,
+    max_context: Annotated[
+        int | None,
+        typer.Option(
+            "--max-context",
+            metavar="M",
+            help="For trt-* and rtx: tokens that the KV cache has room for. Default: 1024, or the model's context.",
+        ),
+    ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option("--recipe", metavar="FILE.toml", help="An export as a file; flags given beside it win."),
@@ -145,6 +153,7 @@ def command(
         precision, target = precision or written.precision, target or written.target
         block, quantize_head = block or written.block, quantize_head or written.quantize_head
         quantize_vision = quantize_vision or written.quantize_vision
+        max_context = max_context or written.max_context
         device, positions = device or written.device, positions or written.positions
         clip_text, revision = clip_text or written.clip_text, revision or written.revision
         settings = written.settings | settings
@@ -171,6 +180,7 @@ def command(
             target=target,
             device=device,
             devices=devices,
+            max_context=max_context,
             positions=positions,  # type: ignore[arg-type]  # checked above
             clip_text=clip_text,
             revision=revision,

@@ -45,8 +45,9 @@ def command(
     if reduction.in_decoder:
         mean = sum(reduction.cached) / len(reduction.cached)
         print(f"cached     {mean:.1f} visual tokens in the mean of the decoder's layers")
+    room = f", KV cache of {manifest.cache_rows} rows" if manifest.cache_rows else ""
     print(
-        f"decoder    {decoder.layers} layers, {decoder.kv_heads} kv heads of {decoder.head_dim}, context {decoder.context}"
+        f"decoder    {decoder.layers} layers, {decoder.kv_heads} kv heads of {decoder.head_dim}, context {decoder.context}{room}"
     )
     print(
         f"graphs     {manifest.precision}, target {manifest.target}{' for ' + manifest.device if manifest.device else ''}, opset {manifest.opset}, IR {manifest.ir_version}"

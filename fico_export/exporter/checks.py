@@ -19,22 +19,24 @@ _REPORT = (
 )
 
 
-def check_graph(path: Path, target: Target, *, static: bool, quantized: bool = False) -> None:
+def check_graph(
+    path: Path, target: Target, *, static: bool, quantized: bool = False, opset: int | None = None
+) -> None:
     """Check one ONNX file against a target.
 
     Args:
         path: of the .onnx file, its external data beside it.
         target: whose allow-list and limits hold.
         static: whether every dimension must be a number.
-        quantized: whether weights of it are, which allows the target's operator for them and asks for its opset.
+        quantized: whether weights of it are, which allows the target's operator for them.
+        opset: that it is to have; the target's by default.
 
     Raises:
         ExportError: naming the node or tensor that breaks a rule.
     """
     model = ir.load(path)
-    int4 = target.int4 if quantized else None
     also = target.beside(quantized=quantized)
-    _check_versions(model, target, int4.opset if int4 else target.opset, also)
+    _check_versions(model, target, opset or target.opset, also)
     _check_operators(model, target, also)
     inferred = _infer_shapes(path)
     if CONTRIB in model.opset_imports:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import onnx_ir as ir
 import torch
 
 from fico_export.bundle.manifest import Quantization
+from fico_export.devices.targets import Target
 from fico_export.exporter.repeat import TRACED, repeat_layers
 from fico_export.exporter.trace import (
     Signature,
@@ -22,6 +24,7 @@ from fico_export.models.parts.decoder import Decoder, DecoderConfig
 from fico_export.models.parts.family import Vlm
 from fico_export.models.parts.fused import FusedDecoder
 from fico_export.models.parts.prefill import Prefill, WithPast
+from fico_export.models.parts.static import DIALECTS, StaticDecoder
 from fico_export.reducers.base.plan import Plan, Step
 from fico_export.reducers.base.reducer import Site
 
@@ -47,12 +50,14 @@ class GraphJob:
         static: promises that no dimension of it is free.
         shares: file of an earlier graph with the same weights, which need not be stored twice.
         quantized: whether weights of it are.
+        opset: that it is to have in the end.
     """
 
     name: str
     file: str
     trace: Callable[[], ir.Model]
     static: bool
+    opset: int
     shares: str | None = None
     quantized: bool = False
 
@@ -61,10 +66,9 @@ def graph_jobs(
     model: Vlm,
     plan: Plan,
     precision: str,
-    opset: int,
+    target: Target,
     quantization: Quantization | None = None,
-    *,
-    fused: bool = False,
+    max_context: int | None = None,
 ) -> list[GraphJob]:
     """The vision and embedding graphs, CLIP's text tower if the plan reads it, and the decoder: one graph, or two.
 
@@ -72,9 +76,9 @@ def graph_jobs(
         model: a loaded checkpoint.
         plan: of the reduction.
         precision: of weights and arithmetic.
-        opset: of every graph.
+        target: whose opsets, and whose form of the decoder, the graphs have.
         quantization: of which `precision` is the name; what it leaves alone is FP16.
-        fused: the decoder in ONNX Runtime's own operators, which do not serve one that reduces: it stays plain.
+        max_context: rows of the decoder's cache, for a target where it is static.
     """
     floats = decoder = vision = precision
     if quantization is not None:
@@ -88,14 +92,17 @@ def graph_jobs(
         *,
         static: bool = False,
         shares: GraphJob | None = None,
+        opset: int = target.opset,
     ) -> GraphJob:
+        quantized = kind not in ("fp32", "fp16")
         return GraphJob(
             name,
             f"onnx/{name}{SUFFIXES[kind]}.onnx",
             lambda: trace(DTYPES[kind], opset),
             static,
+            max(opset, quantization.opset) if quantization and quantized else opset,
             shares.file if shares else None,
-            quantized=kind not in ("fp32", "fp16"),
+            quantized,
         )
 
     jobs = [
@@ -105,10 +112,19 @@ def graph_jobs(
     if clip := model.clip if plan.reads("clip_text") else None:
         jobs.append(job("clip_text", lambda *to: trace_clip_text(clip, *to), floats, static=True))
     inside = plan.at(Site.DECODER_LAYER)
+    whole, after, of = (
+        (trace_fused_decoder if target.contrib else trace_decoder),
+        trace_with_past,
+        target.opset,
+    )
+    if target.dialect != "plain":
+        assert max_context is not None
+        of, kind = target.decoder_opset or of, DIALECTS[target.dialect]
+        whole = partial(trace_static, kind=kind, rows=max_context)
+        after = partial(trace_static, kind=kind, rows=max_context, per_layer=True)
     if inside is None:
-        whole = trace_fused_decoder if fused else trace_decoder
-        return [*jobs, job("decoder_model_merged", lambda *to: whole(model, *to), decoder)]
-    with_past = job("decoder_with_past", lambda *to: trace_with_past(model, *to), decoder)
+        return [*jobs, job("decoder_model_merged", lambda *to: whole(model, *to), decoder, opset=of)]
+    with_past = job("decoder_with_past", lambda *to: after(model, *to), decoder, opset=of)
     prefill = job("decoder_prefill", lambda *to: trace_prefill(model, inside, *to), decoder, shares=with_past)
     return [*jobs, with_past, prefill]
 
@@ -263,6 +279,56 @@ def trace_with_past(model: Vlm, dtype: torch.dtype, opset: int) -> ir.Model:
     graph = graph_from_module(weightless(lambda: WithPast(config, dtype)), signature, opset)
     name_axes(graph.graph.inputs, [sequence, sequence, *past])
     name_axes(graph.graph.outputs, [sequence, *present])
+    return graph
+
+
+def trace_static(
+    model: Vlm,
+    dtype: torch.dtype,
+    opset: int,
+    *,
+    kind: type[StaticDecoder],
+    rows: int,
+    per_layer: bool = False,
+) -> ir.Model:
+    """Prefill and decode on a cache of `rows` rows; see `models/parts/static.py` for its tensors.
+
+    Args:
+        model: a loaded checkpoint.
+        dtype: of weights and arithmetic.
+        opset: of the graph.
+        kind: the dialect's module.
+        rows: of the cache.
+        per_layer: whether each layer has a length of its own, as after a prompt that was reduced inside.
+    """
+    whole, new = model.decoder_config, 3
+    # A layer that has a length of its own is not like the others, and cannot be copied for them.
+    config = whole if per_layer else replace(whole, layers=min(whole.layers, TRACED))
+    caches = 2 * config.layers
+    sequence = {1: "sequence_length"}
+    signature = Signature(
+        inputs=[
+            "inputs_embeds",
+            "position_ids",
+            "past_lengths",
+            *_caches("past_key_values", config.layers),
+        ],
+        examples=(
+            torch.zeros(1, new, config.hidden_size, dtype=dtype),
+            torch.arange(new)[None],
+            torch.full((config.layers if per_layer else 1,), 2, dtype=torch.int64),
+            [torch.zeros(1, config.kv_heads, rows, config.head_dim, dtype=dtype) for _ in range(caches)],
+        ),
+        axes=(sequence, sequence, None, [None] * caches),
+        outputs=["logits", *_caches("present", config.layers)],
+    )
+    graph = graph_from_module(weightless(lambda: kind(config, dtype)), signature, opset)
+    name_axes(graph.graph.inputs, [sequence, sequence, None, *[None] * caches])
+    in_place = graph.graph.outputs[1].shape == graph.graph.inputs[3].shape
+    present = None if in_place else {2: "sequence_length"}
+    name_axes(graph.graph.outputs, [None, *[present] * caches])
+    if whole.layers > config.layers:
+        repeat_layers(graph, "language_model.layers", whole.layers)
     return graph
 
 

@@ -155,7 +155,7 @@ def bind(model: ir.Model, checkpoint: Checkpoint, record: Quantization) -> None:
         del model.graph.initializers[name]
     # Traced in an earlier opset, for the later ones' operators (Gelu of 20) are not in every parser; up to 21 the operators that
     # graphs here are made of only took more types.
-    model.graph.opset_imports[""] = record.opset
+    model.graph.opset_imports[""] = max(model.graph.opset_imports[""], record.opset)
     if record.form == "matmul_nbits":
         model.graph.opset_imports[_MICROSOFT] = 1
 

@@ -26,6 +26,8 @@ from fico_export.progress import Progress
 from fico_export.reducers.base.plan import Plan
 
 _DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
+MAX_CONTEXT = 1024  # rows of a static KV cache where none are asked for
+TEXT_ROWS = 64  # rows that a short question and answer take
 _TOOLS = ("fico_export", "torch", "transformers", "onnx", "onnxscript", "onnx-ir")
 
 
@@ -45,6 +47,7 @@ class Request:
         quantize_vision: with int4, int8 for the linears of the vision tower; None leaves them FP16.
         target: a target's name.
         device: that the bundle is for; None for any.
+        max_context: rows of a static KV cache; None for the model's context, and `MAX_CONTEXT` at most.
         positions: policy for position ids; None for the method's own.
         out: the bundle's folder; None for engines/<model>-<method>-k<K>-<precision>.
         overwrite: replace a bundle that is there.
@@ -62,6 +65,7 @@ class Request:
     quantize_vision: str | None = None
     target: str = targets.DEFAULT
     device: catalog.Device | None = None
+    max_context: int | None = None
     positions: Literal["compact", "original"] | None = None
     out: Path | None = None
     overwrite: bool = False
@@ -100,6 +104,7 @@ def write_bundle(
     quantization = _quantization(model, request, target, awq=bool(calibration))
     plan = model.plan(request.method, request.keep, request.settings)
     _require_clip(model, plan)
+    max_context = _max_context(model, request, target, plan)
     if request.positions == "compact" and plan.handed_over > plan.keep:
         raise ConfigError(
             f"--positions compact with --method {plan.method}, which removes tokens inside the decoder: "
@@ -109,7 +114,8 @@ def write_bundle(
     method = plan.method.replace("@", "").replace(",", "+")
     bundle = request.out or Path("engines") / f"{request.name}-{method}-k{plan.keep}-{request.precision}"
     texts = model.files()
-    catalog.require_memory(request.device, _weight_bytes(model, request, quantization))
+    cache = _cache_bytes(model, request, max_context or 0)
+    catalog.require_memory(request.device, _weight_bytes(model, request, quantization), cache)
 
     with ExitStack() as stack:
         folder = stack.enter_context(files.written_whole(bundle, overwrite=request.overwrite))
@@ -123,10 +129,7 @@ def write_bundle(
         warned: set[str] = set()
         graphs: dict[str, manifest.Graph] = {}
         embedding: manifest.Table | None = None
-        jobs = graph_jobs(
-            model, plan, request.precision, target.opset, quantization, fused=bool(target.contrib)
-        )
-        for job in jobs:
+        for job in graph_jobs(model, plan, request.precision, target, quantization, max_context):
             progress.stage(f"trace {job.name}")
             graph = job.trace()
             graph.ir_version = target.ir_version
@@ -143,7 +146,9 @@ def write_bundle(
             if job.name == "embed_tokens":
                 embedding = _table(graph)
             progress.stage(f"check {job.name}")
-            checks.check_graph(folder / job.file, target, static=job.static, quantized=job.quantized)
+            checks.check_graph(
+                folder / job.file, target, static=job.static, quantized=job.quantized, opset=job.opset
+            )
         for text in sorted(warned):
             progress.warn(text)
         _write_texts(texts, folder)
@@ -184,6 +189,19 @@ def _weight_bytes(model: Vlm, request: Request, quantization: manifest.Quantizat
     return written_bytes(model.checkpoint, model.shapes, _DTYPES[request.precision], Links())
 
 
+def _cache_bytes(model: Vlm, request: Request, rows: int) -> int:
+    """Bytes of a KV cache of so many rows."""
+    config = model.decoder_config
+    return (
+        2
+        * config.layers
+        * config.kv_heads
+        * rows
+        * config.head_dim
+        * (4 if request.precision == "fp32" else 2)
+    )
+
+
 def _quantization(
     model: Vlm, request: Request, target: targets.Target, *, awq: bool
 ) -> manifest.Quantization | None:
@@ -211,6 +229,31 @@ def _quantization(
     )
     quantize.require_fit(model.shapes, record)
     return record
+
+
+def _max_context(model: Vlm, request: Request, target: targets.Target, plan: Plan) -> int | None:
+    """Rows of the KV cache; None where the target's decoder has one that grows, for which --max-context is refused."""
+    asked, context = request.max_context, model.decoder_config.context
+    if target.dialect == "plain":
+        if asked is None:
+            return None
+        raise ConfigError(
+            f"--max-context with --target {target.name}, whose KV cache grows as far as the model's context",
+            mend=f"drop it, or --target one of: {', '.join(targets.with_static_cache())}",
+        )
+    rows, least = min(context, MAX_CONTEXT) if asked is None else asked, plan.handed_over + TEXT_ROWS
+    if rows > context:
+        raise ConfigError(
+            f"--max-context {rows}, and the model's context is {context}", mend=f"give at most {context}"
+        )
+    if rows < least:
+        raise ConfigError(
+            f"a KV cache of {rows} rows, and a picture takes {plan.handed_over} beside the text's {TEXT_ROWS} at least",
+            mend=f"--max-context {least} or more" if least <= context
+            # Of a method inside the decoder, --keep changes nothing of it.
+            else "a smaller --keep, with a method that acts before the decoder",
+        )  # fmt: skip
+    return rows
 
 
 def _require_clip(model: Vlm, plan: Plan) -> None:

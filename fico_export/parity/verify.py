@@ -293,6 +293,8 @@ def _answers(report: Report, vlm: Vlm, reference: Reference, reduced: ReducedRef
     """
     equal, total, note = 0, 0, ""
     for images in ([], pictures(1)) if reduced else ([], pictures(1), pictures(2)):
+        if not _fits(vlm, len(images)):
+            continue
         try:
             answer = vlm.generate(QUESTION, images, max_new_tokens=NEW_TOKENS)
         except EngineError as error:  # such as logits that are NaN
@@ -317,6 +319,13 @@ def _answers(report: Report, vlm: Vlm, reference: Reference, reduced: ReducedRef
     report.checks.append(
         Check("answers", "greedy tokens equal", agreement, TOKEN_AGREEMENT[report.precision], True, note)
     )
+
+
+def _fits(vlm: Vlm, count: int) -> bool:
+    """Whether a static cache has room for a prompt with so many pictures and its answer; every export's has for one."""
+    rows = vlm.manifest.cache_rows
+    ids = vlm.formatter.encode([Message("user", QUESTION, count)], vlm.manifest.reduction.handed_over)
+    return count < 2 or rows is None or len(ids) + NEW_TOKENS <= rows
 
 
 def _visual_start(vlm: Vlm) -> int:

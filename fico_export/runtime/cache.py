@@ -1,14 +1,17 @@
-"""Keys and values of the tokens seen so far, in either of the forms that decoder graphs take them in."""
+"""Keys and values of the tokens seen so far, in each of the forms that decoder graphs take them in."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from fico_export.bundle.manifest import Graph
 from fico_export.errors import InputError
 
 Array = npt.NDArray[np.generic]
@@ -32,7 +35,7 @@ class KvCache(Protocol):
         """Make room for `count` more tokens.
 
         Raises:
-            InputError: they do not fit the model's context.
+            InputError: they do not fit the cache, or the model's context.
         """
         ...
 
@@ -73,8 +76,7 @@ class GrowingCache:
 
     def bind(self, session: ort.InferenceSession) -> ort.IOBinding:
         """A new binding, of the tensors as they are."""
-        binding = session.io_binding()
-        binding.bind_output("logits", "cpu")
+        binding = _with_logits(session)
         for name, tensor in zip(self._names, self._tensors, strict=True):
             binding.bind_ortvalue_input(name, tensor)
             binding.bind_output(present_of(name), self._device)
@@ -85,8 +87,46 @@ class GrowingCache:
         self._tensors = present
 
 
-class SharedCache:
-    """A pair of buffers [1, kv heads, rows, D] per layer in host memory, which a graph writes new tokens into.
+class _Buffers(ABC):
+    """A pair of buffers per layer, the first rows of which are filled: new tokens are written after them.
+
+    Args:
+        names: of the graph's inputs `past_key_values.{i}.key` and `.value`.
+        lengths: rows of each layer that are filled.
+    """
+
+    def __init__(self, names: Sequence[str], lengths: list[int]) -> None:
+        self._names = names
+        self._lengths = lengths
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens in the cache of each layer."""
+        return [*self._lengths]
+
+    def drop_last(self, count: int) -> None:
+        """Leaves the rows where they are; new tokens are written over them."""
+        self._lengths = [length - count for length in self._lengths]
+
+    def take(self, present: list[ort.OrtValue], count: int) -> None:
+        """Count the tokens that are in the buffers now."""
+        self._lengths = [length + count for length in self._lengths]
+
+    @abstractmethod
+    def reserve(self, count: int) -> None:
+        """Make room for `count` more tokens.
+
+        Raises:
+            InputError: they do not fit.
+        """
+
+    @abstractmethod
+    def bind(self, session: ort.InferenceSession) -> ort.IOBinding:
+        """A binding with past and present, whose first output is the logits on the host."""
+
+
+class SharedCache(_Buffers):
+    """Buffers [1, kv heads, rows, D] in host memory, which a graph writes new tokens into.
 
     The buffers double when they are full, up to the context. The system gives memory to the rows that are written only.
 
@@ -109,45 +149,31 @@ class SharedCache:
         dtype: np.dtype[np.generic],
         context: int,
     ) -> None:
-        self._binding = session.io_binding()
-        self._binding.bind_output("logits", "cpu")  # the first that is bound is the first that comes out
-        self._names = names
+        super().__init__(names, [0] * (len(names) // 2))
+        self._binding = _with_logits(session)
         self._context = context
-        self._length = 0
         self._buffers = [np.zeros((1, heads, 0, head_dim), dtype) for _ in names]
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens in the cache of each layer."""
-        return [self._length] * (len(self._names) // 2)
 
     @property
     def rows(self) -> int:
         """Tokens that fit before the buffers must grow."""
         return int(self._buffers[0].shape[2])
 
-    def drop_last(self, count: int) -> None:
-        """Leaves the rows where they are; new tokens are written over them."""
-        self._length -= count
-
     def bind(self, session: ort.InferenceSession) -> ort.IOBinding:
         """The same binding at every step: it knows the buffers."""
         return self._binding
 
-    def take(self, present: list[ort.OrtValue], count: int) -> None:
-        """Count the tokens that the graph has written into the buffers."""
-        self._length += count
-
     def reserve(self, count: int) -> None:
-        """Make room for `count` more tokens.
+        """Let the buffers grow.
 
         Raises:
-            InputError: they do not fit the model's context.
+            InputError: the tokens do not fit the model's context.
         """
-        needed = self._length + count
+        length = self._lengths[0]
+        needed = length + count
         if needed > self._context:
             raise InputError(
-                f"{self._length} tokens and {count} more; the model's context is {self._context}",
+                f"{length} tokens and {count} more; the model's context is {self._context}",
                 mend="shorten the prompt, start a new conversation, or export with a smaller --keep",
             )
         if needed <= self.rows:
@@ -155,7 +181,7 @@ class SharedCache:
         rows = min(self._context, max(LEAST_ROWS, 1 << (needed - 1).bit_length()))
         for i, (name, old) in enumerate(zip(self._names, self._buffers, strict=True)):
             new = np.zeros((1, old.shape[1], rows, old.shape[3]), old.dtype)
-            new[:, :, : self._length] = old[:, :, : self._length]
+            new[:, :, :length] = old[:, :, :length]
             # One layer at a time, so that no more than one is held twice.
             self._buffers[i] = new
             value = ort.OrtValue.ortvalue_from_numpy(new)
@@ -163,6 +189,111 @@ class SharedCache:
             self._binding.bind_ortvalue_output(present_of(name), value)
 
 
+class StaticCache(_Buffers):
+    """Buffers [1, kv heads, M, D] of as many rows as the graph was exported with, which writes new tokens into them.
+
+    Args:
+        session: that is to run on them.
+        graph: its inputs and outputs.
+        dtype: of keys and values.
+        device: where the buffers are to be.
+        filled: rows [1, kv heads, length, D] of each key and value to begin with; none for an empty cache.
+    """
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        graph: Graph,
+        dtype: np.dtype[np.generic],
+        device: str,
+        filled: Sequence[Array] = (),
+    ) -> None:
+        shapes = graph.shapes()
+        names = [name for name in shapes if name.startswith("past_key_values.")]
+        super().__init__(names, [int(r.shape[2]) for r in filled[::2]] or [0] * (len(names) // 2))
+        shape = [int(n) for n in shapes[names[0]]]
+        self._rows = shape[2]
+        self._told = int(
+            shapes["past_lengths"][0]
+        )  # lengths that the graph takes: one for all layers, or of each
+        self._binding = _with_logits(session)
+        self._fill(_filled(shape, dtype, filled or repeat(None, len(names))), device)
+
+    def _fill(self, buffers: Iterable[Array], device: str) -> None:
+        self._values = [ort.OrtValue.ortvalue_from_numpy(buffer, device, 0) for buffer in buffers]
+        for name, value in zip(self._names, self._values, strict=True):
+            self._binding.bind_ortvalue_input(name, value)
+            self._binding.bind_ortvalue_output(present_of(name), value)
+
+    def reserve(self, count: int) -> None:
+        """Check that there is room.
+
+        Raises:
+            InputError: the tokens do not fit the cache.
+        """
+        require_rows(max(self._lengths), count, self._rows)
+
+    def bind(self, session: ort.InferenceSession) -> ort.IOBinding:
+        """The same binding at every step: it knows the buffers."""
+        self._binding.bind_cpu_input("past_lengths", np.asarray(self._lengths[: self._told], np.int64))
+        return self._binding
+
+
+class RowsCache(StaticCache):
+    """The same of a graph that only reads them, and hands out the new rows: they are copied to their place here.
+
+    The buffers are in host memory: a GPU is given all of them at every step, which is right and slow.
+    """
+
+    def _fill(self, buffers: Iterable[Array], device: str) -> None:
+        self._buffers = [*buffers]
+
+    def bind(self, session: ort.InferenceSession) -> ort.IOBinding:
+        """A new binding: the number of new rows differs from step to step."""
+        self._binding = _with_logits(session)
+        for name, buffer in zip(self._names, self._buffers, strict=True):
+            self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(buffer))
+            self._binding.bind_output(present_of(name), "cpu")
+        return super().bind(session)
+
+    def take(self, present: list[ort.OrtValue], count: int) -> None:
+        """Put the new rows after those that are filled."""
+        starts = [length for length in self._lengths for _ in ("key", "value")]
+        for buffer, start, rows in zip(self._buffers, starts, present, strict=True):
+            buffer[:, :, start : start + count] = rows.numpy()
+        super().take(present, count)
+
+
+def require_rows(filled: int, count: int, rows: int) -> None:
+    """Refuse tokens that a static cache has no room for.
+
+    Raises:
+        InputError: `count` more than the `filled` are more than its `rows`.
+    """
+    if filled + count > rows:
+        raise InputError(
+            f"{filled} tokens and {count} more; this bundle's KV cache has {rows} rows",
+            mend="shorten the prompt, start a new conversation, or export with a larger --max-context or a smaller --keep",
+        )
+
+
 def present_of(name: str) -> str:
     """The output that holds what follows an input `past_key_values.…`."""
     return name.replace("past_key_values.", "present.")
+
+
+def _with_logits(session: ort.InferenceSession) -> ort.IOBinding:
+    binding = session.io_binding()
+    binding.bind_output("logits", "cpu")  # the first that is bound is the first that comes out
+    return binding
+
+
+def _filled(
+    shape: Sequence[int], dtype: np.dtype[np.generic], given: Iterable[Array | None]
+) -> Iterable[Array]:
+    """Buffers one by one, so that those that go to a device are not all held on the host."""
+    for rows in given:
+        buffer = np.zeros(shape, dtype)
+        if rows is not None:
+            buffer[:, :, : rows.shape[2]] = rows
+        yield buffer

@@ -9,9 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from fico_export.bundle.manifest import Graph, Manifest
+from fico_export.bundle.manifest import Manifest
 from fico_export.errors import EngineError, InputError
-from fico_export.runtime.cache import Array, GrowingCache, KvCache, SharedCache, present_of
+from fico_export.runtime.cache import (
+    Array,
+    GrowingCache,
+    KvCache,
+    RowsCache,
+    SharedCache,
+    StaticCache,
+    present_of,
+    require_rows,
+)
 from fico_export.runtime.sessions import open_session
 
 # Tokens run at once. More are no faster, and the memory of a step grows with their number.
@@ -34,8 +43,11 @@ class Decoder:
         self._session = open_session(folder / graph.file, backend, threads)
         self._device = "cuda" if backend == "ort-cuda" else "cpu"
         self._shape = manifest.decoder
-        self._past = [i.name for i in graph.inputs if i.name.startswith("past_key_values.")]
-        self._shares = _shares_buffers(graph)
+        self._graph, self._shapes = graph, graph.shapes()
+        self._past = [name for name in self._shapes if name.startswith("past_key_values.")]
+        self._rows = manifest.cache_rows
+        # Whether past and present are one buffer: then they have one length, where else present has one of its own.
+        self._shares = self._shapes["past_key_values.0.key"] == self._shapes["present.0.key"]
         self.dtype = np.dtype(graph.inputs[0].dtype)
         self._prefill: ort.InferenceSession | None = None
         if self.reduces:
@@ -44,12 +56,18 @@ class Decoder:
 
     def new_cache(self) -> KvCache:
         """An empty cache."""
+        if self._rows is not None:
+            return self._static_cache()
         heads, head_dim = self._shape.kv_heads, self._shape.head_dim
         if self._shares:
             return SharedCache(self._session, self._past, heads, head_dim, self.dtype, self._shape.context)
         empty = np.zeros((1, heads, 0, head_dim), self.dtype)
         tensors = [ort.OrtValue.ortvalue_from_numpy(empty, self._device, 0) for _ in self._past]
         return GrowingCache(tensors, self._past, self._device)
+
+    def _static_cache(self, filled: Sequence[Array] = ()) -> KvCache:
+        kind = StaticCache if self._shares else RowsCache
+        return kind(self._session, self._graph, self.dtype, self._device, filled)
 
     def append(self, cache: KvCache, embeds: Array, positions: Sequence[int]) -> npt.NDArray[np.float32]:
         """Run new tokens after those in the cache, which grows by them.
@@ -63,11 +81,13 @@ class Decoder:
             Logits [V] after the last token.
 
         Raises:
-            InputError: more tokens or a larger position than the model takes.
+            InputError: more tokens or a larger position than the model takes, or more than a static cache has room for.
             EngineError: ONNX Runtime failed, such as for lack of memory.
         """
         context = self._shape.context
-        if self._shares and max(positions) >= context:  # beyond its rotary table, which no kernel checks
+        if (
+            self._rows is None and self._shares and max(positions) >= context
+        ):  # beyond its rotary table, which no kernel checks
             raise InputError(
                 f"position id {max(positions)}; the model's context is {context}",
                 mend="shorten the prompt, or start a new conversation",
@@ -98,9 +118,12 @@ class Decoder:
             Logits [V] after the last token, the cache, and which of the picture's tokens [K] its last layer holds.
 
         Raises:
+            InputError: more tokens than a static cache has room for.
             EngineError: ONNX Runtime failed, such as for lack of memory.
         """
         assert self._prefill is not None, "this decoder does not reduce: append to an empty cache"
+        if self._rows is not None:
+            require_rows(0, len(positions), self._rows)  # as many as in the first layer, before it is reduced
         binding = self._prefill.io_binding()
         self._bind_inputs(binding, embeds, positions)
         binding.bind_cpu_input("visual_start", np.asarray([visual_start], np.int64))
@@ -109,13 +132,17 @@ class Decoder:
         for name in self._past:
             binding.bind_output(present_of(name), self._device)
         logits, kept, *tensors = _run(self._prefill, binding, 0)
-        return _last(logits), GrowingCache(tensors, self._past, self._device), kept.numpy()[0]
+        if self._rows is None:
+            cache: KvCache = GrowingCache(tensors, self._past, self._device)
+        else:
+            cache = self._static_cache([tensor.numpy() for tensor in tensors])
+        return _last(logits), cache, kept.numpy()[0]
 
     def _step(self, cache: KvCache, embeds: Array, positions: Sequence[int]) -> npt.NDArray[np.float32]:
         known = max(cache.lengths)
         binding = cache.bind(self._session)
         self._bind_inputs(binding, embeds, positions)
-        if not self.reduces:
+        if "attention_mask" in self._shapes:
             binding.bind_cpu_input("attention_mask", np.ones((1, known + len(positions)), np.int64))
         logits, *present = _run(self._session, binding, known)
         cache.take(present, len(positions))
@@ -124,12 +151,6 @@ class Decoder:
     def _bind_inputs(self, binding: ort.IOBinding, embeds: Array, positions: Sequence[int]) -> None:
         binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds, self.dtype)[None])
         binding.bind_cpu_input("position_ids", np.asarray([positions], np.int64))
-
-
-def _shares_buffers(graph: Graph) -> bool:
-    """Whether past and present are one buffer: then they have one length, where else present has a longer one."""
-    shapes = {tensor.name: tensor.shape for tensor in (*graph.inputs, *graph.outputs)}
-    return shapes["past_key_values.0.key"] == shapes["present.0.key"]
 
 
 def _run(session: ort.InferenceSession, binding: ort.IOBinding, known: int) -> list[ort.OrtValue]:

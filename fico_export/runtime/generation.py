@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fico_export.errors import ConfigError, InputError
-from fico_export.runtime.decoder import KvCache
+from fico_export.runtime.cache import KvCache, require_rows
 from fico_export.runtime.images import ImageFeatures
 from fico_export.runtime.prompt import Message
 from fico_export.runtime.sampling import Sampler, Sampling
@@ -297,6 +297,9 @@ class Conversation:
         pictures = ids.count(self._vlm.manifest.tokens.image_id) // reduction.handed_over
         spread = reduction.visual_tokens - reduction.handed_over if reduction.positions == "original" else 0
         needed = len(ids) + pictures * spread
+        rows = self._vlm.manifest.cache_rows
+        if rows is not None:
+            require_rows(0, len(ids), rows)
         if needed >= context:
             raise InputError(
                 f"the prompt takes {needed} positions, {reduction.handed_over} tokens a picture; the model has {context}",
@@ -304,7 +307,9 @@ class Conversation:
             )
 
     def _has_room(self, position: int) -> bool:
-        return position < self._vlm.manifest.decoder.context
+        rows = self._vlm.manifest.cache_rows
+        full = rows is not None and max(self._cache.lengths) >= rows
+        return position < self._vlm.manifest.decoder.context and not full
 
 
 class _Clock:

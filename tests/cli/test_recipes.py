@@ -54,12 +54,12 @@ def test_a_recipe_gives_every_option(asked, tmp_path):
     path.write_text(
         'description = "all"\nmodel = "m"\nmethod = "g-prune"\nkeep = 9\nprecision = "fp16"\ntarget = "rtx"\n'
         'block = 32\nquantize_head = "int8"\nquantize_vision = "int8"\n'
-        'device = "rtx-4090"\npositions = "compact"\nclip_text = "c"\nrevision = "r"\n[settings]\nsimilarity = 0.7\n'
+        'device = "rtx-4090"\nmax_context = 512\npositions = "compact"\nclip_text = "c"\nrevision = "r"\n[settings]\nsimilarity = 0.7\n'
     )
     wanted = {
         "model": "m", "method": "g-prune", "keep": 9, "precision": "fp16", "target": "rtx", "device": "rtx-4090",
         "positions": "compact", "clip_text": "c", "revision": "r", "settings": {"similarity": 0.7},
-        "block": 32, "quantize_head": "int8", "quantize_vision": "int8",
+        "max_context": 512, "block": 32, "quantize_head": "int8", "quantize_vision": "int8",
     }  # fmt: skip
 
     assert asked("--recipe", path).items() >= wanted.items()

@@ -43,7 +43,7 @@ def plan_of(model, method):
 
 def changed(model, plan, precision):
     """The graphs of a bundle that are this method's own; of `none`, all."""
-    jobs = graph_jobs(model, plan, precision, TARGET.opset)
+    jobs = graph_jobs(model, plan, precision, TARGET)
     shared = {"embed_tokens", "decoder_model_merged", "decoder_with_past"} if plan.steps else set()
     if plan.steps and plan.handed_over == plan.visual_tokens:
         shared.add("vision_encoder")
@@ -95,7 +95,7 @@ def test_the_graph_that_follows_a_reducing_prefill_compiles(model, tmp_path):
     """It is the same for every method that reduces in the decoder."""
     plans = (plan_of(model, method) for method in reducers.names())
     plan = next(plan for plan in plans if plan.at(Site.DECODER_LAYER))
-    jobs = graph_jobs(model, plan, "fp16", TARGET.opset)
+    jobs = graph_jobs(model, plan, "fp16", TARGET)
     path = write(model, next(job for job in jobs if job.name == "decoder_with_past"), tmp_path)
 
     assert rtx.compile_engine(path, free_axes(path, 1)).nbytes > 0
@@ -105,7 +105,7 @@ def test_an_int4_decoder_compiles(model, tmp_path):
     """And a tower of INT8: what is written where weights are quantised has a form and an opset of its own."""
     record = quantize.make_record(TARGET, block=32, head="int8", vision="int8", awq=False)
     plan = plan_of(model, "uniform")
-    jobs = {job.name: job for job in graph_jobs(model, plan, "int4", TARGET.opset, record)}
+    jobs = {job.name: job for job in graph_jobs(model, plan, "int4", TARGET, record)}
     for name in ("vision_encoder", "decoder_model_merged"):
         path = write(model, jobs[name], tmp_path, record)
 

@@ -27,7 +27,7 @@ class Reference:
             self.model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
             self.processor = AutoProcessor.from_pretrained(folder)
 
-    def generate(self, turns):
+    def generate(self, turns, new_tokens=NEW_TOKENS):
         """Token ids answered to [(role, text, pictures), …]."""
         messages, images = [], []
         for role, text, pictures in turns:
@@ -36,7 +36,7 @@ class Reference:
             messages.append({"role": role, "content": content})
         prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True)
         inputs = self.processor(text=prompt, images=images or None, return_tensors="pt")
-        output = self.model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
+        output = self.model.generate(**inputs, do_sample=False, max_new_tokens=new_tokens)
         return output[0, inputs["input_ids"].shape[1] :].tolist()
 
 

@@ -161,19 +161,21 @@ def resolve(device: Device | None, target: str | None, precision: str | None) ->
     return chosen, precision
 
 
-def require_memory(device: Device | None, needed: int) -> None:
-    """Refuse weights that the device cannot hold.
+def require_memory(device: Device | None, weights: int, cache: int = 0) -> None:
+    """Refuse weights, with a KV cache beside them, that the device cannot hold.
 
     Raises:
-        ConfigError: `needed` bytes are more than its memory, or than what was measured to be free of it.
+        ConfigError: their bytes are more than its memory, or than what was measured to be free of it.
     """
     if device is None:
         return
     room = device.usable_gb or device.memory_gb
-    if needed > room * 1e9:
+    if weights + cache > room * 1e9:
+        beside = f" and the KV cache {cache / 1e9:.1f} GB" if cache else ""
+        smaller = "--precision, --max-context" if cache else "--precision"
         raise ConfigError(
-            f"the weights take {needed / 1e9:.1f} GB, {device.name} has {room:g} GB for them",
-            mend="a smaller --precision or model, or another --device",
+            f"the weights take {weights / 1e9:.1f} GB{beside}, {device.name} has {room:g} GB for them",
+            mend=f"a smaller {smaller} or model, or another --device",
         )
 
 

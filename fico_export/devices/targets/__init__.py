@@ -59,6 +59,7 @@ class Target(Record):
         backends: those that run such a bundle; none for all.
         int4: None where the target takes no INT4 weights.
         dialect: of the decoder: `plain` (a cache that grows), or with a static cache `legacy` or `modern`.
+        decoder_opset: of its graph, where the dialect has operators of a later opset than the other graphs.
         parser: whose operators, rules and types it has; None for one with a list of its own.
         jetpack: releases of JetPack that bring it.
         compute_capabilities: of the GPUs that can be built for; none for all.
@@ -77,6 +78,7 @@ class Target(Record):
     backends: list[str] = Field(default_factory=list)
     int4: Int4 | None = None
     dialect: Literal["plain", "legacy", "modern"] = "plain"
+    decoder_opset: int | None = None
     parser: Parser | None = None
     jetpack: list[str] = Field(default_factory=list)
     compute_capabilities: list[str] = Field(default_factory=list)
@@ -112,6 +114,11 @@ def get(name: str) -> Target:
 def with_operator(operator: str) -> list[str]:
     """The targets that take an operator of the standard domain."""
     return [name for name in names() if operator in get(name).operators]
+
+
+def with_static_cache() -> list[str]:
+    """The targets whose decoder has a KV cache of a fixed number of rows."""
+    return [name for name in names() if get(name).dialect != "plain"]
 
 
 def of_jetpack(version: str) -> Target | None:

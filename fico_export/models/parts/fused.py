@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from fico_export.models.parts.decoder import Decoder, DecoderAttention, DecoderConfig, DecoderLayer
 from fico_export.models.parts.layers import RmsNorm
+from fico_export.models.parts.operators import rms_norm
 
 
 class _Rows(NamedTuple):
@@ -49,15 +50,7 @@ class FusedNorm(RmsNorm):
         """[B, S, C] each → the sum, and the sum normed."""
         weight = self.weight.to(x.dtype)
         if update is None:
-            normed = torch.onnx.ops.symbolic(
-                "RMSNormalization",
-                (x, weight),
-                {"axis": -1, "epsilon": self.eps},
-                dtype=x.dtype,
-                shape=x.shape,
-                version=23,
-            )
-            return x, normed
+            return x, rms_norm(x, weight, self.eps)
         statistics = (*x.shape[:-1], 1)
         normed, _, _, total = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::SkipSimplifiedLayerNormalization",
