@@ -39,8 +39,7 @@ command -v "$TRTEXEC" >/dev/null 2>&1 || {{
   echo "mend:  install TensorRT {version} with its tools (libnvinfer-bin), or set TRTEXEC" >&2
   exit 2
 }}
-mkdir -p {out}
-"""
+mkdir -p {out}"""
 _ZEROS = """
 # An integer input left to trtexec is random, and as an index it would reach out of its tensor.
 zeros() {
@@ -151,9 +150,9 @@ def profile_script(version: str, jobs: Sequence[Job]) -> str:
     """A POSIX script that times each engine, a decoder at one position and at a prompt's."""
     title = "Times the engines of this bundle with trtexec."
     note = f"Times, layers and logs go to {_OUT}/."
-    lines = [_head(version, "profile.sh", title, note) + _ZEROS]
+    lines = [_head(version, "profile.sh", title, note), _ZEROS]
     for job in jobs:
-        lines.append(f"\nengine=$(engine_of {job.name})")
+        lines.append(f"engine=$(engine_of {job.name})")
         for run, profile, length in _runs(job):
             lines += _run(version, job, run, profile, length)
     return "\n".join(lines) + "\n"
@@ -211,7 +210,7 @@ def _of_options(version: str, options: Options) -> list[str]:
         *_flag(version, "profilingVerbosity", "detailed"),
     ]
     if options.workspace_bytes is not None:
-        flags += _flag(version, "memPoolSize", f"workspace:{options.workspace_bytes}B")
+        flags += _flag(version, "memPoolSize", f"workspace:{max(1, options.workspace_bytes // 2**20)}")  # MiB
     if options.auxiliary_streams is not None:
         flags += _flag(version, "maxAuxStreams", str(options.auxiliary_streams))
     if options.hardware_compatibility != "none":
