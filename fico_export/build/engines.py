@@ -83,24 +83,18 @@ def build(
     }
     missing = [job for job in jobs if job.name not in reused]
     preflight.require_room(missing, builder.runtime, folder)
-    mends = {
-        "full": "free some space on the bundle's disk, or build fewer graphs with --graph",
-        "denied": f"make {bundle} a folder that you may write to",
-    }
-    rows: dict[str, Row] = {}
-    with files.aside(folder, **mends) as work:
-        cache = work / TIMING_CACHE
+    rows = {name: Row(name, folder / engines[name].file, engines[name].size, reused=True) for name in reused}
+    if not missing:  # a bundle that may only be read is as good
+        return [rows[job.name] for job in jobs]
+    full = "free some space on the bundle's disk, or build fewer graphs with --graph"
+    with files.aside(folder, full=full, denied=f"make {bundle} a folder that you may write to") as work:
         if same and (folder / TIMING_CACHE).is_file():
-            shutil.copyfile(folder / TIMING_CACHE, cache)
+            shutil.copyfile(folder / TIMING_CACHE, work / TIMING_CACHE)
         for number, job in enumerate(missing):
             engines[job.name], rows[job.name] = _make(bundle, folder, job, builder, options, work, progress)
             # With other options the old engines stay until all the new are there.
             if same or old is None or number == len(missing) - 1:
                 _publish(work, folder, target, builder, options, engines)
-    for job in jobs:
-        if job.name in reused:
-            known = engines[job.name]
-            rows[job.name] = Row(job.name, folder / known.file, known.size, reused=True)
     return [rows[job.name] for job in jobs]
 
 

@@ -15,7 +15,7 @@ from fico_export.errors import ConfigError
 # Host memory of a worker over the weights of its graph. Measured with TensorRT-RTX 1.7 on graphs of 0.6 and 3.6 GB (docs/build.md);
 # TensorRT's library of kernels alone takes 1.75 GB of host memory (NVIDIA/TensorRT issue 4493), and what follows is an estimate.
 _BASE_BYTES: dict[str, float] = {RTX: 0.7e9, "tensorrt": 2e9}
-_PER_WEIGHT_BYTE = 3.0
+_PER_WEIGHT_BYTE = 3.1
 _PLAN_PER_WEIGHT_BYTE = 1.1
 _PLAN_BYTES = 32 * 2**20  # kernels for some compute capabilities
 
