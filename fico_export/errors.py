@@ -7,6 +7,7 @@
     │   ├── InputError        the picture or the prompt cannot be used
     │   └── DiskError         the disk has no room for what was asked
     ├── ExportError           torch → ONNX failed, or broke a rule of the graph
+    ├── BuildError            a graph could not be made an engine
     ├── EngineError           a graph could not be loaded or run
     └── ParityError           a graph does not compute what the checkpoint computes
 
@@ -59,6 +60,10 @@ class DiskError(ConfigError):
 
 class ExportError(FicoError):
     """torch → ONNX failed, or broke a rule of the graph."""
+
+
+class BuildError(FicoError):
+    """A graph could not be made an engine."""
 
 
 class EngineError(FicoError):

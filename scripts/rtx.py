@@ -1,4 +1,4 @@
-"""Compiles graphs with TensorRT-RTX for GPUs that need not be there.
+"""Compiles graphs with TensorRT-RTX for GPUs that need not be there, in this process: `fico build` without a bundle.
 
 Not a script: `bench_reducers.py` and the tests compile with it. Needs the `rtx` extra.
 """
@@ -8,26 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import polygraphy  # noqa: F401  # missing, it is missed here and not amid the work
 import tensorrt_rtx as trt
 
-CAPABILITIES = ("SM86", "SM89", "SM120")  # Ampere, Ada and Blackwell boards
-Sizes = tuple[int, int, int]  # least, likeliest and most
+from fico_export.build.compile import RTX, Task
+from fico_export.build.compile import compile_engine as compile_task
+from fico_export.bundle.engines import Sizes
+from fico_export.errors import BuildError as CompileError
 
-
-class CompileError(Exception):
-    """TensorRT-RTX refused a graph, in its own words."""
-
-
-class _Log(trt.ILogger):
-    """Keeps what is wrong, prints nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.errors: list[str] = []
-
-    def log(self, severity: trt.ILogger.Severity, message: str) -> None:
-        if severity <= trt.ILogger.Severity.ERROR:
-            self.errors.append(message)
+__all__ = ["CAPABILITIES", "CompileError", "compile_engine"]
+CAPABILITIES = ("8.6", "8.9", "12.0")  # Ampere, Ada and Blackwell boards
 
 
 def compile_engine(
@@ -43,32 +33,7 @@ def compile_engine(
     Raises:
         CompileError: the parser or the compiler refused the graph.
     """
-    log = _Log()
-    builder = trt.Builder(log)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(path)):
-        errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        raise CompileError(f"{path.name}: {'; '.join(f'{e.node_name()}: {e.desc()}' for e in errors)}")
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = len(capabilities)
-    for i, name in enumerate(capabilities):
-        config.set_compute_capability(getattr(trt.ComputeCapability, name), i)
-    if axes:
-        config.add_optimization_profile(_profile(builder, network, axes))
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:
-        raise CompileError(f"{path.name}: {'; '.join(log.errors)}")
-    return engine
-
-
-def _profile(
-    builder: trt.Builder, network: trt.INetworkDefinition, axes: Mapping[str, Sizes]
-) -> trt.IOptimizationProfile:
-    profile = builder.create_optimization_profile()
-    for value in (network.get_input(i) for i in range(network.num_inputs)):
-        shape = list(value.shape)
-        if -1 in shape:
-            sizes = [axes[value.get_dimension_name(i)] if n == -1 else (n, n, n) for i, n in enumerate(shape)]
-            profile.set_shape(value.name, *zip(*sizes, strict=True))
-    return profile
+    profiles = [dict(axes)] if axes else []
+    return compile_task(
+        Task(runtime=RTX, graph=path, profiles=profiles, compute_capabilities=capabilities)
+    ).plan

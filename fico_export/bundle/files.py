@@ -111,21 +111,37 @@ def written_whole(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         ConfigError: `folder` exists and is not to be overwritten, or is no bundle, or cannot be made.
         DiskError: the disk filled up while writing.
     """
-    place = folder.resolve()  # a link stays, what it points at is replaced
-    _clear_abandoned(place)
+    _clear_abandoned(folder.resolve())
     _require_free(folder, overwrite=overwrite)
+    full = "free some space, or give --out a folder on another disk"
+    with aside(folder, full=full, denied="give --out a folder that you may write to") as partial:
+        yield partial
+        replace(partial, folder)
+
+
+@contextmanager
+def aside(folder: Path, *, full: str, denied: str) -> Iterator[Path]:
+    """A folder beside `folder` to write into, which is gone at the end; see `replace`.
+
+    Args:
+        folder: what it will replace, or a part of it.
+        full: the mend for a disk that fills up.
+        denied: the mend for a folder that may not be written to.
+
+    Raises:
+        ConfigError: it cannot be made.
+        DiskError: the disk filled up while writing.
+    """
+    place = folder.resolve()
+    _clear_abandoned(place)
     partial = place.parent / f".{place.name}.partial-{os.getpid()}"
     new_parents = [parent for parent in place.parents if not parent.exists()]
     try:
-        _make(partial, folder)
+        _make(partial, folder, denied)
         yield partial
-        _swap(partial, place)
     except OSError as error:
         if error.errno in _FULL:
-            raise DiskError(
-                f"the disk of {folder.parent} filled up; nothing was kept",
-                mend="free some space, or give --out a folder on another disk",
-            ) from error
+            raise DiskError(f"the disk of {folder.parent} filled up; nothing was kept", mend=full) from error
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -134,7 +150,20 @@ def written_whole(folder: Path, *, overwrite: bool) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def require_space(folder: Path, needed: int) -> None:
+def replace(whole: Path, folder: Path) -> None:
+    """Put a folder that is whole in the place of another; a link stays, what it points at is replaced."""
+    _swap(whole, folder.resolve())
+
+
+_SMALLER_BUNDLE = (
+    "free some space, give --out a folder on another disk (on the checkpoint's own, weights that need no "
+    "conversion are linked, not written), or choose --precision fp16"
+)
+
+
+def require_space(
+    folder: Path, needed: int, *, what: str = "the bundle needs", mend: str = _SMALLER_BUNDLE
+) -> None:
     """Refuse work whose output would not fit on the disk of `folder`.
 
     Raises:
@@ -144,9 +173,8 @@ def require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise DiskError(
-            f"the bundle needs {needed / 1e9:.1f} GB, the disk of {existing} has {free / 1e9:.1f} GB free",
-            mend="free some space, give --out a folder on another disk (on the checkpoint's own, weights that need no "
-            "conversion are linked, not written), or choose --precision fp16",
+            f"{what} {needed / 1e9:.1f} GB, the disk of {existing} has {free / 1e9:.1f} GB free",
+            mend=mend,
         )
 
 
@@ -165,13 +193,11 @@ def _require_free(folder: Path, *, overwrite: bool) -> None:
         ) from error
 
 
-def _make(partial: Path, folder: Path) -> None:
+def _make(partial: Path, folder: Path, denied: str) -> None:
     try:
         partial.mkdir(parents=True)
     except OSError as error:
-        raise ConfigError(
-            f"cannot write to {folder}: {error.strerror}", mend="give --out a folder that you may write to"
-        ) from error
+        raise ConfigError(f"cannot write to {folder}: {error.strerror}", mend=denied) from error
 
 
 def _swap(partial: Path, folder: Path) -> None:

@@ -11,14 +11,14 @@ from typing import Any, NoReturn
 
 import typer
 
-from fico_export.cli import doctor, export, inspect, lint, listing, run, verify
+from fico_export.cli import build, doctor, export, inspect, lint, listing, run, verify
 from fico_export.cli.console import print_json, say
 from fico_export.errors import ConfigError, FicoError
 
 _HELP = """Vision-language models on small GPUs, with their visual tokens already reduced.
 
 Export a LLaVA checkpoint with `fico export` (the same as `fico-export`), ask it with `fico run`, compare it with its
-checkpoint with `fico verify`.
+checkpoint with `fico verify`, make engines of it with `fico build`.
 """
 _EXTRAS = {
     "export": (
@@ -34,6 +34,7 @@ _EXTRAS = {
 
 app = typer.Typer(help=_HELP, add_completion=False, rich_markup_mode=None)
 app.command("export")(export.command)
+app.command("build")(build.command)
 app.command("run")(run.command)
 app.command("verify")(verify.command)
 app.command("inspect")(inspect.command)

@@ -43,7 +43,7 @@ def test_what_passes_compiles(graph, tmp_path):
     ir.save(graph, tmp_path / "g.onnx")
 
     assert lint(graph, targets.get("rtx")) == []
-    assert rtx.compile_engine(tmp_path / "g.onnx", capabilities=("SM86",)).nbytes > 0
+    assert rtx.compile_engine(tmp_path / "g.onnx", capabilities=("8.6",)).nbytes > 0
 
 
 @pytest.mark.parametrize("graph", REFUSED.values(), ids=REFUSED)
@@ -52,4 +52,4 @@ def test_what_is_refused_does_not_compile(graph, tmp_path):
 
     assert lint(graph, targets.get("rtx"))
     with pytest.raises(rtx.CompileError):
-        rtx.compile_engine(tmp_path / "g.onnx", capabilities=("SM86",))
+        rtx.compile_engine(tmp_path / "g.onnx", capabilities=("8.6",))
