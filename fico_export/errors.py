@@ -8,7 +8,8 @@
     │   └── DiskError         the disk has no room for what was asked
     ├── ExportError           torch → ONNX failed, or broke a rule of the graph
     ├── EngineError           a graph could not be loaded or run
-    └── ParityError           a graph does not compute what the checkpoint computes
+    ├── ParityError           a graph does not compute what the checkpoint computes
+    └── DeployError           another machine cannot be reached, or does not do what it was told
 
 The mend is a required argument: an error that does not say what to do cannot be written.
 """
@@ -67,6 +68,10 @@ class EngineError(FicoError):
 
 class ParityError(FicoError):
     """A graph does not compute what the checkpoint computes."""
+
+
+class DeployError(FicoError):
+    """Another machine cannot be reached, or does not do what it was told."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:

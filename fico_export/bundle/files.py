@@ -19,7 +19,8 @@ from fico_export.errors import BundleError, ConfigError, DiskError
 # (graphs, tokenizer, configs) and compares the sizes of the rest; `verify` and `inspect --check` hash everything.
 QUICK_LIMIT_BYTES = 64 * 2**20
 # No space, no quota, and no larger file: a limit of the shell or of the file system (4 GB on FAT32).
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DAMAGED = "copy or export the bundle again: a damaged graph would answer wrongly without a word"
 # Large: a thread that hashes waits for the interpreter after each piece, while another traces graphs.
 _PIECE_BYTES = 16 * 2**20
 
@@ -100,7 +101,7 @@ def check(folder: Path, manifest: Manifest, *, full: bool) -> None:
 def _damaged(shared: bool) -> str:
     if shared:
         return "restore the checkpoint's file, or export again; with --copy-weights the bundle has weights of its own"
-    return "copy or export the bundle again: a damaged graph would answer wrongly without a word"
+    return DAMAGED
 
 
 @contextmanager
@@ -121,7 +122,7 @@ def written_whole(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         yield partial
         _swap(partial, place)
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise DiskError(
                 f"the disk of {folder.parent} filled up; nothing was kept",
                 mend="free some space, or give --out a folder on another disk",
@@ -134,8 +135,8 @@ def written_whole(folder: Path, *, overwrite: bool) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def require_space(folder: Path, needed: int) -> None:
-    """Refuse work whose output would not fit on the disk of `folder`.
+def require_space(folder: Path, needed: int, what: str = "the bundle", mend: str | None = None) -> None:
+    """Refuse work whose output, `what`, would not fit on the disk of `folder`.
 
     Raises:
         DiskError: fewer than `needed` bytes are free.
@@ -144,8 +145,9 @@ def require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise DiskError(
-            f"the bundle needs {needed / 1e9:.1f} GB, the disk of {existing} has {free / 1e9:.1f} GB free",
-            mend="free some space, give --out a folder on another disk (on the checkpoint's own, weights that need no "
+            f"{what} needs {needed / 1e9:.1f} GB, the disk of {existing} has {free / 1e9:.1f} GB free",
+            mend=mend
+            or "free some space, give --out a folder on another disk (on the checkpoint's own, weights that need no "
             "conversion are linked, not written), or choose --precision fp16",
         )
 
