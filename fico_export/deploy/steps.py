@@ -89,7 +89,8 @@ def _build(context: Context) -> list[str] | str:
     target = engine_target(context)
     if target is None:
         return "no target: neither the bundle nor the machine names one; give --target"
-    return [context.folder, "--target", target, *_spared(context)]
+    device = ["--device", context.wishes.device] if context.wishes.device else []
+    return [context.folder, "--target", target, *device, *_spared(context)]
 
 
 def _verify(context: Context) -> list[str] | str:

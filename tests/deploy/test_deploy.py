@@ -17,7 +17,9 @@ from fico_export.errors import DeployError
 from fico_export.progress import Silent
 
 BIG = 6_000_000
-BLOCK = 10_000  # rsync knows again what arrived by blocks, of about the root of the size: the last is not whole
+BLOCK = (
+    10_000  # rsync knows again what arrived by blocks, of about the root of the size: the last is not whole
+)
 
 
 GOOD = {"doctor": (0, '{"ok": true, "findings": []}', ""), "inspect": (0, '{"files": {}}', "")}
@@ -121,18 +123,18 @@ def test_a_file_that_was_damaged_there_is_found_and_mended_by_force(fico, board,
     assert (there / "tokenizer.json").read_bytes() == (bundle / "tokenizer.json").read_bytes()
 
 
-def test_what_is_not_the_bundle_s_is_let_be(fico, board, bundle, there, stub_fico):
+def test_what_is_not_the_bundle_s_is_let_be(fico, ssh_to_here, bundle, there, stub_fico):
     (there / "onnx").mkdir(parents=True)
     (there / "onnx" / "mine").write_text("mine")
     (bundle / "mine").write_text("not the bundle's either")
 
-    assert fico("deploy", bundle, *board.flags, "--fico", stub_fico(GOOD), "--dir", there).code == 0
+    assert fico("deploy", bundle, *ssh_to_here, "--fico", stub_fico(GOOD), "--dir", there).code == 0
     assert (there / "onnx" / "mine").read_text() == "mine"
     assert not (there / "mine").exists()
 
 
-def test_a_bundle_that_changed_is_taken_through_the_steps_again(fico, board, bundle, there, stub_fico):
-    flags = [*board.flags, "--fico", stub_fico(GOOD), "--dir", there, "--json"]
+def test_a_bundle_that_changed_is_taken_through_the_steps_again(fico, ssh_to_here, bundle, there, stub_fico):
+    flags = [*ssh_to_here, "--fico", stub_fico(GOOD), "--dir", there, "--json"]
     assert by_name(fico("deploy", bundle, *flags))["inspect"]["status"] == "done"
     assert by_name(fico("deploy", bundle, *flags))["inspect"]["status"] == "kept"
     write_stub(bundle, FILES | {"config.json": b'{"other": 1}'})
@@ -144,8 +146,8 @@ def test_a_bundle_that_changed_is_taken_through_the_steps_again(fico, board, bun
     assert by_name(fico("deploy", bundle, *flags, "--force"))["inspect"]["status"] == "done"
 
 
-def test_other_software_there_is_taken_through_the_steps_again(fico, board, bundle, there, stub_fico):
-    flags = [*board.flags, "--dir", there, "--json", "--fico"]
+def test_other_software_there_is_taken_through_the_steps_again(fico, ssh_to_here, bundle, there, stub_fico):
+    flags = [*ssh_to_here, "--dir", there, "--json", "--fico"]
     said = '{"ok": true, "findings": [{"what": "TensorRT", "found": "%s", "status": "ok"}]}'
     states = []
     for version in ("10.3.0", "10.3.0", "10.16.1"):

@@ -1,11 +1,8 @@
 """The steps on the other machine: their words, their results, and what a failure stops."""
 
 import json
-import os
-import shutil
 
 import pytest
-from cli_tools import missing
 from stub_bundles import write_stub
 
 DOCTOR = {"ok": True, "findings": [{"what": "JetPack", "found": "6.2 (Jetson Linux 36.4.3): --target trt-10.3", "status": "ok", "mend": ""}]}  # fmt: skip
@@ -19,31 +16,14 @@ ALL = {
 }
 
 
-# It takes ssh's options and runs the command here: what these tests are about begins where ssh ends.
-SSH = """#!/bin/sh
-while :; do case "$1" in
-  -M|-O) exit 0 ;;
-  -o|-F|-p|-i|-l) shift 2 ;;
-  -*) shift ;;
-  *) shift; exec sh -c "$*" ;;
-esac; done
-"""
-
-
 @pytest.fixture
-def deploy(fico, stub_fico, tmp_path, monkeypatch):
+def deploy(fico, stub_fico, ssh_to_here, tmp_path):
     """deploy(verbs, *flags, target=…) → (Outcome, the words that the fico there was given)."""
-    if shutil.which("rsync") is None:
-        missing("there is no rsync: apt install rsync")
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "ssh").write_text(SSH)
-    (tmp_path / "bin" / "ssh").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
 
     def run(verbs, *flags, target="portable"):
         bundle = write_stub(tmp_path / "bundle", target=target)
         there = ["--dir", tmp_path / "the board", "--fico", stub_fico(verbs)]
-        outcome = fico("deploy", bundle, "--host", "me@board", *there, *flags)
+        outcome = fico("deploy", bundle, *ssh_to_here, *there, *flags)
         return outcome, (tmp_path / "words").read_text().splitlines()
 
     return run
