@@ -83,8 +83,8 @@ def pack(
     files.require_space(
         out.parent,
         total + 4096 * len(listed),
-        "the archive",
-        "free some space, or give --out a file on another disk",
+        what="the archive needs",
+        mend="free some space, or give --out a file on another disk",
     )
     progress.stage("pack", total)
     with _written_whole(out) as raw:
@@ -120,7 +120,7 @@ def unpack(
         folder = out or Path(top)
         total = sum(member.size for member in members.values())
         mend = "free some space, or give --out a folder on another disk"
-        files.require_space(folder, total, "the bundle", mend)
+        files.require_space(folder, total, mend=mend)
         progress.stage("unpack", total)
         with files.written_whole(folder, overwrite=overwrite) as partial:
             found = {
@@ -249,7 +249,7 @@ def _written_whole(path: Path) -> Iterator[IO[bytes]]:
             yield file
         partial.replace(path)
     except OSError as error:
-        if error.errno in files.FULL:
+        if files.disk_is_full(error):
             raise DiskError(
                 f"the disk of {path.parent} filled up; nothing was kept",
                 mend="free some space, or give --out a file on another disk",

@@ -19,7 +19,7 @@ from fico_export.errors import BundleError, ConfigError, DiskError
 # (graphs, tokenizer, configs) and compares the sizes of the rest; `verify` and `inspect --check` hash everything.
 QUICK_LIMIT_BYTES = 64 * 2**20
 # No space, no quota, and no larger file: a limit of the shell or of the file system (4 GB on FAT32).
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DAMAGED = "copy or export the bundle again: a damaged graph would answer wrongly without a word"
 # Large: a thread that hashes waits for the interpreter after each piece, while another traces graphs.
 _PIECE_BYTES = 16 * 2**20
@@ -122,7 +122,7 @@ def written_whole(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         yield partial
         _swap(partial, place)
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in _FULL:
             raise DiskError(
                 f"the disk of {folder.parent} filled up; nothing was kept",
                 mend="free some space, or give --out a folder on another disk",
@@ -135,8 +135,16 @@ def written_whole(folder: Path, *, overwrite: bool) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def require_space(folder: Path, needed: int, what: str = "the bundle", mend: str | None = None) -> None:
-    """Refuse work whose output, `what`, would not fit on the disk of `folder`.
+_SMALLER_BUNDLE = (
+    "free some space, give --out a folder on another disk (on the checkpoint's own, weights that need no "
+    "conversion are linked, not written), or choose --precision fp16"
+)
+
+
+def require_space(
+    folder: Path, needed: int, *, what: str = "the bundle needs", mend: str = _SMALLER_BUNDLE
+) -> None:
+    """Refuse work whose output would not fit on the disk of `folder`.
 
     Raises:
         DiskError: fewer than `needed` bytes are free.
@@ -145,10 +153,8 @@ def require_space(folder: Path, needed: int, what: str = "the bundle", mend: str
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise DiskError(
-            f"{what} needs {needed / 1e9:.1f} GB, the disk of {existing} has {free / 1e9:.1f} GB free",
-            mend=mend
-            or "free some space, give --out a folder on another disk (on the checkpoint's own, weights that need no "
-            "conversion are linked, not written), or choose --precision fp16",
+            f"{what} {needed / 1e9:.1f} GB, the disk of {existing} has {free / 1e9:.1f} GB free",
+            mend=mend,
         )
 
 
@@ -218,3 +224,8 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def disk_is_full(error: OSError) -> bool:
+    """Whether that is what it says."""
+    return error.errno in _FULL
