@@ -44,9 +44,7 @@ def command(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(
-            "--target", help="Of the engines. Default: the device's, the bundle's, or the JetPack's there."
-        ),
+        typer.Option("--target", help="Of the engines. Default: the device's, or the bundle's."),
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="What it is; `fico list devices`.")] = None,
     checkpoint: Annotated[

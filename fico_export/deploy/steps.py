@@ -20,7 +20,7 @@ class Wishes:
     """What the user asked for.
 
     Attributes:
-        target: of the engines; None for what the device, the bundle or the machine implies.
+        target: of the engines; None for what the device or the bundle implies.
         device: a name of the catalogue.
         checkpoint: the one that the bundle came from, where it is on the other machine.
         backend: to answer on.
@@ -71,26 +71,21 @@ class Step:
     decides: bool = True
 
 
-def engine_target(context: Context) -> str | None:
-    """Whose engines to build: what was asked for, else the device's, the bundle's, or that of the JetPack there."""
-    wishes, own = context.wishes, targets.get(context.manifest.target)
-    if wishes.target:
-        return wishes.target
-    if wishes.device:
-        return catalog.get(wishes.device).target
-    if own.parser is not None:
-        return own.name
-    findings = {f.get("what"): f.get("found", "") for f in context.doctor.get("findings", [])}
-    offered = re.search(r"--target (\S+)", findings.get("JetPack", ""))
-    return offered[1] if offered and not own.backends else None
-
-
 def _build(context: Context) -> list[str] | str:
-    target = engine_target(context)
-    if target is None:
-        return "no target: neither the bundle nor the machine names one; give --target"
-    device = ["--device", context.wishes.device] if context.wishes.device else []
-    return [context.folder, "--target", target, *device, *_spared(context)]
+    """For what was asked, else for the device, else for what the bundle was exported for."""
+    wishes, own = context.wishes, targets.get(context.manifest.target)
+    target = wishes.target or (catalog.get(wishes.device).target if wishes.device else None)
+    if target is None and own.parser is None:
+        return f"the bundle is for {own.name}, which has no engines: export it with --target {_offered(context.doctor)}"
+    device = ["--device", wishes.device] if wishes.device else []
+    return [context.folder, "--target", target or own.name, *device, *_spared(context)]
+
+
+def _offered(doctor: Result) -> str:
+    """The target of the JetPack there, as `fico doctor` names it."""
+    findings = {f.get("what"): f.get("found", "") for f in doctor.get("findings", [])}
+    found = re.search(r"--target (\S+)", findings.get("JetPack", ""))
+    return found[1] if found else "of `fico list targets`"
 
 
 def _verify(context: Context) -> list[str] | str:

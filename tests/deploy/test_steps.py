@@ -20,7 +20,7 @@ ALL = {
 def deploy(fico, stub_fico, ssh_to_here, tmp_path):
     """deploy(verbs, *flags, target=…) → (Outcome, the words that the fico there was given)."""
 
-    def run(verbs, *flags, target="portable"):
+    def run(verbs, *flags, target="trt-10.3"):
         bundle = write_stub(tmp_path / "bundle", target=target)
         there = ["--dir", tmp_path / "the board", "--fico", stub_fico(verbs)]
         outcome = fico("deploy", bundle, *ssh_to_here, *there, *flags)
@@ -91,21 +91,21 @@ def test_a_verb_that_is_missing_there_is_said_and_passed_over(deploy):
 @pytest.mark.parametrize(
     ("own", "flags", "doctor", "target"),
     [
-        ("portable", [], DOCTOR, "trt-10.3"),
-        ("portable", ["--target", "rtx"], DOCTOR, "rtx"),
-        ("portable", ["--device", "t5000"], DOCTOR, "trt-10.13"),
         ("trt-10.16", [], DOCTOR, "trt-10.16"),
-        ("portable", [], {"ok": True, "findings": []}, None),
-        ("ort", [], DOCTOR, None),
+        ("trt-10.3", ["--target", "rtx"], DOCTOR, "rtx"),
+        ("portable", ["--device", "t5000"], DOCTOR, "trt-10.13][--device][t5000"),
+        ("portable", [], DOCTOR, None),
+        ("ort", [], {"ok": True, "findings": []}, None),
     ],
 )
-def test_engines_are_for_what_was_asked_or_what_is_there(own, flags, doctor, target, deploy):
+def test_engines_are_for_what_was_asked_or_what_the_bundle_is_for(own, flags, doctor, target, deploy):
     outcome, words = deploy(ALL | {"doctor": (0, json.dumps(doctor), "")}, *flags, "--json", target=own)
 
     build = steps_of(outcome)["build"]
     if target is None:
         assert build["status"] == "skipped"
-        assert "give --target" in build["line"]
+        offered = "trt-10.3" if doctor is DOCTOR else "of `fico list targets`"
+        assert build["line"].endswith(f"{own}, which has no engines: export it with --target {offered}")
     else:
         assert f"[--target][{target}]" in next(w for w in words if w.startswith("[build]"))
 
