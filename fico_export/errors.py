@@ -9,7 +9,8 @@
     ├── ExportError           torch → ONNX failed, or broke a rule of the graph
     ├── BuildError            a graph could not be made an engine
     ├── EngineError           a graph could not be loaded or run
-    └── ParityError           a graph does not compute what the checkpoint computes
+    ├── ParityError           a graph does not compute what the checkpoint computes
+    └── DeployError           another machine cannot be reached, or does not do what it was told
 
 The mend is a required argument: an error that does not say what to do cannot be written.
 """
@@ -72,6 +73,10 @@ class EngineError(FicoError):
 
 class ParityError(FicoError):
     """A graph does not compute what the checkpoint computes."""
+
+
+class DeployError(FicoError):
+    """Another machine cannot be reached, or does not do what it was told."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:

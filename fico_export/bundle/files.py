@@ -20,6 +20,7 @@ from fico_export.errors import BundleError, ConfigError, DiskError
 QUICK_LIMIT_BYTES = 64 * 2**20
 # No space, no quota, and no larger file: a limit of the shell or of the file system (4 GB on FAT32).
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DAMAGED = "copy or export the bundle again: a damaged graph would answer wrongly without a word"
 # Large: a thread that hashes waits for the interpreter after each piece, while another traces graphs.
 _PIECE_BYTES = 16 * 2**20
 
@@ -100,7 +101,7 @@ def check(folder: Path, manifest: Manifest, *, full: bool) -> None:
 def _damaged(shared: bool) -> str:
     if shared:
         return "restore the checkpoint's file, or export again; with --copy-weights the bundle has weights of its own"
-    return "copy or export the bundle again: a damaged graph would answer wrongly without a word"
+    return DAMAGED
 
 
 @contextmanager
@@ -242,3 +243,8 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def disk_is_full(error: OSError) -> bool:
+    """Whether that is what it says."""
+    return error.errno in _FULL

@@ -7,11 +7,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from fico_export.cli import build, doctor, export, inspect, lint, listing, run, verify
+from fico_export import __version__
+from fico_export.cli import build, deploy, doctor, export, inspect, lint, listing, pack, run, unpack, verify
 from fico_export.cli.console import print_json, say
 from fico_export.errors import ConfigError, FicoError
 
@@ -41,6 +42,25 @@ app.command("inspect")(inspect.command)
 app.command("lint")(lint.command)
 app.command("list")(listing.command)
 app.command("doctor")(doctor.command)
+app.command("pack")(pack.command)
+app.command("unpack")(unpack.command)
+app.command("deploy")(deploy.command)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _fico(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
 
 export_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 export_app.command()(export.command)
