@@ -188,7 +188,7 @@ def sweep(model: Architecture, request: Request, device: Device | None = None) -
             one = replace(request, keep=keep, precision=precision)
             if precision != quantize.PRECISION:
                 one = replace(one, block=None, quantize_head=None, quantize_vision=None)
-            found.append(estimate(model, one, device, work))
+            found += _tried(model, one, device, work)
     return found
 
 
@@ -197,12 +197,16 @@ def everywhere(model: Architecture, request: Request, folder: Path | None = None
     found, work = [], count(model, request)
     devices = catalog.load(folder).values()
     for device in sorted(devices, key=lambda d: (not _shares_memory(d), d.memory_gb, d.name)):
-        try:
-            catalog.resolve(device, request.target, request.precision)
-        except ConfigError:
-            continue
-        found.append(estimate(model, request, device, work))
+        found += _tried(model, request, device, work)
     return found
+
+
+def _tried(model: Architecture, request: Request, device: Device | None, work: Work) -> list[Estimate]:
+    """The estimate, or none where the model, the target or the device does not have what is tried."""
+    try:
+        return [estimate(model, request, device, work)]
+    except ConfigError:
+        return []
 
 
 def count(model: Architecture, request: Request) -> Work:
@@ -412,7 +416,8 @@ def _options(
     flags: dict[str, Any] = {}
     for change in _changes(device, request, asked):
         changed, flags = replace(changed, **change), flags | change
-        verdict = estimate(model, changed, device, count(model, changed)).verdict
+        tried = _tried(model, changed, device, count(model, changed))
+        verdict = tried[0].verdict if tried else None
         if verdict not in (None, best, "does not fit"):
             best = verdict
             yield Option(_as_flags(flags), verdict)
@@ -424,7 +429,7 @@ def _options(
         alike = _shares_memory(other) == _shares_memory(device) and asked.precision in other.precisions
         if not alike or other.name == device.name:
             continue
-        if estimate(model, moved, other, work).verdict == "fits":
+        if any(e.verdict == "fits" for e in _tried(model, moved, other, work)):
             yield Option(f"--device {other.name}", "fits")
             break
 
