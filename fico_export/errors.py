@@ -5,6 +5,7 @@
     │   ├── CheckpointError   the model's files cannot be used
     │   ├── BundleError       the bundle is missing, damaged, or from another version
     │   ├── InputError        the picture or the prompt cannot be used
+    │   ├── LogError          a log of another tool cannot be read
     │   └── DiskError         the disk has no room for what was asked
     ├── ExportError           torch → ONNX failed, or broke a rule of the graph
     ├── BuildError            a graph could not be made an engine
@@ -53,6 +54,10 @@ class BundleError(ConfigError):
 
 class InputError(ConfigError):
     """The picture or the prompt cannot be used."""
+
+
+class LogError(ConfigError):
+    """A log of another tool cannot be read."""
 
 
 class DiskError(ConfigError):

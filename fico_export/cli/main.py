@@ -12,7 +12,20 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from fico_export import __version__
-from fico_export.cli import build, deploy, doctor, export, inspect, lint, listing, pack, run, unpack, verify
+from fico_export.cli import (
+    build,
+    deploy,
+    doctor,
+    export,
+    inspect,
+    lint,
+    listing,
+    pack,
+    plan,
+    run,
+    unpack,
+    verify,
+)
 from fico_export.cli.console import print_json, say
 from fico_export.errors import ConfigError, FicoError
 
@@ -38,6 +51,7 @@ app.command("export")(export.command)
 app.command("build")(build.command)
 app.command("run")(run.command)
 app.command("verify")(verify.command)
+app.command("plan")(plan.command)
 app.command("inspect")(inspect.command)
 app.command("lint")(lint.command)
 app.command("list")(listing.command)
