@@ -54,7 +54,7 @@ def plan(bundle: Path, manifest: Manifest, graphs: Sequence[str] = (), *, profil
         if name not in manifest.graphs:
             raise unknown_name("graph", name, manifest.graphs)
     chosen = [name for name in manifest.graphs if name in graphs] if graphs else wanted(manifest)
-    rows = _cache_rows(manifest)
+    rows = manifest.cache_rows
     for name in chosen:
         _require_static_cache(bundle, manifest, name)
     return [
@@ -96,12 +96,6 @@ def _sources(bundle: Path, manifest: Manifest, name: str) -> dict[str, str]:
             )
         sources[file] = manifest.files[file].sha256
     return sources
-
-
-def _cache_rows(manifest: Manifest) -> int | None:
-    """Rows of the static cache, or None for a decoder without one."""
-    pasts = [i.shape[2] for g in manifest.graphs.values() for i in g.inputs if i.name.startswith(_CACHE)]
-    return next((rows for rows in pasts if isinstance(rows, int)), None)
 
 
 def _require_static_cache(bundle: Path, manifest: Manifest, name: str) -> None:

@@ -82,7 +82,8 @@ def command(
     from fico_export.api import open_architecture
     from fico_export.devices import catalog
     from fico_export.errors import ConfigError
-    from fico_export.plan import planner
+    from fico_export.plan import advice
+    from fico_export.plan.planner import Request
 
     count = whole_number(keep)
     chosen = catalog.get(device, devices) if device is not None else None
@@ -90,7 +91,7 @@ def command(
         raise ConfigError(
             "--out draws times, and no device was named", mend="add --device NAME, or drop --out"
         )
-    request = planner.Request(
+    request = Request(
         method=method or ("none" if count is None else DEFAULT),
         keep=count,
         settings=as_settings(setting or []),
@@ -104,9 +105,9 @@ def command(
         new_tokens=new_tokens,
     )
     described = open_architecture(model, revision)
-    found = planner.plan(described, request, chosen, devices)
-    swept = planner.sweep(described, request, chosen) if sweep or out else []
-    everywhere = planner.everywhere(described, request, devices) if chosen is None else []
+    found = advice.plan(described, request, chosen, devices)
+    swept = advice.sweep(described, request, chosen) if sweep or out else []
+    everywhere = advice.everywhere(described, request, devices) if chosen is None else []
     if out is not None:
         from fico_export.plan import plot
 

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from fico_export.bundle import files, manifest
 from fico_export.devices import catalog, targets
 from fico_export.errors import ConfigError
-from fico_export.exporter import awq, checks, quantize, stream, trace, weights
+from fico_export.exporter import awq, checks, context, quantize, stream, trace, weights
 from fico_export.exporter.graphs import GraphJob, graph_jobs
 from fico_export.exporter.links import Links, link_files, written_bytes
 from fico_export.models.parts import clip_text
@@ -26,8 +26,6 @@ from fico_export.progress import Progress
 from fico_export.reducers.base.plan import Plan
 
 _DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
-MAX_CONTEXT = 1024  # rows of a static KV cache where none are asked for
-TEXT_ROWS = 64  # rows that a short question and answer take
 _TOOLS = ("fico_export", "torch", "transformers", "onnx", "onnxscript", "onnx-ir")
 
 
@@ -47,7 +45,7 @@ class Request:
         quantize_vision: with int4, int8 for the linears of the vision tower; None leaves them FP16.
         target: a target's name.
         device: that the bundle is for; None for any.
-        max_context: rows of a static KV cache; None for the model's context, and `MAX_CONTEXT` at most.
+        max_context: rows of a static KV cache; None for the model's context, and `context.DEFAULT` at most.
         positions: policy for position ids; None for the method's own.
         out: the bundle's folder; None for engines/<model>-<method>-k<K>-<precision>.
         overwrite: replace a bundle that is there.
@@ -104,7 +102,7 @@ def write_bundle(
     quantization = _quantization(model, request, target, awq=bool(calibration))
     plan = model.plan(request.method, request.keep, request.settings)
     _require_clip(model, plan)
-    max_context = _max_context(model, request, target, plan)
+    rows = context.cache_rows(target, plan, model.decoder_config.context, request.max_context)
     if request.positions == "compact" and plan.handed_over > plan.keep:
         raise ConfigError(
             f"--positions compact with --method {plan.method}, which removes tokens inside the decoder: "
@@ -114,7 +112,7 @@ def write_bundle(
     method = plan.method.replace("@", "").replace(",", "+")
     bundle = request.out or Path("engines") / f"{request.name}-{method}-k{plan.keep}-{request.precision}"
     texts = model.files()
-    cache = _cache_bytes(model, request, max_context or 0)
+    cache = (rows or 0) * context.bytes_per_row(model.decoder_config, 4 if request.precision == "fp32" else 2)
     catalog.require_memory(request.device, _weight_bytes(model, request, quantization), cache)
 
     with ExitStack() as stack:
@@ -129,7 +127,7 @@ def write_bundle(
         warned: set[str] = set()
         graphs: dict[str, manifest.Graph] = {}
         embedding: manifest.Table | None = None
-        for job in graph_jobs(model, plan, request.precision, target, quantization, max_context):
+        for job in graph_jobs(model, plan, request.precision, target, quantization, rows):
             progress.stage(f"trace {job.name}")
             graph = job.trace()
             graph.ir_version = target.ir_version
@@ -189,19 +187,6 @@ def _weight_bytes(model: Vlm, request: Request, quantization: manifest.Quantizat
     return written_bytes(model.checkpoint, model.shapes, _DTYPES[request.precision], Links())
 
 
-def _cache_bytes(model: Vlm, request: Request, rows: int) -> int:
-    """Bytes of a KV cache of so many rows."""
-    config = model.decoder_config
-    return (
-        2
-        * config.layers
-        * config.kv_heads
-        * rows
-        * config.head_dim
-        * (4 if request.precision == "fp32" else 2)
-    )
-
-
 def _quantization(
     model: Vlm, request: Request, target: targets.Target, *, awq: bool
 ) -> manifest.Quantization | None:
@@ -229,31 +214,6 @@ def _quantization(
     )
     quantize.require_fit(model.shapes, record)
     return record
-
-
-def _max_context(model: Vlm, request: Request, target: targets.Target, plan: Plan) -> int | None:
-    """Rows of the KV cache; None where the target's decoder has one that grows, for which --max-context is refused."""
-    asked, context = request.max_context, model.decoder_config.context
-    if target.dialect == "plain":
-        if asked is None:
-            return None
-        raise ConfigError(
-            f"--max-context with --target {target.name}, whose KV cache grows as far as the model's context",
-            mend=f"drop it, or --target one of: {', '.join(targets.with_static_cache())}",
-        )
-    rows, least = min(context, MAX_CONTEXT) if asked is None else asked, plan.handed_over + TEXT_ROWS
-    if rows > context:
-        raise ConfigError(
-            f"--max-context {rows}, and the model's context is {context}", mend=f"give at most {context}"
-        )
-    if rows < least:
-        raise ConfigError(
-            f"a KV cache of {rows} rows, and a picture takes {plan.handed_over} beside the text's {TEXT_ROWS} at least",
-            mend=f"--max-context {least} or more" if least <= context
-            # Of a method inside the decoder, --keep changes nothing of it.
-            else "a smaller --keep, with a method that acts before the decoder",
-        )  # fmt: skip
-    return rows
 
 
 def _require_clip(model: Vlm, plan: Plan) -> None:

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fico_export.bundle.manifest import Quantization
 from fico_export.errors import ConfigError
+from fico_export.exporter.context import bytes_per_row
 from fico_export.exporter.graphs import DTYPES
 from fico_export.exporter.quantize import bits_of
 from fico_export.models.parts.decoder import Decoder, DecoderConfig
@@ -146,8 +147,8 @@ def weight_bytes(module: nn.Module, quantization: Quantization | None, prefix: s
 
 
 def cache_bytes_per_row(config: DecoderConfig, storage: Storage) -> int:
-    """Of keys and values, in one layer."""
-    return 2 * config.kv_heads * config.head_dim * storage.decoder.itemsize
+    """Of keys and values, in all layers."""
+    return bytes_per_row(config, storage.decoder.itemsize)
 
 
 def vision_activations(model: Architecture, plan: Plan, storage: Storage) -> tuple[int, int]:

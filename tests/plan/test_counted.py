@@ -13,7 +13,7 @@ from fico_export.api import open_architecture
 from fico_export.bundle.manifest import Manifest
 from fico_export.exporter import trace
 from fico_export.exporter.graphs import trace_vision
-from fico_export.plan import planner
+from fico_export.plan import advice, planner
 from fico_export.plan.costs import Storage, vision_flops, vision_weights
 from fico_export.plan.planner import Request
 
@@ -65,7 +65,7 @@ def counted(bundle, name, **sizes):
 )
 def test_a_bundle_of_576_tokens_costs_what_was_planned(grid24_checkpoint, make_bundle, method, options):
     bundle = make_bundle(grid24_checkpoint, 64, method=method, verify=False, **options)
-    planned = planner.plan(
+    planned = advice.plan(
         open_architecture(str(grid24_checkpoint)),
         Request(method, 64, text_tokens=TEXT, new_tokens=9, **options),
     )
@@ -98,7 +98,7 @@ def test_a_decoder_that_reduces_costs_what_was_planned(tiny_checkpoint, make_bun
     bundle = make_bundle(
         tiny_checkpoint, 16, method="fastv", settings={"layer": 1}, precision="fp16", verify=False
     )
-    planned = planner.plan(
+    planned = advice.plan(
         open_architecture(str(tiny_checkpoint)),
         Request("fastv", 16, {"layer": 1}, "fp16", text_tokens=TEXT, new_tokens=9),
     )
@@ -119,7 +119,7 @@ def test_a_decoder_that_reduces_costs_what_was_planned(tiny_checkpoint, make_bun
 def test_the_ort_targets_packed_weights_are_counted(tiny_checkpoint, make_bundle):
     options = {"precision": "int4", "block": 128, "target": "ort", "quantize_head": "int8"}
     bundle = make_bundle(tiny_checkpoint, 16, method="uniform", verify=False, **options)
-    planned = planner.plan(open_architecture(str(tiny_checkpoint)), Request("uniform", 16, **options))
+    planned = advice.plan(open_architecture(str(tiny_checkpoint)), Request("uniform", 16, **options))
 
     graph = Manifest.load(bundle).graph("decoder_model_merged")
     model = ir.load(bundle / graph.file)
@@ -127,7 +127,7 @@ def test_the_ort_targets_packed_weights_are_counted(tiny_checkpoint, make_bundle
 
 
 def test_llava_7b_costs_what_was_published(llava_7b):
-    planned = planner.plan(llava_7b, Request("none", precision="fp16", text_tokens=40))
+    planned = advice.plan(llava_7b, Request("none", precision="fp16", text_tokens=40))
     vision, prefill, _ = planned.stages
 
     assert vision.flops["embedding"] + vision.flops["tower"] == pytest.approx(366e9, rel=1e-2)
@@ -147,14 +147,14 @@ def test_fewer_tokens_cost_what_was_published(llava_7b, keep, tflop):
 
 
 def test_llava_7b_has_half_a_mebibyte_of_cache_per_token(llava_7b):
-    fixed = planner.plan(llava_7b, Request("none", target="trt-10.3", precision="fp16", max_context=1024))
+    fixed = advice.plan(llava_7b, Request("none", target="trt-10.3", precision="fp16", max_context=1024))
 
     (cache,) = [part.bytes.likely for part in fixed.memory if part.name == "KV cache"]
     assert cache == 1024 * 2**19
 
 
 def test_llava_7b_in_int4_has_the_published_size(llava_7b):
-    planned = planner.plan(llava_7b, Request("uniform", 64, precision="int4"))
+    planned = advice.plan(llava_7b, Request("uniform", 64, precision="int4"))
     weights = {part.name: part.bytes.likely for part in planned.memory if part.name.startswith("weights")}
 
     assert weights["weights: decoder"] == pytest.approx(3.34e9, rel=1e-2)

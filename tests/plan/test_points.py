@@ -29,9 +29,7 @@ def estimated(stage, point):
     rows = point.get("tokens", ANSWERED)
     layers, head = linear_flops(config)
     flops = (layers * rows if stage == "prefill" else layers) + head
-    moved = sum(costs.decoder_weights(config, storage)) + rows * config.layers * costs.cache_bytes_per_row(
-        config, storage
-    )
+    moved = sum(costs.decoder_weights(config, storage)) + rows * costs.cache_bytes_per_row(config, storage)
     return roofline.milliseconds(machine, "prefill_int4" if int4 else "prefill", flops, moved, config.layers)
 
 

@@ -1,0 +1,51 @@
+"""How many rows a static KV cache has."""
+
+from __future__ import annotations
+
+from fico_export.devices import targets
+from fico_export.devices.targets import Target
+from fico_export.errors import ConfigError
+from fico_export.models.parts.decoder import DecoderConfig
+from fico_export.reducers.base.plan import Plan
+
+DEFAULT = 1024  # rows where none are asked for
+TEXT_ROWS = 64  # that a short question and answer take
+
+
+def cache_rows(target: Target, plan: Plan, context: int, asked: int | None) -> int | None:
+    """Rows of the KV cache; None where the target's decoder has one that grows.
+
+    Args:
+        target: whose dialect says which.
+        plan: of the reduction.
+        context: the model's own.
+        asked: --max-context; None for `DEFAULT`, or the model's context where that is less.
+
+    Raises:
+        ConfigError: --max-context for a cache that grows, beyond the model's context, or too small for a picture and some text.
+    """
+    if target.dialect == "plain":
+        if asked is None:
+            return None
+        raise ConfigError(
+            f"--max-context with --target {target.name}, whose KV cache grows as far as the model's context",
+            mend=f"drop it, or --target one of: {', '.join(targets.with_static_cache())}",
+        )
+    rows, least = min(context, DEFAULT) if asked is None else asked, plan.handed_over + TEXT_ROWS
+    if rows > context:
+        raise ConfigError(
+            f"--max-context {rows}, and the model's context is {context}", mend=f"give at most {context}"
+        )
+    if rows < least:
+        # Of a method inside the decoder, --keep changes nothing of it.
+        mend = "a smaller --keep, with a method that acts before the decoder"
+        raise ConfigError(
+            f"a KV cache of {rows} rows, and a picture takes {plan.handed_over} beside the text's {TEXT_ROWS} at least",
+            mend=f"--max-context {least} or more" if least <= context else mend,
+        )
+    return rows
+
+
+def bytes_per_row(config: DecoderConfig, itemsize: int) -> int:
+    """Of keys and values of all layers, whose numbers have `itemsize` bytes."""
+    return 2 * config.layers * config.kv_heads * config.head_dim * itemsize
