@@ -133,7 +133,7 @@ def load(bundle: str | Path, *, backend: str = "auto", threads: int = 0, low_mem
 
     Args:
         bundle: its folder.
-        backend: auto, ort-cpu or ort-cuda.
+        backend: auto, ort-cpu, ort-cuda, trt or rtx; auto takes engines where there are any that fit, else the GPU, else the CPU.
         threads: CPU threads within an operator; 0 for one per core.
         low_memory: load each graph when it is needed, in the place of the one before.
 

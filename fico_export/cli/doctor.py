@@ -151,6 +151,16 @@ def _tensorrt(root: Path, installed: dict[str, str], jetson: bool) -> Iterator[F
     elif not jetson:  # it builds for no Jetson
         mend = "to build engines for GeForce and RTX without a GPU here: pip install 'fico_export[rtx]'"
         yield Finding("TensorRT-RTX", "not installed", "note", mend)
+    yield from _bindings(version or rtx, installed)
+
+
+def _bindings(library: str | None, installed: dict[str, str]) -> Iterator[Finding]:
+    """What runs engines, beside the library that builds them; of no use without it."""
+    if "cuda_bindings" in installed:
+        yield Finding("cuda-bindings", installed["cuda_bindings"])
+    elif library:
+        mend = "to run engines: pip install cuda-bindings; 'cuda-bindings<13' where the driver's CUDA is 12, as in JetPack 6"
+        yield Finding("cuda-bindings", "not installed", "note", mend)
 
 
 def _memory(root: Path, jetson: bool) -> Iterator[Finding]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fico_export.cli.console import human_bytes, print_json
 from fico_export.cli.options import BundleArgument, DebugOption, JsonOption
+
+if TYPE_CHECKING:
+    from fico_export.bundle.engines import Build
 
 
 def command(
@@ -16,15 +19,22 @@ def command(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Show the manifest: model, method, budget, graphs and their tensors, files."""
+    """Show the manifest: model, method, budget, graphs and their tensors, files; and the engines."""
     from fico_export.bundle import files
+    from fico_export.bundle.engine_check import built_targets, check_engines
+    from fico_export.bundle.engines import Build
     from fico_export.bundle.manifest import Manifest
 
     manifest = Manifest.load(bundle)
+    targets = built_targets(bundle)
     if check:
         files.check(bundle, manifest, full=True)
+        for target in targets:
+            check_engines(bundle, manifest, target, full=True)
+    builds = [Build.load(bundle, target) for target in targets]
     if as_json:
-        print_json({**manifest.model_dump(mode="json"), "hashes_checked": check})
+        engines = {build.target: build.model_dump(mode="json") for build in builds}
+        print_json({**manifest.model_dump(mode="json"), "engines": engines, "hashes_checked": check})
         return
     reduction, decoder = manifest.reduction, manifest.decoder
     options = ", ".join(f"{k}={v}" for k, v in reduction.options.items() if v is not None)
@@ -64,8 +74,26 @@ def command(
                 print(f"    {direction} {spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]")
             if len(specs) > 4:
                 print(f"    {direction} … {len(specs) - 4} more")
+    for build in builds:
+        print(f"engines    {_made(build)}")
+        for name, engine in build.engines.items():
+            profiles = " | ".join(
+                ", ".join(f"{axis} {least}…{most}" for axis, (least, _, most) in profile.items())
+                for profile in engine.profiles
+            )
+            print(f"  {name}: {human_bytes(engine.size)}{', ' + profiles if profiles else ''}")
     total = sum(f.size for f in manifest.files.values())
     print(f"files      {len(manifest.files)}, {human_bytes(total)}{', hashes match' if check else ''}")
+
+
+def _made(build: Build) -> str:
+    """What engines were made with, and for which machines."""
+    from fico_export.bundle.engine_check import NAMES
+
+    return (
+        f"{build.target}: {NAMES[build.runtime]} {build.version}, {build.platform}, "
+        f"compute capability {', '.join(build.compute_capabilities)}{', ' + build.gpu if build.gpu else ''}, made {build.created}"
+    )
 
 
 def _bits(bits: int | None) -> str:

@@ -188,4 +188,6 @@ def _backends() -> dict[str, dict[str, Any]]:
     return {
         "ort-cpu": {"summary": "ONNX Runtime on the CPU"},
         "ort-cuda": {"summary": "ONNX Runtime on an NVIDIA GPU"},
+        "trt": {"summary": "TensorRT engines, which `fico build` makes"},
+        "rtx": {"summary": "TensorRT-RTX engines, likewise"},
     }

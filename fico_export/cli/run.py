@@ -26,7 +26,7 @@ def command(
     ],
     image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="A picture; repeatable.")] = None,
     backend: Annotated[
-        str, typer.Option("--backend", metavar="auto|ort-cpu|ort-cuda", help="Where to run.")
+        str, typer.Option("--backend", metavar="auto|ort-cpu|ort-cuda|trt|rtx", help="Where to run.")
     ] = "auto",
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", help="Tokens of an answer at most.")

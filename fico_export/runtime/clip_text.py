@@ -10,18 +10,22 @@ from tokenizers import Tokenizer
 
 from fico_export.bundle.manifest import CLIP_TOKENIZER, Manifest
 from fico_export.errors import BundleError, EngineError
-from fico_export.runtime.sessions import open_session
+from fico_export.runtime.session import Session
 
 
 class ClipText:
     """The text tower of a bundle, with its tokenizer.
 
+    Args:
+        folder: of the bundle.
+        manifest: of it.
+        session: of the graph clip_text.
+
     Raises:
         BundleError: the tokenizer is missing or damaged.
-        EngineError: the graph cannot be loaded.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, backend: str, threads: int = 0) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, session: Session) -> None:
         graph = manifest.graph("clip_text")
         try:
             self._tokenizer: Tokenizer = Tokenizer.from_file(str(folder / CLIP_TOKENIZER))
@@ -32,7 +36,7 @@ class ClipText:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._length = int(graph.inputs[0].shape[1])
-        self._session = open_session(folder / graph.file, backend, threads)
+        self._session = session
 
     def segments(self, prompt: str) -> npt.NDArray[np.int64]:
         """Token ids [segments, L]: the prompt in pieces that fit, each begun and ended as a text of its own, filled up with ends."""
@@ -50,10 +54,12 @@ class ClipText:
         A product with it is the mean of the cosines with each.
 
         Raises:
-            EngineError: ONNX Runtime failed, such as for lack of memory.
+            EngineError: running failed, such as for lack of memory.
         """
         try:
             rows = [self._session.run(None, {"input_ids": ids[None]})[0] for ids in self.segments(prompt)]
+        except EngineError:
+            raise
         except Exception as error:  # ONNX Runtime raises classes of its own without a common base
             raise EngineError(
                 f"the text graph failed: {error}", mend="free memory, or run `fico verify` on the bundle"

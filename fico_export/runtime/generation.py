@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fico_export.errors import ConfigError, InputError
-from fico_export.runtime.cache import KvCache, require_rows
+from fico_export.runtime.cache import require_rows
 from fico_export.runtime.images import ImageFeatures
 from fico_export.runtime.prompt import Message
 from fico_export.runtime.sampling import Sampler, Sampling
+from fico_export.runtime.session import Cache
 from fico_export.runtime.streaming import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Conversation:
         self._fixed = 0
 
     @cached_property
-    def _cache(self) -> KvCache:
+    def _cache(self) -> Cache:
         # When it is first needed: pictures come before, and memory may hold the tower alone.
         return self._vlm.decoder.new_cache()
 

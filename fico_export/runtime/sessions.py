@@ -12,28 +12,34 @@ import onnxruntime as ort
 from fico_export.devices import targets
 from fico_export.devices.targets import Target
 from fico_export.errors import ConfigError, EngineError, unknown_name
+from fico_export.runtime.engine import LIBRARIES
 from fico_export.runtime.threads import default_threads
 
-BACKENDS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
+PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
+# Those with engines are looked at by `engines`.
+BACKENDS = (*PROVIDERS, *LIBRARIES)
 AUTO = "auto"
 
 
-def choose_backend(name: str, target: Target | None = None) -> str:
-    """A backend that can run here; `auto` takes the GPU where there is one.
+def choose_backend(name: str, target: Target | None = None, engines: str | None = None) -> str:
+    """A backend that can run here; `auto` takes engines where there are any that fit, else the GPU where there is one.
 
     Args:
         name: as users give it.
         target: of a bundle, which may not run on all of them.
+        engines: the backend that the bundle has engines for, which fit this machine; None where there are none.
 
     Raises:
         ConfigError: unknown backend, no GPU or no GPU build of ONNX Runtime for the one asked for, or not one of the target's.
     """
     fit = (target and target.backends) or [*BACKENDS]
+    if name == AUTO and engines in fit:
+        return engines
     if name == AUTO:
         return "ort-cuda" if "ort-cuda" in fit and _cuda_problem() is None else "ort-cpu"
     if name not in BACKENDS:
         raise unknown_name("backend", name, [AUTO, *BACKENDS])
-    if target and name not in fit:
+    if target and name in PROVIDERS and name not in fit:
         raise ConfigError(
             f"backend {name} does not run a bundle for target {target.name}",
             mend=f"give --backend {fit[0]}, or export with --target {targets.DEFAULT}",
@@ -64,7 +70,7 @@ def open_session(path: Path, backend: str, threads: int = 0) -> ort.InferenceSes
 
     Args:
         path: of the .onnx file.
-        backend: a name of `BACKENDS`.
+        backend: a name of `PROVIDERS`.
         threads: CPU threads within an operator; 0 for one per physical core that this process may use.
 
     Raises:
@@ -78,7 +84,7 @@ def open_session(path: Path, backend: str, threads: int = 0) -> ort.InferenceSes
     options.intra_op_num_threads = threads or default_threads()
     # The arena grows by doubling and gives nothing back; without it a 7B decoder and its tower took 0.25 GB less, as fast.
     options.enable_cpu_mem_arena = False
-    provider = BACKENDS[backend]
+    provider = PROVIDERS[backend]
     try:
         session = ort.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # ONNX Runtime raises classes of its own without a common base
@@ -102,7 +108,7 @@ def give_back() -> None:
 
 
 def _cuda_problem() -> str | None:
-    if BACKENDS["ort-cuda"] not in ort.get_available_providers():
+    if PROVIDERS["ort-cuda"] not in ort.get_available_providers():
         return "this ONNX Runtime is a CPU build (install onnxruntime-gpu)"
     if cuda_devices() == 0:
         return "no NVIDIA GPU and driver found"

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 from PIL import Image
 
 from fico_export.bundle import files
@@ -21,12 +20,15 @@ from fico_export.errors import BundleError, EngineError, InputError
 from fico_export.runtime.clip_text import ClipText
 from fico_export.runtime.decoder import Decoder
 from fico_export.runtime.embedding import open_table, rows
+from fico_export.runtime.engine import LIBRARIES
+from fico_export.runtime.engines import Engines, best_backend
 from fico_export.runtime.generation import Answer, Conversation, Stream
 from fico_export.runtime.images import ImageFeatures, load_image
 from fico_export.runtime.memory import require_memory
 from fico_export.runtime.preprocess import ImageProcessor
 from fico_export.runtime.prompt import PromptFormatter
 from fico_export.runtime.sampling import Sampling
+from fico_export.runtime.session import AnyDecoder, Session
 from fico_export.runtime.sessions import AUTO, choose_backend, give_back, open_session
 
 ImageSource = str | Path | bytes | Image.Image
@@ -37,7 +39,7 @@ class Vlm:
 
     Args:
         folder: of the bundle.
-        backend: auto, ort-cpu or ort-cuda.
+        backend: auto, ort-cpu, ort-cuda, trt or rtx.
         threads: CPU threads within an operator; 0 for one per core.
         lazy: load each graph when it is first used, for those who use only some.
         low_memory: load each graph when it is needed, in the place of the one before: the tower and the decoder are never in
@@ -61,7 +63,11 @@ class Vlm:
         self.folder = Path(folder)
         self.manifest = Manifest.load(self.folder)
         files.check(self.folder, self.manifest, full=False)
-        self.backend = choose_backend(backend, targets.get(self.manifest.target))
+        engines = best_backend(self.folder, self.manifest) if backend == AUTO else None
+        self.backend = choose_backend(backend, targets.get(self.manifest.target), engines)
+        self._engines = (
+            Engines(self.folder, self.manifest, self.backend) if self.backend in LIBRARIES else None
+        )
         self._threads, self._low_memory = threads, low_memory
         self.formatter = PromptFormatter(
             _read(self.folder / "tokenizer.json"), self._chat_template(), self.manifest.tokens
@@ -70,20 +76,25 @@ class Vlm:
         inputs = self.manifest.graph("vision_encoder").inputs
         self._text_inputs = {i.name: i.shape for i in inputs if i.name != "pixel_values"}
         if not lazy:
-            require_memory(self.manifest, self._steps(), self.backend, low_memory=low_memory)
+            if self._engines is None:
+                require_memory(self.manifest, self._steps(), self.backend, low_memory=low_memory)
+            else:
+                self._engines.require_memory(self._steps(), low_memory=low_memory)
         if not lazy and not low_memory:
             _ = self._vision, self._table, self.decoder
             if "clip_text" in self._text_inputs:
                 _ = self.clip_text
 
     @cached_property
-    def decoder(self) -> Decoder:
+    def decoder(self) -> AnyDecoder:
         """The decoder graph."""
         self._make_room()
+        if self._engines is not None:
+            return self._engines.decoder()
         return Decoder(self.folder, self.manifest, self.backend, self._threads)
 
     @cached_property
-    def _vision(self) -> ort.InferenceSession:
+    def _vision(self) -> Session:
         self._make_room()
         return self._open("vision_encoder", self.backend)
 
@@ -92,7 +103,7 @@ class Vlm:
         return open_table(self.folder, self.manifest) if self.manifest.embedding else None
 
     @cached_property
-    def _embed(self) -> ort.InferenceSession:
+    def _embed(self) -> Session:
         # The table stays in host memory: a lookup of a few rows gains nothing from a GPU that is short of memory.
         return self._open("embed_tokens", "ort-cpu")
 
@@ -100,7 +111,7 @@ class Vlm:
     def clip_text(self) -> ClipText:
         """CLIP's text tower, of a bundle whose method compares the picture with the prompt in CLIP's space."""
         self._make_room()
-        return ClipText(self.folder, self.manifest, self.backend, self._threads)
+        return ClipText(self.folder, self.manifest, self._open("clip_text", self.backend))
 
     def _steps(self) -> list[list[str]]:
         """Names of the graphs to load, in groups: those of one step, which are needed together."""
@@ -229,19 +240,21 @@ class Vlm:
         """Answer at once; arguments as for `stream`."""
         return self.chat().ask(prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
 
-    def _open(self, name: str, backend: str) -> ort.InferenceSession:
-        return open_session(self.folder / self.manifest.graph(name).file, backend, self._threads)
+    def _open(self, name: str, backend: str) -> Session:
+        if self._engines is not None and backend in LIBRARIES:
+            return self._engines.session(name)
+        session: Session = open_session(self.folder / self.manifest.graph(name).file, backend, self._threads)
+        return session
 
-    def _run(
-        self, session: ort.InferenceSession, what: str, feeds: dict[str, npt.NDArray[Any]]
-    ) -> list[npt.NDArray[Any]]:
+    def _run(self, session: Session, what: str, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         try:
-            result: list[npt.NDArray[Any]] = session.run(None, feeds)
+            return session.run(None, feeds)
+        except EngineError:
+            raise
         except Exception as error:  # ONNX Runtime raises classes of its own without a common base
             raise EngineError(
                 f"the {what} failed: {error}", mend="free memory, or run `fico verify` on the bundle"
             ) from error
-        return result
 
     def _chat_template(self) -> str | None:
         path = self.folder / "chat_template.jinja"

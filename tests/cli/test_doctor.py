@@ -85,15 +85,24 @@ def test_a_jetson_that_is_not_in_the_catalog(findings):
 
 
 def test_a_desktop(findings):
-    found = findings(DESKTOP, {"tensorrt": "11.4.0.106", "tensorrt_rtx_cu13": "1.7.1.116"})
+    packages = {"tensorrt": "11.4.0.106", "tensorrt_rtx_cu13": "1.7.1.116", "cuda_bindings": "13.5.0"}
+    found = findings(DESKTOP, packages)
 
     assert found["driver"].found == "NVIDIA 580.65.06"
     assert found["CUDA"].found == "toolkit 13.0.1"
     assert found["TensorRT"].found == "11.4.0.106"
     assert found["TensorRT-RTX"].found == "1.7.1.116"
+    assert found["cuda-bindings"].found == "13.5.0"
     assert found["swap"].found == "8.59 GB on disk, 0 B of zram"
     assert not {"JetPack", "power mode", "CMA", "device"} & found.keys()
     assert all(f.status == "ok" for f in found.values())
+
+
+def test_a_machine_that_can_build_engines_and_not_run_them(findings):
+    bindings = findings(DESKTOP, {"tensorrt": "11.4.0.106"})["cuda-bindings"]
+
+    assert bindings.status == "note"
+    assert "'cuda-bindings<13'" in bindings.mend
 
 
 def test_a_machine_with_nothing(findings):

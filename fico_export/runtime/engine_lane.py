@@ -1,0 +1,158 @@
+"""A context of a decoder's engine, with the memory it reads and writes, and the CUDA graph of its step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fico_export.runtime.cache import present_of
+from fico_export.runtime.cuda import CapturedGraph, DeviceMemory, Staged
+from fico_export.runtime.engine import Context, Engine
+from fico_export.runtime.placement import Layout, placed
+from fico_export.runtime.profiles import Shape
+
+
+class Lane:
+    """Runs a decoder's engine on a cache.
+
+    What a step takes and gives goes through pinned memory at fixed addresses, and the copies to and from the device are part of
+    the step: a captured graph is then the whole of it, and only values change from token to token, that of past_lengths among
+    them. The new rows of the legacy dialect go to another place at every step, so they are placed after the graph; see
+    `placement` for why that is one copy.
+
+    Args:
+        engine: of the decoder.
+        profile: of it.
+        cache: how a cache lies in its memory.
+        past: the engine's inputs that are the cache, in order; none of a prefill that starts it.
+        present: its outputs that hold the cache or new rows of it, in order.
+        graphs: whether to run the step as a CUDA graph once it has run; for one shape only.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        profile: int,
+        cache: Layout,
+        past: Sequence[str],
+        present: Sequence[str],
+        *,
+        graphs: bool,
+    ) -> None:
+        self._engine, self._stream = engine, engine.device.stream
+        self._context = Context(engine, profile, graphs=graphs)
+        self._cache, self._past, self._present = cache, past, present
+        self._in_place = bool(past) and _in_place(engine, past)
+        self._results = [name for name in engine.outputs if name not in present]
+        self._graphs_wanted = graphs
+        self._captured: dict[int, CapturedGraph] = {}  # by the address of the cache
+        self._warm: set[int] = set()
+        self._bound: int | None = None
+        self._shapes: dict[str, Shape] = {}
+        self._staged: dict[str, Staged] = {}
+        self._sizes: dict[str, int] = {}
+        self._new = Layout(cache.heads, cache.row_bytes, ())
+        self._rows: DeviceMemory | None = None
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """How many rows of each key and value the last run put into the cache, where it did not write in place."""
+        return self._new.rows
+
+    def run(
+        self, memory: DeviceMemory, feeds: Mapping[str, npt.NDArray[Any]], at: Sequence[int]
+    ) -> dict[str, npt.NDArray[Any]]:
+        """One step.
+
+        Args:
+            memory: of the cache.
+            feeds: the inputs beside the cache.
+            at: the row of each key and value from which new ones go.
+
+        Returns:
+            The outputs beside the cache, by name.
+
+        Raises:
+            EngineError: the engine does not take the shapes, or running failed.
+        """
+        arrays = {name: np.asarray(a, self._engine.dtype(name)) for name, a in feeds.items()}
+        self._set_shapes({name: array.shape for name, array in arrays.items()})
+        for name, array in arrays.items():
+            self._staged[name].write(array)
+        self._bind_cache(memory)
+        self._go(memory.address)
+        if self._rows is not None:
+            self._stream.place(memory, self._rows, placed(self._new, self._cache, at))
+        self._stream.wait()
+        return {
+            name: self._staged[name].read(self._engine.dtype(name), self._context.shape(name))
+            for name in self._results
+        }
+
+    def _set_shapes(self, shapes: dict[str, Shape]) -> None:
+        if shapes == self._shapes:
+            return
+        context, engine = self._context, self._engine
+        context.set_shapes(shapes)
+        self._shapes = shapes
+        self._captured.clear()
+        self._warm.clear()
+        for name in (*shapes, *self._results):
+            self._sizes[name] = int(np.prod(context.shape(name))) * engine.dtype(name).itemsize
+            if name not in self._staged:
+                self._staged[name] = Staged(self._sizes[name])
+            self._staged[name].grow(self._sizes[name])
+            context.bind(name, self._staged[name])
+        if not self._in_place:
+            rows = tuple(context.shape(name)[2] for name in self._present)
+            self._new = Layout(self._cache.heads, self._cache.row_bytes, rows)
+            if self._rows is None or self._rows.size < self._new.size:
+                self._rows = None  # given back before more is taken
+                self._rows = DeviceMemory(self._new.size)
+            for name, offset in zip(self._present, self._new.offsets, strict=False):
+                context.bind(name, self._rows.address + offset)
+
+    def _bind_cache(self, memory: DeviceMemory) -> None:
+        if memory.address == self._bound:
+            return
+        for name, offset in zip(self._past, self._cache.offsets, strict=False):
+            self._context.bind(name, memory.address + offset)
+            if self._in_place:
+                self._context.bind(present_of(name), memory.address + offset)
+        self._bound = memory.address
+
+    def _go(self, address: int) -> None:
+        """Launch the step's graph; capture it first where the step has run once with these shapes and addresses.
+
+        TensorRT does at the first run what a change of shapes left to do, and that cannot be captured.
+        """
+        graph = self._captured.get(address)
+        if graph is None and self._graphs_wanted and self._context.capturable and address in self._warm:
+            graph = self._stream.capture(self._enqueue)
+            if graph is None:
+                self._graphs_wanted = False
+            else:
+                self._captured[address] = graph
+        if graph is not None:
+            self._stream.launch(graph)
+        else:
+            self._enqueue()
+            self._warm.add(address)
+
+    def _enqueue(self) -> None:
+        for name in self._shapes:
+            self._stream.to_device(self._staged[name], self._sizes[name])
+        self._context.enqueue()
+        for name in self._results:
+            self._stream.to_host(self._staged[name], self._sizes[name])
+
+
+def _in_place(engine: Engine, past: Sequence[str]) -> bool:
+    """Whether the engine writes into the cache: then past and present are of one shape, where new rows are fewer."""
+    return all(
+        engine.input_of(present_of(name)) == name or engine.shapes[name] == engine.shapes[present_of(name)]
+        for name in past
+    )

@@ -1,0 +1,180 @@
+"""A bundle's engines on this machine: found, checked, loaded."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from fico_export.bundle.engine_check import (
+    NAMES,
+    Host,
+    built_targets,
+    rebuild,
+    require_file,
+    require_host,
+    require_sources,
+    require_tensors,
+)
+from fico_export.bundle.engines import Build
+from fico_export.bundle.manifest import Manifest
+from fico_export.devices import targets
+from fico_export.errors import BundleError, ConfigError, FicoError
+from fico_export.runtime import engine_memory
+from fico_export.runtime.engine import LIBRARIES, Device, Engine, cuda_graphs_wanted, host
+from fico_export.runtime.engine_decoder import EngineDecoder
+from fico_export.runtime.engine_session import EngineSession
+
+_log = logging.getLogger(__name__)
+
+
+class Engines:
+    """The engines of a bundle that a backend runs.
+
+    Args:
+        folder: of the bundle.
+        manifest: of it.
+        backend: trt or rtx.
+
+    Raises:
+        BundleError: there are none, or they do not fit this machine or the bundle.
+        ConfigError: the library or cuda-bindings is missing, or the bundle is for ONNX Runtime.
+        EngineError: CUDA cannot run here.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, backend: str) -> None:
+        self._folder, self._manifest = folder, manifest
+        self.build = fitting_build(folder, manifest, backend)
+        self._graphs = cuda_graphs_wanted()
+        self._device = Device(backend)
+
+    def require_memory(self, steps: Sequence[Sequence[str]], *, low_memory: bool) -> None:
+        """Refuse what will not fit into the GPU's memory.
+
+        Raises:
+            ConfigError: saying how much is needed, how much there is, and what needs less.
+        """
+        engine_memory.require_device_memory(
+            self._manifest, self.build, steps, engine_memory.free_bytes(), low_memory=low_memory
+        )
+
+    def session(self, name: str) -> EngineSession:
+        """The engine of a graph that keeps nothing.
+
+        Raises:
+            BundleError: its file is not the one that was built.
+            EngineError: it cannot be loaded.
+        """
+        return EngineSession(self._open(name), [o.name for o in self._manifest.graph(name).outputs])
+
+    def decoder(self) -> EngineDecoder:
+        """The decoder's engines.
+
+        Raises:
+            BundleError: a file is not the one that was built.
+            EngineError: one cannot be loaded.
+        """
+        return EngineDecoder(self._manifest, self._open, graphs=self._graphs)
+
+    def _open(self, name: str) -> Engine:
+        path = require_file(self._folder, self.build, name, full=False)
+        mend = rebuild(self._folder, self.build.target)
+        engine = Engine(self._device, path, mend, host_code=self.build.options.version_compatible)
+        require_tensors(name, self._manifest.graph(name), engine.shapes, mend)
+        engine_memory.require_scratch(engine)
+        return engine
+
+
+def needed_graphs(manifest: Manifest) -> list[str]:
+    """Graphs that must be engines: all but the lookup of embeddings, which stays in host memory."""
+    return [name for name in manifest.graphs if name != "embed_tokens"]
+
+
+def fitting_build(folder: Path, manifest: Manifest, backend: str) -> Build:
+    """What a bundle's engines for a backend say of themselves, after they were found to fit.
+
+    Raises:
+        BundleError: there are none, or none fits this machine and the bundle; then why the first does not.
+        ConfigError: the library or cuda-bindings is missing, or the bundle's decoder has a cache that no engine can hold.
+        EngineError: CUDA cannot run here.
+    """
+    if manifest.cache_rows is None:
+        raise ConfigError(
+            f"{folder} is for target {manifest.target}, whose decoder has a cache that grows: it runs on ONNX Runtime alone",
+            mend=f"export again with --target {_target_of(backend)}, then `fico build`; or give --backend ort-cuda or ort-cpu",
+        )
+    builds, damaged = _builds(folder, LIBRARIES[backend])
+    if not builds and damaged:
+        raise damaged[0]
+    if not builds:
+        others = ", ".join(built_targets(folder))
+        raise BundleError(
+            f"{folder} has no engines of {NAMES[LIBRARIES[backend]]}{f', only for {others}' if others else ''}",
+            mend=rebuild(
+                folder, manifest.target if _is_of(manifest.target, backend) else _target_of(backend)
+            ),
+        )
+    here = host(backend)
+    problems = [(build, _problem(folder, manifest, build, here)) for build in builds]
+    for build, problem in problems:
+        if problem is None:
+            return build
+    raise next(problem for _, problem in problems if problem is not None)
+
+
+def require_fit(folder: Path, manifest: Manifest, build: Build, here: Host) -> None:
+    """Refuse engines that do not fit a machine or the bundle; their files are looked at when they are loaded.
+
+    Raises:
+        BundleError: saying what differs.
+    """
+    require_host(folder, build, here)
+    require_sources(folder, manifest, build, needed_graphs(manifest))
+
+
+def best_backend(folder: Path, manifest: Manifest) -> str | None:
+    """The backend whose engines run here; None where there are none, or where they do not, which is logged."""
+    for backend, runtime in LIBRARIES.items():
+        if manifest.cache_rows is None or not _builds(folder, runtime)[0]:
+            continue
+        try:
+            fitting_build(folder, manifest, backend)
+        except FicoError as error:
+            _log.warning("the engines for %s are not used: %s; %s", backend, error.what, error.mend)
+        else:
+            return backend
+    return None
+
+
+def _problem(folder: Path, manifest: Manifest, build: Build, here: Host) -> BundleError | None:
+    try:
+        require_fit(folder, manifest, build, here)
+    except BundleError as error:
+        return error
+    return None
+
+
+def _builds(folder: Path, runtime: str) -> tuple[list[Build], list[BundleError]]:
+    """Those of a library, and what is wrong with any that cannot be read."""
+    read = [_read(folder, target) for target in built_targets(folder)]
+    found = [build for build in read if isinstance(build, Build) and build.runtime == runtime]
+    return found, [error for error in read if isinstance(error, BundleError)]
+
+
+def _read(folder: Path, target: str) -> Build | BundleError:
+    try:
+        return Build.load(folder, target)
+    except BundleError as error:
+        return error
+
+
+def _is_of(target: str, backend: str) -> bool:
+    parser = targets.get(target).parser
+    return parser is not None and (parser.runtime == "rtx") == (backend == "rtx")
+
+
+def _target_of(backend: str) -> str:
+    """What to export for: of TensorRT, the targets that there are, for which is installed where the engines are built."""
+    names = [name for name in targets.names() if _is_of(name, backend)]
+    return " or ".join(sorted(names, key=lambda name: [int(n) for n in re.findall(r"\d+", name)]))
