@@ -9,11 +9,11 @@ from PIL import Image
 from skimage import data
 
 import fico_export
-from fico_export.runtime.sessions import cuda_devices
+from fico_export.devices import gpu
 
 
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("gpu") and cuda_devices() == 0:
+    if item.get_closest_marker("gpu") and gpu.count() == 0:
         if os.environ.get("FICO_REQUIRE_GPU") == "1":
             pytest.fail("FICO_REQUIRE_GPU=1, and there is no GPU")
         pytest.skip("needs a CUDA GPU")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import re
-import sys
 from dataclasses import dataclass
 
 from fico_export.build import process
 from fico_export.build.compile import RTX, Runtime
+from fico_export.bundle.engine_check import this_platform
 from fico_export.devices import gpu, targets
 from fico_export.devices.catalog import Device
 from fico_export.devices.parsers import NAMES
@@ -87,9 +86,8 @@ def find(target: Target, device: Device | None, capabilities: list[str]) -> Buil
         _require_version(target, version)
         wanted = [_of_this_gpu(target, device, here)]
     _require_version(target, version)
-    system = f"{sys.platform}-{platform.machine()}"
     return Builder(
-        runtime, version, system, wanted, here.name if here else None, here.driver if here else None
+        runtime, version, this_platform(), wanted, here.name if here else None, here.driver if here else None
     )
 
 

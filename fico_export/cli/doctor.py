@@ -69,11 +69,12 @@ def _runtime() -> list[Finding]:
 
 
 def _gpu() -> Finding:
-    from fico_export.runtime.sessions import cuda_devices
+    from fico_export.devices import gpu
 
-    count = cuda_devices()
-    if count:
-        return Finding("GPU", f"{count} NVIDIA")
+    if found := gpu.find():
+        return Finding(
+            "GPU", f"{found.name}, compute capability {found.compute_capability}; {gpu.count()} in all"
+        )
     return Finding("GPU", "none found", "note", "bundles run on the CPU; for a GPU install NVIDIA's driver")
 
 

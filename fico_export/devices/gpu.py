@@ -1,15 +1,16 @@
-"""The first CUDA GPU of this machine, asked of the driver itself: no package is needed, and no memory of it is taken."""
+"""CUDA GPUs of this machine, asked of the driver itself: no package is needed, and no memory of it is taken."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fico_export.devices import machine
 
-_LIBRARY = "libcuda.so.1"
+_LIBRARY = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76  # of CUdevice_attribute
 _NAME_BYTES = 256
 
@@ -23,17 +24,23 @@ class Gpu:
     driver: str
 
 
+def count() -> int:
+    """GPUs that the NVIDIA driver offers; 0 without a driver."""
+    library, found = _driver(), ctypes.c_int(0)
+    if library is None or library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(found)):
+        return 0
+    return found.value
+
+
 def find(library: Any = None) -> Gpu | None:
     """The GPU with number 0, or None where there is none or no driver.
 
     Args:
         library: the driver's; by default the one that is installed.
     """
+    library = library or _driver()
     if library is None:
-        try:
-            library = ctypes.CDLL(_LIBRARY)
-        except OSError:
-            return None
+        return None
     device, major, minor, version = (ctypes.c_int(0) for _ in range(4))
     name = ctypes.create_string_buffer(_NAME_BYTES)
     failed = (
@@ -51,3 +58,10 @@ def find(library: Any = None) -> Gpu | None:
     )
     driver = machine.driver(Path("/")) or cuda
     return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", driver)
+
+
+def _driver() -> Any:
+    try:
+        return ctypes.CDLL(_LIBRARY)
+    except OSError:
+        return None

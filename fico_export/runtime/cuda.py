@@ -72,21 +72,6 @@ def free_bytes() -> tuple[int, bool]:
     return int(free), bool(_attribute("cudaDevAttrIntegrated"))
 
 
-def compute_capability() -> str:
-    """Of the first GPU, such as 8.7.
-
-    Raises:
-        EngineError: CUDA cannot tell.
-    """
-    parts = (_attribute(f"cudaDevAttrComputeCapability{part}") for part in ("Major", "Minor"))
-    return ".".join(map(str, parts))
-
-
-def gpu_name() -> str:
-    """The first GPU's name."""
-    return str(call("cudaGetDeviceProperties", 0).name.decode().rstrip("\0"))
-
-
 def _attribute(name: str) -> int:
     return int(call("cudaDeviceGetAttribute", getattr(bindings().cudaDeviceAttr, name), 0))
 

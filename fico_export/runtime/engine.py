@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from fico_export.bundle.engine_check import Host, Shape, this_platform
+from fico_export.devices import gpu
 from fico_export.errors import ConfigError, EngineError
 from fico_export.runtime import cuda
 from fico_export.runtime.profiles import Profile, choose_profile
@@ -74,12 +75,15 @@ def host(backend: str) -> Host:
 
     Raises:
         ConfigError: the library or cuda-bindings is not installed.
-        EngineError: CUDA finds no GPU, or its driver is too old.
+        EngineError: there is no GPU.
     """
-    module = library(backend)
-    return Host(
-        LIBRARIES[backend], module.__version__, this_platform(), cuda.compute_capability(), cuda.gpu_name()
-    )
+    module, _ = library(backend), cuda.bindings()
+    if (here := gpu.find()) is None:
+        raise EngineError(
+            f"backend {backend} cannot run: CUDA finds no NVIDIA GPU and driver",
+            mend="install NVIDIA's driver, see `fico doctor`; or give --backend ort-cpu",
+        )
+    return Host(LIBRARIES[backend], module.__version__, this_platform(), here.compute_capability, here.name)
 
 
 class Device:

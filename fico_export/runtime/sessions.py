@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from contextlib import suppress
 from pathlib import Path
 
 import onnxruntime as ort
 
-from fico_export.devices import targets
+from fico_export.devices import gpu, targets
 from fico_export.devices.targets import Target
 from fico_export.errors import ConfigError, EngineError, unknown_name
 from fico_export.runtime.engine import LIBRARIES
@@ -50,19 +49,6 @@ def choose_backend(name: str, target: Target | None = None, engines: str | None 
             f"backend ort-cuda cannot run: {problem}", mend="give --backend ort-cpu, or see `fico doctor`"
         )
     return name
-
-
-def cuda_devices() -> int:
-    """GPUs that the NVIDIA driver offers; 0 without a driver."""
-    library = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
-    try:
-        driver = ctypes.CDLL(library)
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
 
 
 def open_session(path: Path, backend: str, threads: int = 0) -> ort.InferenceSession:
@@ -110,6 +96,6 @@ def give_back() -> None:
 def _cuda_problem() -> str | None:
     if PROVIDERS["ort-cuda"] not in ort.get_available_providers():
         return "this ONNX Runtime is a CPU build (install onnxruntime-gpu)"
-    if cuda_devices() == 0:
+    if gpu.count() == 0:
         return "no NVIDIA GPU and driver found"
     return None

@@ -5,7 +5,7 @@ import zlib
 
 import pytest
 
-from fico_export.runtime import sessions
+from fico_export.devices import gpu
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_an_unknown_backend_suggests_the_nearest(ask):
 
 
 def test_a_gpu_backend_without_a_gpu_is_refused(ask, monkeypatch):
-    monkeypatch.setattr(sessions, "cuda_devices", lambda: 0)
+    monkeypatch.setattr(gpu, "count", lambda: 0)
 
     ask("--backend", "ort-cuda", words=["ort-cuda cannot run", "--backend ort-cpu", "fico doctor"])
 

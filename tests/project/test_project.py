@@ -12,7 +12,7 @@ import pytest
 import fico_export
 from fico_export import errors, models, reducers
 from fico_export.cli.main import app, export_app, invoke
-from fico_export.devices import targets
+from fico_export.devices import gpu, targets
 from fico_export.reducers.base.reducer import Reducer, Site
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def test_a_new_file_in_the_folder_is_a_new_method(tmp_path):
 
 
 def test_gpu_tests_fail_where_a_gpu_is_required_and_missing(tmp_path):
-    if fico_export.runtime.sessions.cuda_devices():
+    if gpu.count():
         pytest.skip("there is a GPU")
     environment = {**os.environ, "FICO_REQUIRE_GPU": "1"}
     command = [

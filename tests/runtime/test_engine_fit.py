@@ -15,12 +15,12 @@ from fico_export.bundle import engine_check, engines, files
 from fico_export.bundle.engine_check import Host, require_host, require_tensors, this_platform
 from fico_export.bundle.engines import Build, Engine, Options
 from fico_export.bundle.manifest import Manifest
+from fico_export.devices import gpu
 from fico_export.errors import BundleError, ConfigError, FicoError
 from fico_export.runtime import engine_memory
 from fico_export.runtime import engines as runtime_engines
 from fico_export.runtime.engine import CUDA_GRAPH, cuda_graphs_wanted
 from fico_export.runtime.engines import fitting_build
-from fico_export.runtime.sessions import cuda_devices
 
 rtx = pytest.importorskip(
     "rtx", exc_type=ImportError, reason="needs TensorRT-RTX: pip install 'fico_export[rtx]'"
@@ -42,7 +42,7 @@ def built(make_bundle, tiny_checkpoint, tmp_path_factory):
     for name in GRAPHS:
         graph, sizes = folder / manifest.graphs[name].file, {"sequence_length": (1, 1, 512)}
         free = sizes if name.startswith("decoder") else {}
-        plan = bytes(rtx.compile_engine(graph, free, ("SM86",)))
+        plan = bytes(rtx.compile_engine(graph, free, ("8.6",)))
         (place / f"{name}.engine").write_bytes(plan)
         sources = [file for file in manifest.files if file.startswith(manifest.graphs[name].file)]
         made[name] = Engine(
@@ -341,7 +341,7 @@ def test_a_bundle_with_a_growing_cache_is_refused(own):
     assert fico_export.load(own, backend="auto").backend in ("ort-cpu", "ort-cuda")
 
 
-@pytest.mark.skipif(cuda_devices() > 0, reason="there is a GPU")
+@pytest.mark.skipif(gpu.count() > 0, reason="there is a GPU")
 def test_without_a_gpu_the_backend_is_refused_and_auto_says_so_once(built, caplog):
     with pytest.raises(FicoError) as refusal:
         fico_export.load(built, backend="rtx")
