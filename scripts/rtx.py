@@ -13,11 +13,11 @@ import tensorrt_rtx as trt
 
 from fico_export.build.compile import RTX, Task
 from fico_export.build.compile import compile_engine as compile_task
+from fico_export.build.library import USUAL_CAPABILITIES as CAPABILITIES
 from fico_export.bundle.engines import Sizes
 from fico_export.errors import BuildError as CompileError
 
 __all__ = ["CAPABILITIES", "CompileError", "compile_engine"]
-CAPABILITIES = ("8.6", "8.9", "12.0")  # Ampere, Ada and Blackwell boards
 
 
 def compile_engine(
