@@ -135,7 +135,7 @@ def _measure(
                 seen = seen or machine.describe()
             for subject, kept in zip(subjects, answers, strict=True):
                 time.sleep(PAUSE_SECONDS)
-                answer = subject.answer()
+                answer = subject.answer(request.new_tokens)
                 _require_whole(answer, request)
                 progress.advance(1)
                 if i >= request.warm_up:
@@ -151,7 +151,6 @@ def _job(folder: str | Path, request: Request, backend: str, scratch: str) -> Jo
         bundle=str(Path(folder).resolve()),
         picture=str(request.picture.resolve()) if request.picture is not None else None,
         prompt=request.prompt,
-        new_tokens=request.new_tokens,
         backend=backend,
         threads=request.threads,
         scratch=scratch,

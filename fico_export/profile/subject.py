@@ -36,13 +36,13 @@ class Subject:
             self.close()
             raise
 
-    def answer(self) -> dict[str, Any]:
-        """One answer's times."""
-        return self._ask(json.dumps("answer"))
+    def answer(self, new_tokens: int) -> dict[str, Any]:
+        """Times of one answer of so many tokens."""
+        return self._ask(json.dumps(new_tokens))
 
     def finish(self) -> dict[str, Any]:
         """Peaks of memory, and where the vision graph's time goes. The last request."""
-        return self._ask(json.dumps("finish"))
+        return self._ask(json.dumps(None))
 
     def close(self) -> None:
         """End the process, whatever it does: all that was asked of it has come, or is not wanted any more."""

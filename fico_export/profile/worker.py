@@ -1,7 +1,7 @@
 """The process that runs one bundle of a profile and answers when it is told to: `python -m fico_export.profile.worker`.
 
 Lines of JSON come in on stdin and go out on what stdout was; whatever else is printed goes to stderr. The first line is a `Job`;
-then come `answer` and `finish`. A process for each bundle keeps their memory apart, and ends with its pipe.
+then come numbers, the tokens of an answer that is wanted, and `null` at the end. A process for each bundle keeps their memory apart, and ends with its pipe.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ class Job:
         bundle: its folder.
         picture: a file; None for the one drawn by code.
         prompt: asked about it.
-        new_tokens: of every answer, whatever the model says.
         backend: that is to run it.
         threads: CPU threads within an operator; 0 for one per core.
         scratch: folder for files that are gone afterwards.
@@ -44,7 +43,6 @@ class Job:
     bundle: str
     picture: str | None
     prompt: str
-    new_tokens: int
     backend: str
     threads: int
     scratch: str
@@ -62,15 +60,18 @@ class Worker:
         self._load_peak = host_peak_bytes()
         self._forgot = forget_host_peak()
 
-    def answer(self) -> dict[str, Any]:
-        """One answer, in a conversation of its own; wall time by a clock that knows nothing of the stages'."""
+    def answer(self, new_tokens: int) -> dict[str, Any]:
+        """One answer of so many tokens, whatever the model says, in a conversation of its own.
+
+        Its wall time is taken by a clock that knows nothing of the stages'.
+        """
         job = self._job
         with self._device.at_work():
             began = time.perf_counter()
             answer = self._vlm.generate(
                 job.prompt,
                 [self._picture],
-                max_new_tokens=job.new_tokens,
+                max_new_tokens=new_tokens,
                 sampling=Sampling(ignore_eos=True),
             )
             wall_ms = (time.perf_counter() - began) * 1000
@@ -116,7 +117,8 @@ def replies(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
         worker = Worker(Job(**json.loads(next(lines))))
         yield {}
         for line in lines:
-            yield worker.answer() if json.loads(line) == "answer" else worker.finish()
+            new_tokens = json.loads(line)
+            yield worker.finish() if new_tokens is None else worker.answer(new_tokens)
     except FicoError as error:
         yield {"error": {"kind": type(error).__name__, "what": error.what, "mend": error.mend}}
 
