@@ -67,7 +67,7 @@ class Worker:
         """
         job = self._job
         with self._device.at_work():
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.process_time()
             answer = self._vlm.generate(
                 job.prompt,
                 [self._picture],
@@ -75,11 +75,13 @@ class Worker:
                 sampling=Sampling(ignore_eos=True),
             )
             wall_ms = (time.perf_counter() - began) * 1000
+            cpu_ms = (time.process_time() - cpu_began) * 1000
         return {
             "stages_ms": answer.stages_ms,
             "ttft_ms": answer.ttft_ms,
             "tpot_ms": answer.tpot_ms,
             "wall_ms": wall_ms,
+            "cpu_ms": cpu_ms,
             "prompt_tokens": answer.prompt_tokens,
             "new_tokens": len(answer.token_ids),
         }
