@@ -33,8 +33,10 @@ from fico_export.demo.checkpoint import write_random_checkpoint
 from fico_export.devices import targets
 from fico_export.exporter import checks, trace, weights
 from fico_export.exporter.graphs import trace_vision
+from fico_export.logs.read import read_logs
+from fico_export.logs.records import Timed
+from fico_export.logs.stages import stage_of
 from fico_export.models.parts.family import Vlm
-from fico_export.profile.vision import NodeTime, node_times, part_of
 
 VISION: dict[str, Any] = {
     "hidden_size": 1024,
@@ -132,26 +134,26 @@ def describe(path: Path, threads: int) -> dict[str, Any]:
     times = profile(path, threads)
     by_operator: defaultdict[str, float] = defaultdict(float)
     for node in times:
-        if part_of(node.name) == "reducer":
-            by_operator[node.operator] += node.ms
+        if stage_of(node.name) == "reducer":
+            by_operator[node.operator] += node.mean_ms
     return {
         "nodes": whole.nodes,
         "reducer_nodes": reducer.nodes,
         "gflops": whole.flops / 1e9,
         "reducer_gflops": reducer.flops / 1e9,
-        "reducer_share": sum(by_operator.values()) / sum(node.ms for node in times),
+        "reducer_share": sum(by_operator.values()) / sum(node.mean_ms for node in times),
         "reducer_ms": dict(sorted(by_operator.items(), key=lambda item: -item[1])[:8]),
     }
 
 
-def profile(path: Path, threads: int, runs: int = 5) -> list[NodeTime]:
-    """Median milliseconds of each node."""
+def profile(path: Path, threads: int, runs: int = 5) -> tuple[Timed, ...]:
+    """Mean milliseconds of each node."""
     session = open_session(path, threads, path.with_suffix(""))
     side = session.get_inputs()[0].shape[-1]
     pixels = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
     for _ in range(runs):
         session.run(None, {"pixel_values": pixels})
-    return node_times(Path(session.end_profiling()))
+    return read_logs([Path(session.end_profiling())]).profiles[0].layers
 
 
 def table(result: dict[str, Any]) -> str:

@@ -23,13 +23,13 @@ _BAR = 60  # columns of the longest answer
 
 def command(
     bundles: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
             metavar="BUNDLE...",
             help="Folders of bundles; ratios are to the first. The same one twice is a control.",
             show_default=False,
         ),
-    ],
+    ] = None,
     image: Annotated[
         Path | None, typer.Option("--image", "-i", help="A picture; one is drawn by default.")
     ] = None,
@@ -60,15 +60,31 @@ def command(
             show_default=False,
         ),
     ] = None,
+    logs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--logs",
+            metavar="FILE",
+            help="Measure nothing: read what trtexec or ONNX Runtime's profiler wrote; repeatable. A BUNDLE is what it is of.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Measure the stages of answering, first token, time per token and memory; several bundles in alternation."""
+    if logs:
+        from fico_export.cli import profile_logs
+
+        profile_logs.show(logs, bundles or [], as_json=as_json)
+        return
     from fico_export.errors import ConfigError
     from fico_export.profile.measure import Request, profile
     from fico_export.profile.picture import PROMPT
     from fico_export.profile.record import FILE_NAME
 
+    if not bundles:
+        raise ConfigError("no BUNDLE to profile", mend="give the folder of at least one, or --logs FILE")
     request = Request(
         image, PROMPT if prompt is None else prompt, backend, threads, iterations, warm_up, new_tokens, in_turn
     )  # fmt: skip

@@ -19,7 +19,7 @@ from typing import Any
 from fico_export.errors import FicoError
 from fico_export.profile.memory import DevicePeak, cuda_free_bytes, forget_host_peak, host_peak_bytes
 from fico_export.profile.picture import drawn
-from fico_export.profile.vision import node_times, shares
+from fico_export.profile.vision import shares
 from fico_export.runtime.sampling import Sampling
 from fico_export.runtime.sessions import open_session
 from fico_export.runtime.vlm import Vlm
@@ -110,7 +110,7 @@ class Worker:
         session = open_session(graph, backend, self._job.threads, Path(self._job.scratch) / "vision")
         for _ in range(VISION_RUNS):
             session.run(None, feeds)
-        return shares(node_times(Path(session.end_profiling())))
+        return shares(Path(session.end_profiling()))
 
 
 def replies(lines: Iterator[str]) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from cli_tools import copied, edit_json
 
@@ -18,6 +20,7 @@ from fico_export.profile.record import Run
 from fico_export.profile.subject import Subject
 from fico_export.profile.worker import Job
 from fico_export.runtime.generation import STAGES
+from fico_export.runtime.sessions import open_session
 
 QUICK = ("--iterations", 2, "--warm-up", 1, "--new-tokens", 3)
 
@@ -176,6 +179,23 @@ def test_a_bundle_that_cannot_be_run_is_named(fico, reduced, tmp_path):
     refused = fico("profile", reduced, damaged, *QUICK, "--json").json
     assert "vision_encoder.onnx" in refused["error"]
     assert refused["exit_code"] == 2
+
+
+def test_logs_are_shared_out_in_place_of_measuring(fico, reduced, whole, tmp_path):
+    session = open_session(reduced / "onnx" / "vision_encoder.onnx", "ort-cpu", 1, tmp_path / "vision")
+    size = Manifest.load(reduced).image_size
+    session.run(None, {"pixel_values": np.zeros((1, 3, size, size), np.float32)})
+    log = session.end_profiling()
+    outcome = fico("profile", reduced, "--logs", log, "--json")
+
+    (profile,) = outcome.json["profiles"]
+    assert {"vision tower", "reducer", "projector"} <= profile["stages"].keys()
+    assert sum(profile["stages"].values()) + profile["unattributed_ms"] == pytest.approx(profile["total_ms"])
+    assert "not attributed" in fico("profile", "--logs", log).out
+    assert not (reduced / "profile.json").exists()
+    fico("profile", reduced, whole, "--logs", log).refuses("2 bundles")
+    Path(log).write_text(Path(log).read_text()[:-40])
+    fico("profile", "--logs", log).refuses("line", "truncated")
 
 
 def test_a_process_that_is_killed_is_an_error_that_says_so(job):
