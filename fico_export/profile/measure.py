@@ -82,8 +82,7 @@ def profile(folders: Sequence[str | Path], request: Request, progress: Progress 
     manifests = [Manifest.load(Path(folder)) for folder in folders]
     if request.picture is not None:
         load_image(request.picture)
-    backends = [choose_backend(request.backend, targets.get(m.target)) for m in manifests]
-    _require_memory(manifests, backends, request)
+    _require_memory(manifests, request)
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     places = range(len(folders))
     groups = [[i] for i in places] if request.in_turn else [[*places]]
@@ -91,7 +90,7 @@ def profile(folders: Sequence[str | Path], request: Request, progress: Progress 
     seen: Machine | None = None
     with tempfile.TemporaryDirectory(prefix="fico-profile-") as scratch:
         for group in groups:
-            jobs = [_job(folders[i], request, backends[i], scratch) for i in group]
+            jobs = [_job(folders[i], request, scratch) for i in group]
             seen, replies = _measure(jobs, request, progress, seen)
             found += [
                 summary.measured(str(folders[i]), manifests[i], *reply)
@@ -146,12 +145,12 @@ def _measure(
         return seen, [(kept, subject.finish()) for subject, kept in zip(subjects, answers, strict=True)]
 
 
-def _job(folder: str | Path, request: Request, backend: str, scratch: str) -> Job:
+def _job(folder: str | Path, request: Request, scratch: str) -> Job:
     return Job(
         bundle=str(Path(folder).resolve()),
         picture=str(request.picture.resolve()) if request.picture is not None else None,
         prompt=request.prompt,
-        backend=backend,
+        backend=request.backend,
         threads=request.threads,
         scratch=scratch,
     )
@@ -165,8 +164,9 @@ def _require_whole(answer: dict[str, Any], request: Request) -> None:
         )
 
 
-def _require_memory(manifests: Sequence[Manifest], backends: Sequence[str], request: Request) -> None:
+def _require_memory(manifests: Sequence[Manifest], request: Request) -> None:
     """Refuse to load bundles together that do not fit together; on a GPU, the driver says what fits."""
+    backends = [choose_backend(request.backend, targets.get(m.target)) for m in manifests]
     available = available_bytes()
     if available is None:
         return

@@ -94,7 +94,7 @@ class Worker:
             "backend": self._vlm.backend,
             "host_peak_bytes": max(peaks, default=None),
             "host_answering_bytes": peak if self._forgot else None,
-            "device_peak_bytes": self._device.bytes,
+            "device_peak_bytes": self._device.bytes if self._vlm.backend != "ort-cpu" else None,
             "vision_parts": self._vision_parts(),
         }
 
