@@ -22,6 +22,7 @@ from fico_export.cli import (
     listing,
     pack,
     plan,
+    profile,
     run,
     unpack,
     verify,
@@ -51,6 +52,7 @@ app.command("export")(export.command)
 app.command("build")(build.command)
 app.command("run")(run.command)
 app.command("verify")(verify.command)
+app.command("profile")(profile.command)
 app.command("plan")(plan.command)
 app.command("inspect")(inspect.command)
 app.command("lint")(lint.command)

@@ -25,6 +25,7 @@ from fico_export.runtime import engine_memory
 from fico_export.runtime.engine import LIBRARIES, Device, Engine, cuda_graphs_wanted, host
 from fico_export.runtime.engine_decoder import EngineDecoder
 from fico_export.runtime.engine_session import EngineSession
+from fico_export.runtime.sessions import AUTO, choose_backend
 
 _log = logging.getLogger(__name__)
 
@@ -145,6 +146,16 @@ def best_backend(folder: Path, manifest: Manifest) -> str | None:
         else:
             return backend
     return None
+
+
+def backend_for(folder: Path, manifest: Manifest, asked: str) -> str:
+    """The backend that is to run a bundle here: what was asked for, or what `auto` comes to.
+
+    Raises:
+        ConfigError: as of `choose_backend`.
+    """
+    engines = best_backend(folder, manifest) if asked == AUTO else None
+    return choose_backend(asked, targets.get(manifest.target), engines)
 
 
 def _problem(folder: Path, manifest: Manifest, build: Build, here: Host) -> BundleError | None:

@@ -15,21 +15,20 @@ from PIL import Image
 
 from fico_export.bundle import files
 from fico_export.bundle.manifest import Manifest
-from fico_export.devices import targets
 from fico_export.errors import BundleError, EngineError, InputError
 from fico_export.runtime.clip_text import ClipText
 from fico_export.runtime.decoder import Decoder
 from fico_export.runtime.embedding import open_table, rows
 from fico_export.runtime.engine import LIBRARIES
-from fico_export.runtime.engines import Engines, best_backend
+from fico_export.runtime.engines import Engines, backend_for
 from fico_export.runtime.generation import Answer, Conversation, Stream
 from fico_export.runtime.images import ImageFeatures, load_image
-from fico_export.runtime.memory import require_memory
+from fico_export.runtime.memory import loading_steps, require_memory
 from fico_export.runtime.preprocess import ImageProcessor
 from fico_export.runtime.prompt import PromptFormatter
 from fico_export.runtime.sampling import Sampling
 from fico_export.runtime.session import AnyDecoder, Session
-from fico_export.runtime.sessions import AUTO, choose_backend, give_back, open_session
+from fico_export.runtime.sessions import AUTO, give_back, open_session
 
 ImageSource = str | Path | bytes | Image.Image
 
@@ -63,8 +62,7 @@ class Vlm:
         self.folder = Path(folder)
         self.manifest = Manifest.load(self.folder)
         files.check(self.folder, self.manifest, full=False)
-        engines = best_backend(self.folder, self.manifest) if backend == AUTO else None
-        self.backend = choose_backend(backend, targets.get(self.manifest.target), engines)
+        self.backend = backend_for(self.folder, self.manifest, backend)
         self._engines = (
             Engines(self.folder, self.manifest, self.backend) if self.backend in LIBRARIES else None
         )
@@ -76,10 +74,11 @@ class Vlm:
         inputs = self.manifest.graph("vision_encoder").inputs
         self._text_inputs = {i.name: i.shape for i in inputs if i.name != "pixel_values"}
         if not lazy:
+            steps = loading_steps(self.manifest)
             if self._engines is None:
-                require_memory(self.manifest, self._steps(), self.backend, low_memory=low_memory)
+                require_memory(self.manifest, steps, self.backend, low_memory=low_memory)
             else:
-                self._engines.require_memory(self._steps(), low_memory=low_memory)
+                self._engines.require_memory(steps, low_memory=low_memory)
         if not lazy and not low_memory:
             _ = self._vision, self._table, self.decoder
             if "clip_text" in self._text_inputs:
@@ -112,13 +111,6 @@ class Vlm:
         """CLIP's text tower, of a bundle whose method compares the picture with the prompt in CLIP's space."""
         self._make_room()
         return ClipText(self.folder, self.manifest, self._open("clip_text", self.backend))
-
-    def _steps(self) -> list[list[str]]:
-        """Names of the graphs to load, in groups: those of one step, which are needed together."""
-        names = [*self.manifest.graphs]
-        decoder = [name for name in names if name.startswith("decoder_")]
-        by_rows = ["embed_tokens"] if self.manifest.embedding else []
-        return [decoder, *([name] for name in names if name not in (*decoder, *by_rows))]
 
     def _make_room(self) -> None:
         """Where memory is short, close the graphs that are open before another is opened."""
