@@ -1,7 +1,4 @@
-"""What a graph costs: its nodes, and the FLOPs of its matrix products and convolutions.
-
-Not a script: `bench_vision.py`, `bench_reducers.py` and `write_methods.py` count with it.
-"""
+"""What a graph costs: its nodes, and the FLOPs of its matrix products and convolutions."""
 
 from __future__ import annotations
 
@@ -54,4 +51,6 @@ def _flops(node: ir.Node) -> int:
 def _shape(value: ir.Value | None) -> list[int]:
     assert value is not None
     assert value.shape is not None, f"the shape of {value.name} is not known"
-    return [int(d) for d in value.shape]
+    sizes = [d for d in value.shape if isinstance(d, int)]
+    assert len(sizes) == len(value.shape), f"the shape of {value.name} has a free axis"
+    return sizes
