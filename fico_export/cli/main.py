@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from fico_export.cli import doctor, export, inspect, lint, listing, run, verify
+from fico_export.cli import doctor, export, inspect, lint, listing, report, run, show, verify
 from fico_export.cli.console import print_json, say
 from fico_export.errors import ConfigError, FicoError
 
@@ -35,7 +35,10 @@ _EXTRAS = {
 app = typer.Typer(help=_HELP, add_completion=False, rich_markup_mode=None)
 app.command("export")(export.command)
 app.command("run")(run.command)
+app.command("show")(show.command)
+app.command("report")(report.command)
 app.command("verify")(verify.command)
+
 app.command("inspect")(inspect.command)
 app.command("lint")(lint.command)
 app.command("list")(listing.command)
