@@ -1,17 +1,24 @@
 """`fico show` and `fico report` on a bundle: what they write, and what they refuse without writing anything."""
 
 import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import records
-from cli_tools import copied, edit_json, flip_a_bit, in_this_process
+from cli_tools import copied, edit_json, flip_a_bit, in_own_process, in_this_process
 from PIL import Image
 from test_page import Page
 
 from fico_export.bundle.manifest import Manifest
 from fico_export.report import write
 from fico_export.runtime.vlm import Vlm
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +63,28 @@ def test_show_lights_the_kept_tokens_on_the_photograph(fico, bundle, photograph,
         lit = drawn[y, x + round(50 * scale)].min() > 100
         assert lit == (patch in expected)
     assert drawn[:, : round(49 * scale)].max() < 150  # cropped away: hatched, dark
+
+
+def test_show_needs_no_torch(bundle, photograph, tmp_path):
+    blocked = (
+        "import sys; sys.modules |= dict.fromkeys(('torch', 'transformers', 'onnx', 'onnx_ir', 'matplotlib'))"
+    )
+    entry = "from fico_export.cli.main import main; main()"
+    line = [
+        sys.executable,
+        "-c",
+        f"{blocked}; {entry}",
+        "show",
+        bundle,
+        "--image",
+        photograph,
+        "--out",
+        tmp_path / "out.png",
+    ]
+    outcome = in_own_process(list(map(str, line)))
+
+    assert outcome.code == 0, outcome.err
+    assert "16 of 64 patches kept" in outcome.out
 
 
 def test_show_runs_prefill_where_the_decoder_chooses(fico, inside, photograph, tmp_path):
@@ -200,3 +229,19 @@ def test_what_was_measured_of_something_else_is_refused(fico, reported, bundle, 
     )
     fico("report", bundle, *line[1:]).refuses("given twice")
     assert not (tmp_path / "page.html").exists()
+
+
+def test_the_commands_of_the_document_run(fico, bundle, tmp_path, monkeypatch):
+    """On another bundle of that name: exporting the demo is tested elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(
+        r"```console\n(.*?)```", (ROOT / "docs" / "report.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    lines = [shlex.split(line[2:]) for block in blocks for line in block.splitlines()]
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "demo-dpp-k64-fp32").symlink_to(bundle)
+    assert [name for name, *_ in lines] == ["python", "fico-export", "fico", "fico"]
+    subprocess.run([sys.executable, *lines[0][1:]], check=True)
+    for _, *arguments in lines[2:]:
+        assert fico(*arguments).code == 0
+    assert {"kept.png", "report.html", "scene.png"} <= {path.name for path in tmp_path.iterdir()}
