@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 from PIL import Image
-from records import manifest as manifest_of
+from report_records import manifest as manifest_of
 
 from fico_export.errors import BundleError, InputError
 from fico_export.report import kept as keeping

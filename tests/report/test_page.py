@@ -4,11 +4,11 @@ import json
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import records
+import report_records as records
+from pages import Page
 
 from fico_export.errors import ConfigError
 from fico_export.report import charts, evidence
@@ -17,44 +17,8 @@ from fico_export.report.page import Bundle, Content, render
 
 HOSTILE = "<script>alert(1)</script>\"'&$x^{$ </svg> {{ 7*7 }} \x07 漢字"
 SECTIONS = ["bundles", "latency", "memory", "graphs", "gallery", "environment"]
-VOID = {"meta", "link", "img", "br"}
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-class Page(HTMLParser):
-    """Elements and attributes of a page; a tag that closes none that is open is an error."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.tags, self.attributes, self.open, self.text = [], [], [], []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attrs]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text.append(data)
-
-    @property
-    def words(self):
-        return " ".join(" ".join(self.text).split())
-
-    def values(self, name):
-        return [value for _, key, value in self.attributes if key == name]
 
 
 def picture(caption="seen"):

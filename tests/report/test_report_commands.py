@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import records
+import report_records as records
 from cli_tools import copied, edit_json, flip_a_bit, in_own_process, in_this_process
+from pages import Page
 from PIL import Image
-from test_page import Page
 
 from fico_export.bundle.manifest import Manifest
 from fico_export.report import write
