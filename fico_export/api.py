@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fico_export.bundle.manifest import Manifest
     from fico_export.bundle.manifest import Model as Origin
     from fico_export.models.parts.clip_text import Clip
+    from fico_export.models.parts.family import Architecture
     from fico_export.models.parts.family import Vlm as Checkpoint
     from fico_export.parity.report import Report
     from fico_export.runtime.vlm import Vlm
@@ -323,3 +324,15 @@ def open_checkpoint(model: str, revision: str | None) -> Checkpoint:
     from fico_export import demo, models
 
     return models.load(demo.FOLDER) if model == models.DEMO else models.load(*models.find(model, revision))
+
+
+def open_architecture(model: str, revision: str | None = None) -> Architecture:
+    """What a model's config.json says; of a hub model nothing else is downloaded.
+
+    Raises:
+        ConfigError: no such model, or one of a family that is not supported.
+    """
+    from fico_export import demo, models
+
+    folder = demo.FOLDER if model == models.DEMO else models.find(model, revision, models.CONFIG)[0]
+    return models.describe(folder)

@@ -5,6 +5,7 @@
     │   ├── CheckpointError   the model's files cannot be used
     │   ├── BundleError       the bundle is missing, damaged, or from another version
     │   ├── InputError        the picture or the prompt cannot be used
+    │   ├── LogError          a log of another tool cannot be read
     │   └── DiskError         the disk has no room for what was asked
     ├── ExportError           torch → ONNX failed, or broke a rule of the graph
     ├── EngineError           a graph could not be loaded or run
@@ -51,6 +52,10 @@ class BundleError(ConfigError):
 
 class InputError(ConfigError):
     """The picture or the prompt cannot be used."""
+
+
+class LogError(ConfigError):
+    """A log of another tool cannot be read."""
 
 
 class DiskError(ConfigError):

@@ -8,11 +8,11 @@ from typing import Protocol
 class Progress(Protocol):
     """Receives the steps of a long job."""
 
-    def stage(self, title: str, total_bytes: int | None = None) -> None:
-        """A step begins, and the one before it is done; `total_bytes` when its size is known."""
+    def stage(self, title: str, total_bytes: int | None = None, *, parts: int | None = None) -> None:
+        """A step begins, and the one before it is done; `total_bytes` or `parts` when its size is known in them."""
 
-    def advance(self, done_bytes: int) -> None:
-        """So many more bytes of the step are done."""
+    def advance(self, done: int) -> None:
+        """So many more bytes or parts of the step are done."""
 
     def warn(self, text: str) -> None:
         """Something the user should know, that does not stop the job."""
@@ -21,10 +21,10 @@ class Progress(Protocol):
 class Silent:
     """Reports nothing."""
 
-    def stage(self, title: str, total_bytes: int | None = None) -> None:
+    def stage(self, title: str, total_bytes: int | None = None, *, parts: int | None = None) -> None:
         """Nothing."""
 
-    def advance(self, done_bytes: int) -> None:
+    def advance(self, done: int) -> None:
         """Nothing."""
 
     def warn(self, text: str) -> None:

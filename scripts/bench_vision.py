@@ -33,6 +33,9 @@ from fico_export.devices import targets
 from fico_export.exporter import checks, trace, weights
 from fico_export.exporter.cost import cost, of_reducer
 from fico_export.exporter.graphs import trace_vision
+from fico_export.logs.read import read_logs
+from fico_export.logs.records import Timed
+from fico_export.logs.stages import stage_of
 from fico_export.models.parts.family import Vlm
 
 VISION: dict[str, Any] = {
@@ -130,39 +133,27 @@ def describe(path: Path, threads: int) -> dict[str, Any]:
     whole, reducer = cost(graph), cost(of_reducer(graph))
     times = profile(path, threads)
     by_operator: defaultdict[str, float] = defaultdict(float)
-    for (name, operator), ms in times.items():
-        if is_reducer(name):
-            by_operator[operator] += ms
+    for node in times:
+        if stage_of(node.name) == "reducer":
+            by_operator[node.operator] += node.mean_ms
     return {
         "nodes": whole.nodes,
         "reducer_nodes": reducer.nodes,
         "gflops": whole.flops / 1e9,
         "reducer_gflops": reducer.flops / 1e9,
-        "reducer_share": sum(by_operator.values()) / sum(times.values()),
+        "reducer_share": sum(by_operator.values()) / sum(node.mean_ms for node in times),
         "reducer_ms": dict(sorted(by_operator.items(), key=lambda item: -item[1])[:8]),
     }
 
 
-def is_reducer(node_name: str) -> bool:
-    """Whether a node is the reducer's own; nodes are named after the module they come from."""
-    return node_name.startswith("reduce.")
-
-
-def profile(path: Path, threads: int, runs: int = 5) -> dict[tuple[str, str], float]:
-    """Median milliseconds of each (node, operator). A fused node carries the name of one of its parts, or a new one."""
+def profile(path: Path, threads: int, runs: int = 5) -> tuple[Timed, ...]:
+    """Mean milliseconds of each node."""
     session = open_session(path, threads, path.with_suffix(""))
     side = session.get_inputs()[0].shape[-1]
     pixels = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
     for _ in range(runs):
         session.run(None, {"pixel_values": pixels})
-    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    times: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            times[event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]].append(
-                event["dur"] / 1000
-            )
-    return {node: statistics.median(taken) for node, taken in times.items()}
+    return read_logs([Path(session.end_profiling())]).profiles[0].layers
 
 
 def table(result: dict[str, Any]) -> str:

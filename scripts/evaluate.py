@@ -20,8 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import cells
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy.stats import binomtest
 
 import fico_export
@@ -74,8 +74,7 @@ def main(
     jobs = [(model, "none", None, count, ways, work)]
     jobs += [(model, method, int(k), count, ways, work) for method in chosen for k in keep.split(",")]
     results: list[dict[str, Any]] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress, multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with cells.bar() as progress, multiprocessing.get_context("spawn").Pool(processes) as pool:
         task = progress.add_task("bundles", total=len(jobs))
         for found in pool.imap(_evaluate, jobs):
             results += found
@@ -102,7 +101,7 @@ def _evaluate(job: tuple[str, str, int | None, int, tuple[str, ...], Path]) -> l
     """One bundle under some policies: a record a policy, `right` holding one 0 or 1 a question of each kind."""
     model, method, k, count, policies, out = job
     done = out / f"{method}-{k or 'all'}-{count}.json"
-    records: list[dict[str, Any]] = json.loads(done.read_text(encoding="utf-8")) if done.exists() else []
+    records: list[dict[str, Any]] = cells.kept(done) or []
     missing = [policy for policy in policies if policy not in {r["policy"] for r in records}]
     if method == "none" and records:
         missing = []
@@ -110,8 +109,7 @@ def _evaluate(job: tuple[str, str, int | None, int, tuple[str, ...], Path]) -> l
         records += _answer(_export(model, method, k, out), method, k, count, missing) if missing else []
     except ConfigError as refused:  # a budget that this method cannot have
         print(f"{method} at {k}: {refused}")
-    done.with_suffix(".tmp").write_text(json.dumps(records), encoding="utf-8")
-    done.with_suffix(".tmp").replace(done)
+    cells.keep(done, records)
     return records
 
 
@@ -167,11 +165,7 @@ def _write_golden(path: Path, model: str, out: Path) -> None:
 
 
 def _export(model: str, method: str, k: int | None, out: Path) -> Path:
-    bundle = out / f"{method}-{k or 'all'}"
-    # Not verified: the runtime's answers are what is measured, whatever torch would say.
-    return (
-        bundle if bundle.exists() else fico_export.export(model, k, method=method, out=bundle, verify=False)
-    )
+    return cells.exported(out / f"{method}-{k or 'all'}", model, k, method)
 
 
 def _matches(text: str, question: Question) -> bool:

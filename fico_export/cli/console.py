@@ -9,7 +9,18 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 
 def print_json(content: dict[str, Any]) -> None:
@@ -27,6 +38,16 @@ def human_bytes(count: int) -> str:
     return f"{size:.2f} GB"
 
 
+class _Done(ProgressColumn):
+    """How much of a step is done: bytes of bytes, or per cent of its parts."""
+
+    _bytes = DownloadColumn()
+
+    def render(self, task: Task) -> Text:
+        """For one step."""
+        return self._bytes.render(task) if task.fields["in_bytes"] else Text(f"{task.percentage:.0f} %")
+
+
 class StageProgress:
     """One line per step with its time and size, and a bar under way where the size is known."""
 
@@ -35,7 +56,9 @@ class StageProgress:
         self._bar = Progress(
             TextColumn("  {task.description}"),
             BarColumn(),
-            DownloadColumn(),
+            _Done(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
@@ -58,16 +81,16 @@ class StageProgress:
             self._finish()
         self._bar.stop()
 
-    def stage(self, title: str, total_bytes: int | None = None) -> None:
+    def stage(self, title: str, total_bytes: int | None = None, *, parts: int | None = None) -> None:
         """A step begins, and the one before it is done."""
         self._finish()
         self._title, self._total, self._began = title, total_bytes, time.perf_counter()
-        self._task = self._bar.add_task(title, total=total_bytes)
+        self._task = self._bar.add_task(title, total=parts or total_bytes, in_bytes=parts is None)
 
-    def advance(self, done_bytes: int) -> None:
-        """So many more bytes of the step are done."""
+    def advance(self, done: int) -> None:
+        """So many more bytes or parts of the step are done."""
         if self._task is not None:
-            self._bar.advance(self._task, done_bytes)
+            self._bar.advance(self._task, done)
 
     def warn(self, text: str) -> None:
         """Something the user should know."""

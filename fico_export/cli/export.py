@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from fico_export.cli.console import StageProgress, human_bytes, print_json, say
-from fico_export.cli.options import DebugOption, DevicesOption, JsonOption
-from fico_export.errors import ConfigError, unknown_name
+from fico_export.cli.options import DebugOption, DevicesOption, JsonOption, as_settings, whole_number
+from fico_export.errors import unknown_name
 from fico_export.reducers import DEFAULT
 
 _POSITIONS = ("compact", "original")
@@ -135,8 +135,8 @@ def command(
     debug: DebugOption = False,
 ) -> None:
     """Export a LLaVA checkpoint to ONNX graphs with its visual tokens reduced to K."""
-    count = _integer(keep)
-    settings: dict[str, Any] = _settings(setting or [])
+    count = whole_number(keep)
+    settings: dict[str, Any] = as_settings(setting or [])
     if recipe is not None:
         from fico_export.bundle.recipe import Recipe
 
@@ -203,19 +203,3 @@ def command(
     kept = f"{human_bytes(size)}, of which {human_bytes(linked)} linked" if linked else human_bytes(size)
     say(f"{folder}: {reduction.visual_tokens} → {reduction.keep} visual tokens, {kept}, {seconds:.1f} s")
     say(f'next: fico run {folder} --image PICTURE --prompt "What is in the picture?"')
-
-
-def _integer(keep: str | None) -> int | None:
-    try:
-        return None if keep is None else int(keep)
-    except ValueError as error:
-        raise ConfigError(
-            f"--keep {keep!r} is not a whole number", mend="--keep K, such as --keep 64"
-        ) from error
-
-
-def _settings(pairs: list[str]) -> dict[str, Any]:
-    for pair in pairs:
-        if "=" not in pair:
-            raise ConfigError(f"--set {pair!r} has no value", mend="--set NAME=VALUE, such as --set lam=0.5")
-    return {name.strip(): value.strip() for name, _, value in (pair.partition("=") for pair in pairs)}

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from fico_export.cli import doctor, export, inspect, lint, listing, report, run, show, verify
+from fico_export.cli import doctor, export, inspect, lint, listing, plan, profile, report, run, show, verify
 from fico_export.cli.console import print_json, say
 from fico_export.errors import ConfigError, FicoError
 
@@ -38,7 +38,8 @@ app.command("run")(run.command)
 app.command("show")(show.command)
 app.command("report")(report.command)
 app.command("verify")(verify.command)
-
+app.command("profile")(profile.command)
+app.command("plan")(plan.command)
 app.command("inspect")(inspect.command)
 app.command("lint")(lint.command)
 app.command("list")(listing.command)

@@ -121,6 +121,29 @@ def power_mode(root: Path) -> PowerMode | None:
     return PowerMode(number, names.get(number, str(number)))
 
 
+def cpu(root: Path) -> str | None:
+    """Name of the processor; None where the system does not tell, as on Arm."""
+    match = re.search(r"^model name\s*:\s*(.+)$", _text(root, "proc/cpuinfo"), re.MULTILINE)
+    return match[1].strip() if match else None
+
+
+def clocks(root: Path) -> dict[str, float]:
+    """MHz at this moment: of each policy of cpufreq, by its first CPU, and of each device of devfreq, such as 17000000.gpu."""
+    found = {}
+    for policy in sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*"), key=_number):
+        if (khz := _text(policy, "scaling_cur_freq").strip()).isdigit():
+            found[policy.name.replace("policy", "cpu")] = int(khz) / 1e3
+    for device in sorted((root / "sys/class/devfreq").glob("*")):
+        if (hz := _text(device, "cur_freq").strip()).isdigit():
+            found[device.name] = int(hz) / 1e6
+    return found
+
+
+def governor(root: Path) -> str | None:
+    """What chooses the first CPU's clock, such as performance or powersave; None where the system does not tell."""
+    return _text(root, "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None
+
+
 def memory(root: Path) -> dict[str, int]:
     """/proc/meminfo in bytes: MemTotal, MemAvailable, CmaTotal, CmaFree and the rest."""
     lines = re.findall(r"^(\w+):\s+(\d+) kB$", _text(root, "proc/meminfo"), re.MULTILINE)
@@ -134,6 +157,10 @@ def swap(root: Path) -> Swap:
         name, _, kilobytes, *_ = line.split()
         sizes["zram" if "zram" in name else "disk"] += int(kilobytes) * 1024
     return Swap(**sizes)
+
+
+def _number(path: Path) -> int:
+    return int(re.sub(r"\D", "", path.name) or 0)
 
 
 def _text(root: Path, file: str) -> str:

@@ -150,8 +150,19 @@ def simplify(model: ir.Model) -> None:
             common.NameFixPass(),
         ):
             tidy(model)
+    _name_rewritten(model.graph)
     for value, shape in zip(model.graph.outputs, shapes, strict=True):
         value.shape = shape  # its shape inference puts the tracer's symbols in place of the axes' names
+
+
+def _name_rewritten(graph: ir.Graph) -> None:
+    """Give what a rewrite has put in the module of what reads it, or else of what it reads: the rules name none."""
+    for node in reversed(list(graph)):
+        if node.name and "/" not in node.name:
+            readers = [reader for reader, _ in node.outputs[0].uses()]
+            made = [value.producer() for value in node.inputs if value is not None]
+            near = next((n.name for n in (*readers, *made) if n and n.name and "/" in n.name), "graph/")
+            node.name = f"{near.rpartition('/')[0]}/{node.name}"
 
 
 @contextmanager

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fico_export.errors import CheckpointError, ConfigError, unknown_name
 
 if TYPE_CHECKING:
-    from fico_export.models.parts.family import Family, Vlm
+    from fico_export.models.parts.family import Architecture, Family, Vlm
 
 DEMO = "demo"
+CONFIG = ("config.json",)
+_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 
 
 def families() -> dict[str, Family]:
@@ -31,6 +34,21 @@ def load(folder: Path, revision: str | None = None) -> Vlm:
     Raises:
         CheckpointError: not a checkpoint of a supported family, or a damaged one.
     """
+    return _family(folder)[0].load(folder, revision)
+
+
+def describe(folder: Path) -> Architecture:
+    """What the config.json of a folder says; no other file is read.
+
+    Raises:
+        CheckpointError: there is none, or not of a supported family.
+    """
+    family, config = _family(folder)
+    return family.describe(config)
+
+
+def _family(folder: Path) -> tuple[Family, dict[str, Any]]:
+    """The family of a checkpoint, and the content of its config.json."""
     from fico_export.models.parts.checkpoint import read_json
 
     config_path = folder / "config.json"
@@ -39,18 +57,24 @@ def load(folder: Path, revision: str | None = None) -> Vlm:
             f"{folder} has no config.json",
             mend="point --model at the checkpoint folder itself: config.json lies beside the .safetensors files",
         )
-    model_type = read_json(config_path).get("model_type")
+    config = read_json(config_path)
+    model_type = config.get("model_type")
     supported = {t: family for family in families().values() for t in family.model_types}
     if not isinstance(model_type, str) or model_type not in supported:
         raise CheckpointError(
             f"model_type {model_type!r} in {config_path} is not supported",
             mend=f"supported: {', '.join(sorted(supported))}",
         )
-    return supported[model_type].load(folder, revision)
+    return supported[model_type], config
 
 
-def find(model: str, revision: str | None = None) -> tuple[Path, str | None]:
+def find(model: str, revision: str | None = None, files: Sequence[str] = _FILES) -> tuple[Path, str | None]:
     """Folder and revision of a model named by an alias, a hub id, or its folder.
+
+    Args:
+        model: that name.
+        revision: of a hub repository.
+        files: patterns of those to download.
 
     Raises:
         ConfigError: no such folder or alias, or the hub cannot be reached.
@@ -68,10 +92,10 @@ def find(model: str, revision: str | None = None) -> tuple[Path, str | None]:
                 f"no folder {model}", mend="give the checkpoint's folder, a hub id (owner/name) or an alias"
             )
         raise unknown_name("model", model, [DEMO, *known])
-    return _download(hub_id, revision)
+    return _download(hub_id, revision, files)
 
 
-def _download(hub_id: str, revision: str | None) -> tuple[Path, str | None]:
+def _download(hub_id: str, revision: str | None, files: Sequence[str]) -> tuple[Path, str | None]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -81,9 +105,8 @@ def _download(hub_id: str, revision: str | None) -> tuple[Path, str | None]:
         RevisionNotFoundError,
     )
 
-    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
     try:
-        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(files)))
     except RepositoryNotFoundError as error:
         raise ConfigError(
             f"the hub has no model {hub_id!r}, or it is private",

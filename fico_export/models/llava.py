@@ -19,7 +19,7 @@ from fico_export.errors import CheckpointError, FicoError
 from fico_export.models.parts.checkpoint import Checkpoint, read_json, read_text
 from fico_export.models.parts.clip import ClipConfig, ClipTower
 from fico_export.models.parts.decoder import Decoder, DecoderConfig, EmbedTokens
-from fico_export.models.parts.family import Family, Files, Vlm
+from fico_export.models.parts.family import Architecture, Family, Files, Vlm
 from fico_export.models.parts.siglip import SiglipTower
 from fico_export.models.parts.vision import Projector, Tower, VisionEncoder
 from fico_export.reducers.base.plan import Limits, Plan, make_plan
@@ -42,13 +42,7 @@ def load(folder: Path, revision: str | None) -> Vlm:
         CheckpointError: the config asks for something that is not supported, or tensors are missing.
     """
     raw = read_json(folder / "config.json")
-    with _reading_config():
-        _check_supported(raw)
-        config = LlavaConfig.from_dict(raw)
-        tower, feature_layers = _tower_config(config)
-        decoder = _decoder_config(config)
-    kind = _TOWERS[config.vision_config.model_type]
-    keeps_cls = kind.cls_tokens > 0 and config.vision_feature_select_strategy == "full"
+    described, config = describe(raw), _parsed(raw)
     tied = bool(
         getattr(config, "tie_word_embeddings", False)
         or getattr(config.text_config, "tie_word_embeddings", False)
@@ -56,6 +50,29 @@ def load(folder: Path, revision: str | None) -> Vlm:
     checkpoint = Checkpoint(
         folder, {"lm_head.weight": "language_model.embed_tokens.weight"} if tied else None
     )
+    checkpoint.check(dict(described.shapes))
+    return Vlm(
+        **vars(described),
+        folder=folder,
+        revision=revision,
+        checkpoint=checkpoint,
+        tokens=_tokens(folder, config),
+        files=lambda: _files(folder, raw),
+    )
+
+
+def describe(raw: dict[str, Any]) -> Architecture:
+    """What the content of config.json says, without any other file.
+
+    Raises:
+        CheckpointError: it asks for something that is not supported.
+    """
+    config = _parsed(raw)
+    with _reading_config():
+        tower, feature_layers = _tower_config(config)
+        decoder = _decoder_config(config)
+    kind = _TOWERS[config.vision_config.model_type]
+    keeps_cls = kind.cls_tokens > 0 and config.vision_feature_select_strategy == "full"
 
     def plan(method: str, keep: int | None, settings: dict[str, Any]) -> Plan:
         limits = Limits(
@@ -90,22 +107,21 @@ def load(folder: Path, revision: str | None) -> Vlm:
             Decoder(decoder, torch.float32),
             EmbedTokens(decoder, torch.float32),
         ]
-    shapes = {name: tuple(p.shape) for part in parts for name, p in part.named_parameters()}
-    checkpoint.check(shapes)
-    return Vlm(
+    return Architecture(
         model_type="llava",
-        folder=folder,
-        revision=revision,
-        checkpoint=checkpoint,
-        shapes=shapes,
+        shapes={name: tuple(p.shape) for part in parts for name, p in part.named_parameters()},
         grid=tower.grid,
         image_size=tower.image_size,
         decoder_config=decoder,
-        tokens=_tokens(folder, config),
         plan=plan,
         vision=vision,
-        files=lambda: _files(folder, raw),
     )
+
+
+def _parsed(raw: dict[str, Any]) -> LlavaConfig:
+    with _reading_config():
+        _check_supported(raw)
+        return LlavaConfig.from_dict(raw)
 
 
 @contextmanager
@@ -309,4 +325,5 @@ FAMILY = Family(
         "llava-interleave-qwen-0.5b": "llava-hf/llava-interleave-qwen-0.5b-hf",
     },
     load=load,
+    describe=describe,
 )

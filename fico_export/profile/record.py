@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -55,11 +56,15 @@ class Measured(Record):
         stages: by name, in the order of `runtime.generation.STAGES`; the whole of the decode stage.
         vision_parts: share of the vision graph's time by part (tower, reducer, projector, other); empty where the backend
             does not tell, or fuses them.
-        reducer_ms: median of the vision stage less that of a bundle without reduction in the same run, where the parts are not told.
+        reducer_ms: median of the vision stage less that of a bundle without reduction in the same run, where the parts are not
+            told: what the reducer costs less what it saves the tower and the projector.
         ttft, tpot: spreads; tpot None where one token was asked for.
         end_to_end: wall time of whole answers, taken apart from the stages.
+        coverage: median over the answers of the sum of their stages over their end-to-end time.
         tokens_per_second: 1000 over the median tpot.
-        host_peak_bytes, device_peak_bytes: most memory during the run; None where the machine does not tell.
+        host_peak_bytes: most memory of the process that ran the bundle, loading included; None where the machine does not tell.
+        host_answering_bytes: likewise after loading.
+        device_peak_bytes: most GPU memory.
     """
 
     bundle: str
@@ -78,8 +83,10 @@ class Measured(Record):
     ttft: Spread
     tpot: Spread | None
     end_to_end: Spread
+    coverage: float
     tokens_per_second: float | None
     host_peak_bytes: int | None = None
+    host_answering_bytes: int | None = None
     device_peak_bytes: int | None = None
 
 
@@ -88,7 +95,11 @@ class Run(Record):
 
     Attributes:
         iterations, warm_up: answers per bundle that count, and before them.
-        ratios: by measure (a stage, ttft, tpot, end_to_end), the median of each bundle over that of the first.
+        in_turn: whether the bundles were measured one after another in place of in alternation, for want of memory: the ratios
+            then hold the machine's drift too.
+        picture, prompt: what was asked about; None for the picture drawn by code.
+        ratios: by measure (a stage, ttft, tpot, end_to_end), the median of each bundle over that of the first; a measure that
+            the first spent no time in is left out.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -96,13 +107,30 @@ class Run(Record):
     machine: Machine
     iterations: int
     warm_up: int
+    in_turn: bool = False
+    picture: str | None = None
+    prompt: str
     bundles: list[Measured]
     ratios: dict[str, list[float]]
 
     def save(self, path: Path) -> None:
-        """Write the JSON object."""
-        text = json.dumps(self.model_dump(mode="json"), indent=2)
-        path.write_text(text + "\n", encoding="utf-8")
+        """Write the JSON object, aside at first, so that no half of one is ever under its name.
+
+        Raises:
+            ConfigError: it cannot be written there.
+        """
+        text = json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False)
+        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        try:
+            partial.write_text(text + "\n", encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write {path}: {error.strerror}",
+                mend="give --out a file in a folder that you may write to",
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> Run:

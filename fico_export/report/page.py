@@ -133,10 +133,18 @@ def _summary(bundles: Sequence[Bundle]) -> Table:
 
 def _measured(run: Run, content: Content) -> list[Chart]:
     names = charts.labels(run.bundles)
-    about = f"{run.iterations} answers of each bundle in alternation, after {run.warm_up} to warm up"
+    order = (
+        "one bundle after another, for want of memory, so that ratios hold the machine's drift too"
+        if run.in_turn
+        else "in alternation"
+    )
+    about = (
+        f"Asked about {run.picture or 'a picture drawn by code'}: {run.prompt} {run.iterations} answers of each bundle, {order}, "
+        f"after {run.warm_up} to warm up"
+    )
     made = [
         Chart("Waterfall to the first token", "Stages to the first token, a bar a bundle; the numbers are in the table.",
-              Markup(charts.stages(run)), _stage_table(run, names), [f"{about}; medians (10th to 90th percentile), milliseconds."]),
+              Markup(charts.stages(run)), _stage_table(run, names), [f"{about}; milliseconds: medians (10th to 90th percentile). A bar is the sum of its stages' medians, the number at its end the median time to the first token."]),
         *_parts(run, names),
         Chart("Ratios to the first bundle", "", None, _ratio_table(run, names),
               [f"Medians over those of {names[0]}; below 1 is faster."] if run.ratios else
@@ -160,13 +168,14 @@ def _stage_table(run: Run, names: list[str]) -> Table:
         "to first token",
         "per token",
         "end to end",
+        "stages of it",
         "tokens/s",
         "backend",
         "prompt + new tokens",
     ]
     rows = [
         [name, *(_spread(entry.stages.get(stage)) for stage in STAGES), _spread(entry.ttft), _spread(entry.tpot),
-         _spread(entry.end_to_end), _number(entry.tokens_per_second), entry.backend,
+         _spread(entry.end_to_end), _percent(entry.coverage), _number(entry.tokens_per_second), entry.backend,
          f"{entry.prompt_tokens} + {entry.new_tokens}"]
         for name, entry in zip(names, run.bundles, strict=True)
     ]  # fmt: skip
@@ -245,9 +254,14 @@ def _peaks(run: Run, names: list[str]) -> Chart:
     title, known = "Peak memory", [(e.host_peak_bytes, e.device_peak_bytes) for e in run.bundles]
     if not any(host or device for host, device in known):
         return Chart(title, "", None, notes=["The machine did not tell the peak memory."])
-    rows = [[name, _size(host), _size(device)] for name, (host, device) in zip(names, known, strict=True)]
+    rows = [
+        [name, _size(e.host_peak_bytes), _size(e.host_answering_bytes), _size(e.device_peak_bytes)]
+        for name, e in zip(names, run.bundles, strict=True)
+    ]
     says = "Most memory that each bundle took, of the host and of the device."
-    return Chart(title, says, Markup(charts.memory(run)), Table(["bundle", "host", "device"], rows))
+    return Chart(
+        title, says, Markup(charts.memory(run)), Table(["bundle", "host", "after loading", "device"], rows)
+    )
 
 
 def _memory(bundles: Sequence[Bundle]) -> Table:

@@ -212,7 +212,7 @@ class Conversation:
         try:
             while True:
                 answer.token_ids.append(token)
-                if token in vlm.manifest.tokens.eos_ids:
+                if token in vlm.manifest.tokens.eos_ids and not sampler.sampling.ignore_eos:
                     answer.finish_reason = "eos"
                     break
                 piece, stopped = stops.push(text.push(token))

@@ -56,6 +56,14 @@ def require_memory(
     )
 
 
+def loading_steps(manifest: Manifest) -> list[list[str]]:
+    """Names of the graphs to load, in groups: those of one step, which are needed together."""
+    names = [*manifest.graphs]
+    decoder = [name for name in names if name.startswith("decoder_")]
+    by_rows = ["embed_tokens"] if manifest.embedding else []
+    return [decoder, *([name] for name in names if name not in (*decoder, *by_rows))]
+
+
 def needed_bytes(manifest: Manifest, graphs: Sequence[str]) -> int:
     """Memory that ONNX Runtime takes at most on a CPU while it loads graphs one after another, and then holds them all.
 

@@ -23,6 +23,7 @@ class Sampling:
         top_p: keep the fewest most probable tokens whose probabilities reach this sum; 1 keeps all.
         top_k: keep this many most probable tokens, and those tied with the last; 0 keeps all.
         seed: of the random numbers; None takes a fresh one.
+        ignore_eos: go on after the end-of-sequence token, so that answers that are timed have one length.
 
     Raises:
         ConfigError: a value is outside its range.
@@ -32,6 +33,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     seed: int | None = None
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):

@@ -23,7 +23,7 @@ from fico_export.runtime.decoder import Decoder
 from fico_export.runtime.embedding import open_table, rows
 from fico_export.runtime.generation import Answer, Conversation, Stream
 from fico_export.runtime.images import ImageFeatures, load_image
-from fico_export.runtime.memory import require_memory
+from fico_export.runtime.memory import loading_steps, require_memory
 from fico_export.runtime.preprocess import ImageProcessor
 from fico_export.runtime.prompt import PromptFormatter
 from fico_export.runtime.sampling import Sampling
@@ -70,7 +70,7 @@ class Vlm:
         inputs = self.manifest.graph("vision_encoder").inputs
         self._text_inputs = {i.name: i.shape for i in inputs if i.name != "pixel_values"}
         if not lazy:
-            require_memory(self.manifest, self._steps(), self.backend, low_memory=low_memory)
+            require_memory(self.manifest, loading_steps(self.manifest), self.backend, low_memory=low_memory)
         if not lazy and not low_memory:
             _ = self._vision, self._table, self.decoder
             if "clip_text" in self._text_inputs:
@@ -101,13 +101,6 @@ class Vlm:
         """CLIP's text tower, of a bundle whose method compares the picture with the prompt in CLIP's space."""
         self._make_room()
         return ClipText(self.folder, self.manifest, self.backend, self._threads)
-
-    def _steps(self) -> list[list[str]]:
-        """Names of the graphs to load, in groups: those of one step, which are needed together."""
-        names = [*self.manifest.graphs]
-        decoder = [name for name in names if name.startswith("decoder_")]
-        by_rows = ["embed_tokens"] if self.manifest.embedding else []
-        return [decoder, *([name] for name in names if name not in (*decoder, *by_rows))]
 
     def _make_room(self) -> None:
         """Where memory is short, close the graphs that are open before another is opened."""

@@ -33,6 +33,16 @@ def test_an_answer_ends_at_the_end_of_sequence_token(vlm, photographs):
     assert answer.finish_reason == "eos"
 
 
+def test_an_answer_may_go_on_after_the_end_of_sequence_token(vlm, photographs):
+    whole = vlm.generate(QUESTION, photographs[:1], max_new_tokens=12)
+    answer = with_eos(vlm, whole.token_ids[5]).generate(
+        QUESTION, photographs[:1], max_new_tokens=12, sampling=Sampling(ignore_eos=True)
+    )
+
+    assert answer.token_ids == whole.token_ids
+    assert answer.finish_reason == "length"
+
+
 def test_an_answer_ends_at_max_new_tokens(vlm):
     answer = vlm.generate("x", max_new_tokens=3)
 

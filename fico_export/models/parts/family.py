@@ -35,37 +35,54 @@ class Files:
     processor: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Vlm:
-    """A checkpoint that was read and found whole: builds its graphs' modules, without weights until asked.
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What config.json alone says of a model: builds its graphs' modules, parameters uninitialised.
 
     Attributes:
         model_type: as in config.json.
-        folder: where it lies.
-        revision: commit of the hub repository, or None for a plain folder.
-        checkpoint: its tensors.
         shapes: of every tensor that the graphs read, by canonical name.
         grid: rows and columns of patches.
         image_size: side of the square picture the tower sees, in pixels.
         decoder_config: shape of the decoder.
-        tokens: special tokens.
         plan: (method, keep, settings) → Plan for this tower.
-        vision: (plan, dtype) → the vision graph's module, parameters uninitialised.
-        files: reads the tokenizer, the templates and the configs.
-        clip: the CLIP model that reads the prompt for a method that asks for it; its tensors are in `checkpoint`.
+        vision: (plan, dtype) → the vision graph's module.
     """
 
     model_type: str
-    folder: Path
-    revision: str | None
-    checkpoint: Checkpoint
     shapes: Mapping[str, tuple[int, ...]]
     grid: tuple[int, int]
     image_size: int
     decoder_config: DecoderConfig
-    tokens: Tokens
     plan: Callable[[str, int | None, dict[str, Any]], Plan]
     vision: Callable[[Plan, torch.dtype], VisionEncoder]
+
+    def decoder(self, dtype: torch.dtype) -> Decoder:
+        """The decoder graph's module, parameters uninitialised."""
+        return Decoder(self.decoder_config, dtype)
+
+    def embed_tokens(self, dtype: torch.dtype) -> EmbedTokens:
+        """The embedding graph's module, parameters uninitialised."""
+        return EmbedTokens(self.decoder_config, dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vlm(Architecture):
+    """A checkpoint that was read and found whole: its modules get their weights when asked.
+
+    Attributes:
+        folder: where it lies.
+        revision: commit of the hub repository, or None for a plain folder.
+        checkpoint: its tensors.
+        tokens: special tokens.
+        files: reads the tokenizer, the templates and the configs.
+        clip: the CLIP model that reads the prompt for a method that asks for it; its tensors are in `checkpoint`.
+    """
+
+    folder: Path
+    revision: str | None
+    checkpoint: Checkpoint
+    tokens: Tokens
     files: Callable[[], Files]
     clip: Clip | None = None
 
@@ -101,14 +118,6 @@ class Vlm:
         """Size in bytes of each file of weights: tells one checkpoint from another."""
         return {file.name: file.stat().st_size for file in self.checkpoint.files}
 
-    def decoder(self, dtype: torch.dtype) -> Decoder:
-        """The decoder graph's module, parameters uninitialised."""
-        return Decoder(self.decoder_config, dtype)
-
-    def embed_tokens(self, dtype: torch.dtype) -> EmbedTokens:
-        """The embedding graph's module, parameters uninitialised."""
-        return EmbedTokens(self.decoder_config, dtype)
-
     def with_weights(self, module: ModuleT) -> ModuleT:
         """The module with the checkpoint's weights in its parameters' dtypes, ready to run in torch."""
         wanted = {name: parameter.dtype for name, parameter in module.named_parameters()}
@@ -125,8 +134,10 @@ class Family:
         model_types: values of `model_type` in config.json that it loads.
         aliases: short name → hub id.
         load: (folder, revision) → Vlm; raises CheckpointError.
+        describe: content of config.json → Architecture; raises CheckpointError.
     """
 
     model_types: tuple[str, ...]
     aliases: dict[str, str]
     load: Callable[[Path, str | None], Vlm]
+    describe: Callable[[dict[str, Any]], Architecture]

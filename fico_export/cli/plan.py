@@ -1,0 +1,188 @@
+"""`fico plan`: will it fit, and how fast at best, from config.json alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fico_export.cli.console import human_bytes, print_json, say
+from fico_export.cli.options import DebugOption, DevicesOption, JsonOption, as_settings, whole_number
+from fico_export.reducers import DEFAULT
+
+if TYPE_CHECKING:
+    from fico_export.plan.planner import Estimate
+    from fico_export.plan.roofline import Range
+
+_NOTE = "estimates: likely (range); without the host's part, which prepares the picture and the prompt"
+
+
+def command(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="An alias, a hub id, a checkpoint folder, or demo.")
+    ] = "demo",
+    keep: Annotated[
+        str | None, typer.Option("--keep", "-k", metavar="K", help="Visual tokens that are left.")
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method", metavar="METHOD[@K,…]", help=f"Reducer. Default: {DEFAULT}, or none without --keep."
+        ),
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the method.")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision", metavar="fp32|fp16|int4", help="Default: what the device prefers, or fp32."
+        ),
+    ] = None,
+    block: Annotated[
+        int | None, typer.Option("--block", metavar="128|32", help="With int4: weights that share a scale.")
+    ] = None,
+    quantize_head: Annotated[
+        str | None, typer.Option("--quantize-head", metavar="int8|int4", help="With int4: lm_head too.")
+    ] = None,
+    quantize_vision: Annotated[
+        str | None, typer.Option("--quantize-vision", metavar="int8", help="With int4: the tower too.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Default: what the device runs, or portable.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="`fico list devices`. Default: all of them, a line each.")
+    ] = None,
+    devices: DevicesOption = None,
+    max_context: Annotated[
+        str | None, typer.Option("--max-context", metavar="M", help="Rows of a static cache.")
+    ] = None,
+    text_tokens: Annotated[
+        int, typer.Option("--text-tokens", min=1, help="Tokens of the prompt beside the picture's.")
+    ] = 40,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Tokens of the answer.")] = 128,
+    sweep: Annotated[bool, typer.Option("--sweep", help="A table over K and precision.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="PLOT.png", help="Draw the sweep; needs --device and matplotlib."
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Estimate memory and speed of an export on a device before making it; reads config.json, no weights."""
+    from fico_export.api import open_architecture
+    from fico_export.devices import catalog
+    from fico_export.errors import ConfigError
+    from fico_export.plan import planner
+
+    count = whole_number(keep)
+    chosen = catalog.get(device, devices) if device is not None else None
+    if out is not None and chosen is None:
+        raise ConfigError(
+            "--out draws times, and no device was named", mend="add --device NAME, or drop --out"
+        )
+    request = planner.Request(
+        method=method or ("none" if count is None else DEFAULT),
+        keep=count,
+        settings=as_settings(setting or []),
+        precision=precision,
+        target=target,
+        block=block,
+        quantize_head=quantize_head,
+        quantize_vision=quantize_vision,
+        max_context=whole_number(max_context, "--max-context"),
+        text_tokens=text_tokens,
+        new_tokens=new_tokens,
+    )
+    described = open_architecture(model, revision)
+    found = planner.plan(described, request, chosen, devices)
+    swept = planner.sweep(described, request, chosen) if sweep or out else []
+    everywhere = planner.everywhere(described, request, devices) if chosen is None else []
+    if out is not None:
+        from fico_export.plan import plot
+
+        plot.draw(swept, out)
+    if as_json:
+        lists = {"sweep": swept, "devices": everywhere}
+        print_json(
+            {"estimate": asdict(found)} | {name: [asdict(e) for e in es] for name, es in lists.items() if es}
+        )
+    else:
+        for line in (*_described(found), *_table("sweep", swept), *_table("devices", everywhere)):
+            print(line)
+    if out is not None:
+        say(f"{out}: written")
+
+
+def _described(found: Estimate) -> Iterator[str]:
+    where = f" on {found.device}" if found.device else ""
+    yield (
+        f"{found.method}: {found.visual_tokens} → {found.keep} visual tokens, {found.precision}, "
+        f"target {found.target}{where}"
+    )
+    yield f"{'stage':<10}{'GFLOP':>10}{'weights':>11}{'moved':>11}   of the FLOPs"
+    for stage in found.stages:
+        parts = ", ".join(f"{name} {n / 1e9:.4g}" for name, n in stage.flops.items() if n)
+        yield (
+            f"{stage.name:<10}{stage.total_flops / 1e9:>10.4g}{human_bytes(stage.weight_bytes):>11}"
+            f"{human_bytes(stage.moved_bytes):>11}   {parts}"
+        )
+    yield f"memory, a prompt of {found.prompt_tokens} tokens, {found.rows} rows of cache:"
+    for part in found.memory:
+        yield f"  {part.name:<20}{_bytes(part.bytes)}"
+    yield f"  {'needed, estimate':<20}{_bytes(found.needed)}"
+    if found.room:
+        yield f"  {'there is':<20}{_bytes(found.room)}"
+        yield f"verdict: {found.verdict}"
+    for option in found.options:
+        yield f"  {option.verdict} with {option.flags}"
+    if found.speeds:
+        yield f"speed, {_NOTE}:"
+        yield f"  {'mode':<12}{'vision ms':>22}{'prefill ms':>22}{'first token ms':>24}{'tokens/s':>22}"
+        for speed in found.speeds:
+            cells = (speed.vision_ms, speed.prefill_ms, speed.first_token_ms, speed.tokens_per_second)
+            widths = (22, 22, 24, 22)
+            yield f"  {speed.mode or '–':<12}" + "".join(
+                f"{_number(c):>{w}}" for c, w in zip(cells, widths, strict=True)
+            )
+    elif found.device:
+        yield "speed: not known; the device's peak or bandwidth is not in the catalogue, or its target is a CPU's"
+
+
+def _table(title: str, rows: list[Estimate]) -> Iterator[str]:
+    if not rows:
+        return
+    yield f"{title}, {_NOTE}:"
+    yield f"  {'device':<20}{'K':>5} {'precision':<10}{'needed GB':>20}{'first token ms':>24}{'tokens/s':>20}  verdict"
+    for row in rows:
+        speed = row.fastest
+        first = _number(speed.first_token_ms) if speed else "–"
+        rate = _number(speed.tokens_per_second) if speed else "–"
+        needed = _number(row.needed.map(lambda n: n / 1e9))
+        yield (
+            f"  {row.device or '–':<20}{row.keep:>5} {row.precision:<10}{needed:>20}{first:>24}{rate:>20}"
+            f"  {row.verdict or '–'}"
+        )
+
+
+def _number(value: Range) -> str:
+    least, likely, most = (
+        f"{n:.0f}" if n >= 100 else f"{n:.3g}" for n in (value.least, value.likely, value.most)
+    )
+    return f"{likely} ({least}–{most})"
+
+
+def _bytes(value: Range) -> str:
+    if value.least == value.most:
+        return human_bytes(int(value.likely))
+    least, likely, most = (human_bytes(int(n)) for n in (value.least, value.likely, value.most))
+    return f"{likely} ({least} – {most})"

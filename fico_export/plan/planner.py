@@ -1,0 +1,460 @@
+"""A request and a device → what it needs, how long it takes, whether it fits, and what would make it fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from fico_export.bundle.manifest import Quantization
+from fico_export.devices import catalog
+from fico_export.devices.catalog import Device, PowerMode
+from fico_export.devices.targets import Target
+from fico_export.errors import ConfigError
+from fico_export.exporter import quantize
+from fico_export.models.parts.family import Architecture
+from fico_export.plan import costs, roofline
+from fico_export.plan.costs import Flops, Storage
+from fico_export.plan.roofline import Kind, Range
+from fico_export.reducers import DEFAULT
+from fico_export.reducers.base.plan import Plan
+from fico_export.reducers.base.reducer import Site
+
+Verdict = Literal["fits", "may fit", "does not fit"]
+MAX_CONTEXT = 1024  # rows of a static cache, unless the model has fewer or --max-context says otherwise
+_BUDGETS = (192, 128, 64, 32)
+_SMALLER_KEEP = 64
+_KINDS: dict[str, tuple[Kind, Kind]] = {  # of the tower and of the decoder
+    "fp32": ("fp32", "fp32"),
+    "fp16": ("vision", "prefill"),
+    "int4": ("vision", "prefill_int4"),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be planned, as `fico plan` takes it; None is left to the device, the target or the method.
+
+    `text_tokens` are those of the prompt beside the picture's, `new_tokens` those of the answer.
+    """
+
+    method: str
+    keep: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    precision: str | None = None
+    target: str | None = None
+    block: int | None = None
+    quantize_head: str | None = None
+    quantize_vision: str | None = None
+    max_context: int | None = None
+    text_tokens: int = 40
+    new_tokens: int = 128
+
+
+@dataclass(frozen=True)
+class Work:
+    """A request's plan, and the FLOPs of a picture and of the prompt, which no precision and no device changes."""
+
+    plan: Plan
+    vision: Flops
+    prefill: Flops
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes: of the vision graph, of the decoder without its head, of lm_head."""
+
+    vision: int
+    decoder: int
+    head: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """FLOPs of a stage by part, the bytes that it moves at least, and those of its weights."""
+
+    name: Literal["vision", "prefill", "decode"]
+    flops: Flops
+    moved_bytes: int
+    weight_bytes: int
+    kind: Kind
+    layers: int
+
+    @property
+    def total_flops(self) -> int:
+        """Of all parts."""
+        return sum(self.flops.values())
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes of memory that something takes; exact where the ends of the range are one."""
+
+    name: str
+    bytes: Range
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Estimates in a power mode: milliseconds of vision, prefill and their sum; of a further token; tokens a second."""
+
+    mode: str
+    vision_ms: Range
+    prefill_ms: Range
+    first_token_ms: Range
+    token_ms: Range
+    tokens_per_second: Range
+
+
+@dataclass(frozen=True)
+class Option:
+    """Flags, or another device, by which it would fit."""
+
+    flags: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """All that is known of a request on a device; without one there is no room, verdict or speed.
+
+    `rows` are those of the longest cache of a layer. `speeds` is empty too where the device's peak or bandwidth is not known.
+    """
+
+    device: str | None
+    target: str
+    precision: str
+    method: str
+    visual_tokens: int
+    keep: int
+    prompt_tokens: int
+    rows: int
+    stages: tuple[Stage, ...]
+    memory: tuple[Part, ...]
+    needed: Range
+    room: Range | None
+    verdict: Verdict | None
+    speeds: tuple[Speed, ...]
+    options: tuple[Option, ...] = ()
+
+    @property
+    def fastest(self) -> Speed | None:
+        """In the mode with the first token first."""
+        return min(self.speeds, key=lambda s: (s.first_token_ms.likely, s.token_ms.likely), default=None)
+
+
+def plan(
+    model: Architecture, request: Request, device: Device | None = None, folder: Path | None = None
+) -> Estimate:
+    """Estimate a request on a device, and look for what would fit where it does not surely.
+
+    Args:
+        model: its config.
+        request: what is to be exported.
+        device: what it is to run on; None leaves the arithmetic.
+        folder: of the user's own devices, as `catalog.load` takes it.
+
+    Raises:
+        ConfigError: the request does not fit the model, the target or the device.
+    """
+    found = estimate(model, request, device, count(model, request))
+    if device is None or found.verdict == "fits":
+        return found
+    return replace(found, options=tuple(_options(model, request, device, found, folder)))
+
+
+def sweep(model: Architecture, request: Request, device: Device | None = None) -> list[Estimate]:
+    """Estimates of budgets from N down, each in every precision that the device, or the target, has.
+
+    Raises:
+        ConfigError: as of `plan`; or a chain of methods, whose budgets are its own.
+    """
+    if "@" in request.method:
+        raise ConfigError(
+            f"a sweep over K of --method {request.method}, which names its budgets",
+            mend="drop --sweep and --out, or sweep one method of the chain",
+        )
+    total = model.plan("none", None, {}).visual_tokens
+    smaller = {k for k in (request.keep, *_BUDGETS) if k is not None and k < total}
+    budgets = [None] if request.method == "none" else [total, *sorted(smaller, reverse=True)]
+    target, _ = catalog.resolve(device, request.target, request.precision)
+    offered = [p for p in (device or target).precisions if p in target.precisions]
+    found = []
+    for keep in budgets:
+        work = count(model, replace(request, keep=keep))
+        for precision in offered:
+            one = replace(request, keep=keep, precision=precision)
+            if precision != quantize.PRECISION:
+                one = replace(one, block=None, quantize_head=None, quantize_vision=None)
+            found += _tried(model, one, device, work)
+    return found
+
+
+def everywhere(model: Architecture, request: Request, folder: Path | None = None) -> list[Estimate]:
+    """An estimate for each device that computes in the precision and runs the target, without what else would fit."""
+    found, work = [], count(model, request)
+    devices = catalog.load(folder).values()
+    for device in sorted(devices, key=lambda d: (not _shares_memory(d), d.memory_gb, d.name)):
+        found += _tried(model, request, device, work)
+    return found
+
+
+def _tried(model: Architecture, request: Request, device: Device | None, work: Work) -> list[Estimate]:
+    """The estimate, or none where the model, the target or the device does not have what is tried."""
+    try:
+        return [estimate(model, request, device, work)]
+    except ConfigError:
+        return []
+
+
+def count(model: Architecture, request: Request) -> Work:
+    """What a request has to compute.
+
+    Raises:
+        ConfigError: the model cannot have the method or the budget.
+    """
+    made = model.plan(request.method, request.keep, request.settings)
+    return Work(made, costs.vision_flops(model, made), costs.prefill_flops(model, made, request.text_tokens))
+
+
+def estimate(model: Architecture, request: Request, device: Device | None, work: Work) -> Estimate:
+    """The estimate alone, of what `count` found.
+
+    Raises:
+        ConfigError: as of `plan`.
+    """
+    target, precision = catalog.resolve(device, request.target, request.precision)
+    storage = _storage(model, request, target, precision)
+    made = work.plan
+    rows = _rows(model, made, request, target)
+    decoder, head = costs.decoder_weights(model.decoder_config, storage)
+    weights = Weights(costs.vision_weights(model, made, storage), decoder, head)
+    stages = _stages(model, work, target, storage, weights, rows)
+    memory = _memory(model, work, request, target, storage, weights, rows, device)
+    needed = sum((part.bytes for part in memory), Range(0, 0, 0))
+    room = _room(device) if device else None
+    return Estimate(
+        device=device.name if device else None,
+        target=target.name,
+        precision=precision,
+        method=made.method,
+        visual_tokens=made.visual_tokens,
+        keep=made.keep,
+        prompt_tokens=made.handed_over + request.text_tokens,
+        rows=max(rows),
+        stages=stages,
+        memory=memory,
+        needed=needed,
+        room=room,
+        verdict=_verdict(needed, room) if room else None,
+        speeds=tuple(_speeds(stages, device)) if device and "ort-cpu" not in target.backends else (),
+    )
+
+
+def _storage(model: Architecture, request: Request, target: Target, precision: str) -> Storage:
+    if precision not in target.precisions:
+        raise ConfigError(
+            f"precision {precision!r} is not offered for target {target.name}",
+            mend=f"--precision one of: {', '.join(target.precisions)}",
+        )
+    options = {
+        "--block": request.block,
+        "--quantize-head": request.quantize_head,
+        "--quantize-vision": request.quantize_vision,
+    }
+    if precision != quantize.PRECISION:
+        if given := [flag for flag, value in options.items() if value is not None]:
+            raise ConfigError(
+                f"{given[0]} with --precision {precision}", mend=f"add --precision int4, or drop {given[0]}"
+            )
+        return Storage(precision)
+    record: Quantization = quantize.make_record(
+        target,
+        block=request.block or quantize.BLOCKS[0],
+        head=request.quantize_head,
+        vision=request.quantize_vision,
+        awq=False,
+    )
+    quantize.require_fit(model.shapes, record)
+    return Storage(precision, record)
+
+
+def _is_static(target: Target, made: Plan) -> bool:
+    """Whether the cache has all its rows from the start; a decoder that reduces keeps one that grows."""
+    return target.dialect != "plain" and made.at(Site.DECODER_LAYER) is None
+
+
+def _rows(model: Architecture, made: Plan, request: Request, target: Target) -> list[int]:
+    """Rows of each layer's cache at the end of the answer, or all there are of a static one."""
+    context = model.decoder_config.context
+    longest = made.handed_over + request.text_tokens + request.new_tokens
+    if request.max_context is not None and request.max_context > context:
+        raise ConfigError(
+            f"--max-context {request.max_context}, and this model's context is {context}",
+            mend=f"--max-context of at most {context}",
+        )
+    static = _is_static(target, made)
+    most = request.max_context or (min(context, MAX_CONTEXT) if static else context)
+    if longest > most:
+        larger = f"--max-context {longest}, or " if longest <= context else ""
+        raise ConfigError(
+            f"{made.handed_over} visual tokens, {request.text_tokens} of text and {request.new_tokens} new ones are "
+            f"{longest}, and the cache ends at {most}",
+            mend=f"{larger}a smaller --keep, --text-tokens or --new-tokens",
+        )
+    layers = model.decoder_config.layers
+    return [most] * layers if static else [n + longest - made.handed_over for n in made.cached(layers)]
+
+
+def _stages(
+    model: Architecture, work: Work, target: Target, storage: Storage, weights: Weights, rows: list[int]
+) -> tuple[Stage, ...]:
+    config = model.decoder_config
+    cache = costs.cache_bytes_per_row(config, storage) * sum(rows)
+    last_only = _last_row_only(target, work.plan)
+    head = costs.decoder_flops(config, 1)["head"]
+    prefill = work.prefill | {"head": head} if last_only else work.prefill
+    decode = costs.decoder_flops(config, 1, max(rows) - 1)
+    # What grows is read, written anew with its new row, and read again by the attention.
+    reads = 1 if _in_place(target, work.plan) else 3
+    dense, mixed = _KINDS[storage.precision]
+    tower = len({n.split(".")[3] for n in model.shapes if n.startswith("vision_tower.encoder.layers.")})
+    decoder = weights.decoder + weights.head
+    return (
+        Stage("vision", work.vision, weights.vision, weights.vision, dense, tower),
+        Stage("prefill", prefill, decoder + cache, decoder, mixed, config.layers),
+        Stage("decode", decode, decoder + reads * cache, decoder, mixed, config.layers),
+    )
+
+
+def _memory(
+    model: Architecture,
+    work: Work,
+    request: Request,
+    target: Target,
+    storage: Storage,
+    weights: Weights,
+    rows: list[int],
+    device: Device | None,
+) -> tuple[Part, ...]:
+    config, made = model.decoder_config, work.plan
+    prompt = made.handed_over + request.text_tokens
+    # A cache that grows by Concat is there twice while it does.
+    copies = 1 if _in_place(target, made) else 2
+    cache = copies * costs.cache_bytes_per_row(config, storage) * sum(rows)
+    columns = prompt + (max(rows) if target.dialect == "legacy" and _is_static(target, made) else 0)
+    head_rows = 1 if _last_row_only(target, made) else prompt
+    activations = [
+        costs.vision_activations(model, made, storage),
+        costs.prefill_activations(config, prompt, columns, head_rows, storage),
+    ]
+    least, most = sum(a for a, _ in activations), sum(a for _, a in activations)  # engines keep their own
+    parts = [
+        Part("weights: vision", _exactly(weights.vision)),
+        Part("weights: decoder", _exactly(weights.decoder)),
+        Part("weights: lm_head", _exactly(weights.head)),
+        Part("KV cache", _exactly(cache)),
+        Part("activations", Range(least, (least + most) / 2, most)),
+        Part("engine and runtime", roofline.memory("runtime")),
+    ]
+    if device is None or _shares_memory(device):
+        parts.append(Part("process", roofline.memory("process")))
+    return tuple(parts)
+
+
+def _in_place(target: Target, made: Plan) -> bool:
+    """Whether a step writes its rows into the cache that it reads."""
+    return _is_static(target, made) or (bool(target.contrib) and made.at(Site.DECODER_LAYER) is None)
+
+
+def _last_row_only(target: Target, made: Plan) -> bool:
+    """Whether prefill computes the logits of the last row alone."""
+    return _in_place(target, made) or made.at(Site.DECODER_LAYER) is not None
+
+
+def _exactly(count: int) -> Range:
+    return Range(count, count, count)
+
+
+def _shares_memory(device: Device) -> bool:
+    return bool(device.jetpack)
+
+
+def _room(device: Device) -> Range:
+    """Bytes that a model can have of the device's memory."""
+    if device.usable_gb:
+        return _exactly(int(device.usable_gb * 1e9))
+    taken = roofline.memory("system_of_jetson" if _shares_memory(device) else "system_of_gpu")
+    return taken.map(lambda system: max(0.0, device.memory_gb * 1e9 - system))
+
+
+def _verdict(needed: Range, room: Range) -> Verdict:
+    if needed.most <= room.least:
+        return "fits"
+    return "does not fit" if needed.least > room.most else "may fit"
+
+
+def _speeds(stages: Sequence[Stage], device: Device) -> Iterator[Speed]:
+    """Of the device at its fastest, then of each power mode."""
+    modes: list[PowerMode | None] = [*device.modes] or [None]
+    for mode in modes:
+        on = roofline.machine(device, mode)
+        times = [roofline.milliseconds(on, s.kind, s.total_flops, s.moved_bytes, s.layers) for s in stages]
+        vision, prefill, token = times
+        if vision and prefill and token:
+            rate = token.map(lambda ms: 1e3 / ms)
+            yield Speed(mode.name if mode else "", vision, prefill, vision + prefill, token, rate)
+
+
+def _options(
+    model: Architecture, request: Request, device: Device, asked: Estimate, folder: Path | None
+) -> Iterator[Option]:
+    """The fewest changes of the request, one on top of the other, that better its verdict; then another device."""
+    changed, best = request, asked.verdict
+    flags: dict[str, Any] = {}
+    for change in _changes(device, request, asked):
+        changed, flags = replace(changed, **change), flags | change
+        tried = _tried(model, changed, device, count(model, changed))
+        verdict = tried[0].verdict if tried else None
+        if verdict not in (None, best, "does not fit"):
+            best = verdict
+            yield Option(_as_flags(flags), verdict)
+        if verdict == "fits":
+            break
+    moved = replace(request, precision=asked.precision, target=None)
+    work = count(model, moved)
+    for other in sorted(catalog.load(folder).values(), key=lambda d: (d.memory_gb, d.name)):
+        alike = _shares_memory(other) == _shares_memory(device) and asked.precision in other.precisions
+        if not alike or other.name == device.name:
+            continue
+        if any(e.verdict == "fits" for e in _tried(model, moved, other, work)):
+            yield Option(f"--device {other.name}", "fits")
+            break
+
+
+def _changes(device: Device, request: Request, asked: Estimate) -> Iterator[dict[str, Any]]:
+    """What takes less memory, the least harmful first, where the device and the target have it."""
+    target, _ = catalog.resolve(device, request.target, asked.precision)
+    needed = asked.prompt_tokens + request.new_tokens
+    rows = math.ceil(needed / 64) * 64
+    if rows < asked.rows:
+        yield {"max_context": rows}
+    if asked.precision == "fp32" and "fp16" in device.precisions:
+        yield {"precision": "fp16"}
+    int4 = "int4" in device.precisions and target.int4 is not None
+    if int4 and asked.precision != "int4":
+        yield {"precision": "int4"}
+    if int4 and request.quantize_head is None:
+        yield {"quantize_head": "int8"}
+    if asked.keep > _SMALLER_KEEP and "@" not in request.method:
+        yield {"keep": _SMALLER_KEEP} | ({"method": DEFAULT} if request.method == "none" else {})
+    if int4 and request.quantize_vision is None:
+        yield {"quantize_vision": "int8"}
+    if int4 and request.quantize_head != "int4":
+        yield {"quantize_head": "int4"}
+
+
+def _as_flags(changes: dict[str, Any]) -> str:
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in changes.items())
