@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -10,6 +10,7 @@ from fico_export.errors import CheckpointError, ConfigError
 from fico_export.progress import Progress, Silent
 
 if TYPE_CHECKING:
+    from fico_export.bundle.manifest import Manifest
     from fico_export.bundle.manifest import Model as Origin
     from fico_export.models.parts.clip_text import Clip
     from fico_export.models.parts.family import Architecture
@@ -168,7 +169,6 @@ def verify(
     """
     from fico_export.bundle import files
     from fico_export.bundle.manifest import Manifest
-    from fico_export.models.parts.clip_text import open_clip
     from fico_export.parity.verify import verify_bundle
 
     progress = progress or Silent()
@@ -177,13 +177,91 @@ def verify(
     progress.stage("hash")
     files.check(folder, manifest, full=True)
     progress.stage("read checkpoint")
+    return verify_bundle(folder, checkpoint_of(folder, manifest, model, clip_text), progress=progress)
+
+
+def report(
+    bundles: Sequence[str | Path],
+    out: str | Path,
+    *,
+    images: Sequence[str | Path] = (),
+    prompt: str | None = None,
+    profiles: Sequence[str | Path] = (),
+    evaluation: str | Path | None = None,
+    model: str | None = None,
+    clip_text: str | None = None,
+    backend: str = "auto",
+    progress: Progress | None = None,
+) -> Path:
+    """Write one self-contained HTML page about bundles: latency, memory, graphs, environment, and what they keep of pictures.
+
+    Args:
+        bundles: their folders.
+        out: the page's file.
+        images: pictures to show what is kept of.
+        prompt: the question, for bundles whose method reads it.
+        profiles: what `fico profile` wrote; by default what lies in the bundles' folders.
+        evaluation: results.json of `scripts/evaluate.py`.
+        model: where the bundles' checkpoint is now, for the maps of merges; where the manifests say, by default, if that is here.
+        clip_text: likewise of the CLIP model.
+        backend: auto, ort-cpu or ort-cuda.
+        progress: told of each step.
+
+    Returns:
+        The page's file.
+
+    Raises:
+        BundleError: a bundle is missing or damaged.
+        ConfigError: a profile is of other bundles, a file cannot be read or written, or matplotlib is missing.
+        InputError: not a picture, or no prompt for a bundle that reads it.
+    """
+    from fico_export import models
+    from fico_export.report.write import Request, write_report
+
+    def checkpoint(folder: Path, manifest: Manifest) -> Checkpoint:
+        source = manifest.model.source
+        if model is None and source != models.DEMO and not Path(source).is_absolute():
+            raise CheckpointError(
+                f"{source} is a model of the hub, which a report does not download",
+                mend=f"give --model {source}, or the folder where it lies",
+            )
+        return checkpoint_of(folder, manifest, model, clip_text)
+
+    request = Request(
+        bundles=[Path(bundle) for bundle in bundles],
+        out=Path(out),
+        images=[Path(image) for image in images],
+        prompt=prompt,
+        profiles=[Path(profile) for profile in profiles],
+        evaluation=Path(evaluation) if evaluation is not None else None,
+        backend=backend,
+        require_checkpoint=model is not None,
+    )
+    write_report(request, checkpoint, progress or Silent())
+    return Path(out)
+
+
+def checkpoint_of(folder: Path, manifest: Manifest, model: str | None, clip_text: str | None) -> Checkpoint:
+    """The checkpoint that a bundle came from, with its CLIP model.
+
+    Args:
+        folder: of the bundle.
+        manifest: its manifest.
+        model: where the checkpoint is now; where the manifest says, by default.
+        clip_text: likewise of the CLIP model, of a bundle that has one.
+
+    Raises:
+        CheckpointError: one of them has moved, or is not the one the bundle came from.
+    """
+    from fico_export.models.parts.clip_text import open_clip
+
     checkpoint = _origin(folder, manifest.model, "--model", model, open_checkpoint)
     if manifest.clip_text is not None:
         clip = _origin(folder, manifest.clip_text, "--clip-text", clip_text, open_clip)
-        checkpoint = checkpoint.with_clip(clip)
-    elif clip_text is not None:
+        return checkpoint.with_clip(clip)
+    if clip_text is not None:
         raise ConfigError(f"--clip-text, and {folder} has no graph of a CLIP model", mend="drop --clip-text")
-    return verify_bundle(folder, checkpoint, progress=progress)
+    return checkpoint
 
 
 def _origin(

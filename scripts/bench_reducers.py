@@ -33,7 +33,6 @@ import onnx_ir as ir
 import onnxruntime as ort
 import torch
 from bench_vision import TEXT, VISION, open_session, say
-from graph_cost import cost, of_reducer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -43,6 +42,7 @@ from fico_export.demo.checkpoint import write_random_checkpoint
 from fico_export.devices import targets
 from fico_export.errors import ConfigError
 from fico_export.exporter import checks, trace, weights
+from fico_export.exporter.cost import cost, of_reducer
 from fico_export.exporter.graphs import trace_vision
 from fico_export.models.parts.family import Vlm
 from fico_export.reducers.base.cues import Cues, Prompt

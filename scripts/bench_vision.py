@@ -26,12 +26,12 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import torch
-from graph_cost import cost, of_reducer
 
 from fico_export import models, reducers
 from fico_export.demo.checkpoint import write_random_checkpoint
 from fico_export.devices import targets
 from fico_export.exporter import checks, trace, weights
+from fico_export.exporter.cost import cost, of_reducer
 from fico_export.exporter.graphs import trace_vision
 from fico_export.logs.read import read_logs
 from fico_export.logs.records import Timed

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import hollow
 import onnx_ir as ir
-from graph_cost import Cost, cost, count, of_reducer
 
 from fico_export import reducers
 from fico_export.cli.listing import describe_method
 from fico_export.devices import targets
 from fico_export.exporter import trace, weights
+from fico_export.exporter.cost import Cost, cost, count, of_reducer
 from fico_export.exporter.graphs import graph_jobs
 from fico_export.models.parts.family import Vlm
 from fico_export.reducers.base.plan import Plan

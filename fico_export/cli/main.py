@@ -23,7 +23,9 @@ from fico_export.cli import (
     pack,
     plan,
     profile,
+    report,
     run,
+    show,
     unpack,
     verify,
 )
@@ -51,6 +53,8 @@ app = typer.Typer(help=_HELP, add_completion=False, rich_markup_mode=None)
 app.command("export")(export.command)
 app.command("build")(build.command)
 app.command("run")(run.command)
+app.command("show")(show.command)
+app.command("report")(report.command)
 app.command("verify")(verify.command)
 app.command("profile")(profile.command)
 app.command("plan")(plan.command)

@@ -19,9 +19,9 @@ from fico_export.profile.record import Machine, Measured, Run
 from fico_export.profile.subject import Subject
 from fico_export.profile.worker import Job
 from fico_export.progress import Progress, Silent
+from fico_export.runtime.engines import backend_for
 from fico_export.runtime.images import load_image
 from fico_export.runtime.memory import available_bytes, loading_steps, needed_bytes
-from fico_export.runtime.engines import backend_for
 from fico_export.runtime.sessions import AUTO
 
 # ONNX Runtime's threads spin on for some 20 ms after a run, and would take the cores from the bundle whose turn is next.

@@ -31,6 +31,18 @@ def summaries() -> dict[str, str]:
     return {name: (ast.get_docstring(tree) or "").partition("\n")[0] for name, tree in sorted(trees.items())}
 
 
+def merges(name: str) -> bool:
+    """Whether the method called `name` merges tokens, or only drops them: what its record says of `compress`. Needs no torch."""
+    path = Path(__file__).parent / f"{name.replace('-', '_')}.py"
+    if not path.is_file():  # of a bundle that another version made
+        return False
+    calls = (
+        node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
+    )
+    record = (call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Reducer")
+    return any(keyword.arg == "compress" for call in record for keyword in call.keywords)
+
+
 def get(name: str) -> Reducer[Any]:
     """The method called `name`.
 

@@ -91,7 +91,13 @@ class _Turn:
 
 
 class Conversation:
-    """Turns that share a KV cache: each prefills only what the turns before have not."""
+    """Turns that share a KV cache: each prefills only what the turns before have not.
+
+    Attributes:
+        kept: [K] which of the tokens handed over for the picture the decoder kept, where it reduces; None before it did.
+    """
+
+    kept: npt.NDArray[np.int64] | None = None
 
     def __init__(self, vlm: Vlm) -> None:
         self._vlm = vlm
@@ -193,7 +199,7 @@ class Conversation:
             prompt.ids.index(image_id) if (image_id := vlm.manifest.tokens.image_id) in prompt.ids else None
         )
         if vlm.decoder.reduces and visual is not None and known <= visual:
-            logits, self._cache, _ = vlm.decoder.prefill(embeds, prompt.positions, visual)
+            logits, self._cache, self.kept = vlm.decoder.prefill(embeds, prompt.positions, visual)
             self._fixed = len(prompt.keys)
         else:
             logits = vlm.decoder.append(self._cache, embeds, prompt.positions[known:])

@@ -2,7 +2,6 @@
 
 import json
 
-import graph_cost
 import hollow
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +10,7 @@ import pytest
 from fico_export import models
 from fico_export.api import open_architecture
 from fico_export.bundle.manifest import Manifest
-from fico_export.exporter import trace
+from fico_export.exporter import cost, trace
 from fico_export.exporter.graphs import trace_vision
 from fico_export.plan import advice, planner
 from fico_export.plan.costs import Storage, vision_flops, vision_weights
@@ -52,8 +51,8 @@ def counted(bundle, name, **sizes):
         shape = [sizes.get(axis, 1) if isinstance(axis, str) else axis for axis in tensor.shape]
         fill = np.arange(shape[-1]) if tensor.name == "position_ids" else 1
         feeds[tensor.name] = np.broadcast_to(fill, shape).astype(TYPES[tensor.dtype])
-    found = graph_cost.at_inputs(bundle / graph.file, feeds)
-    return graph_cost.cost(found).flops, graph_cost.weight_bytes(found)[0]
+    found = cost.at_inputs(bundle / graph.file, feeds)
+    return cost.cost(found).flops, cost.weight_bytes(found)[0]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +122,7 @@ def test_the_ort_targets_packed_weights_are_counted(tiny_checkpoint, make_bundle
 
     graph = Manifest.load(bundle).graph("decoder_model_merged")
     model = ir.load(bundle / graph.file)
-    assert planned.stages[1].weight_bytes == pytest.approx(graph_cost.weight_bytes(model.graph)[0], rel=1e-2)
+    assert planned.stages[1].weight_bytes == pytest.approx(cost.weight_bytes(model.graph)[0], rel=1e-2)
 
 
 def test_llava_7b_costs_what_was_published(llava_7b):
@@ -167,9 +166,9 @@ def test_the_vision_graph_of_llava_7b_is_counted_with_its_constants(tmp_path, ll
     graph = trace_vision(model, plan, Storage("fp16").floats, 18)
     trace.simplify(graph)
 
-    made, constants = graph_cost.weight_bytes(graph.graph)
+    made, constants = cost.weight_bytes(graph.graph)
     described = llava_7b.plan("g-prune", 64, {})
     assert vision_weights(llava_7b, described, Storage("fp16")) == pytest.approx(made + constants, rel=1e-2)
     assert sum(vision_flops(llava_7b, described).values()) == pytest.approx(
-        graph_cost.cost(graph.graph).flops, rel=1e-2
+        cost.cost(graph.graph).flops, rel=1e-2
     )

@@ -7,7 +7,8 @@ import bench_reducers
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_cost import Cost, cost, count
+
+from fico_export.exporter.cost import Cost, cost, count
 
 
 @pytest.fixture

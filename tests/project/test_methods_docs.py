@@ -12,10 +12,10 @@ import hollow
 import pytest
 import write_methods
 from cli_tools import command_line
-from graph_cost import cost
 
 from fico_export import reducers
 from fico_export.cli.listing import describe_method
+from fico_export.exporter.cost import cost
 from fico_export.reducers.base.options import describe
 
 ROOT = Path(__file__).parents[2]

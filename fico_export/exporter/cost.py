@@ -1,7 +1,4 @@
-"""What a graph costs: its nodes, and the FLOPs of its matrix products and convolutions.
-
-Not a script: `bench_vision.py`, `bench_reducers.py`, `write_methods.py` and the tests of `fico plan` count with it.
-"""
+"""What a graph costs: its nodes, and the FLOPs of its matrix products and convolutions."""
 
 from __future__ import annotations
 
@@ -59,7 +56,7 @@ def at_inputs(path: Path, feeds: Mapping[str, npt.NDArray[Any]]) -> ir.Graph:
     found = dict(zip(names, session.run(names, dict(feeds)), strict=True))
     graph = ir.from_proto(onnx.load(path, load_external_data=False)).graph
     for value in (v for node in graph for v in (*node.inputs, *node.outputs) if v is not None):
-        known = feeds.get(value.name) if value.name in feeds else found.get(value.name)
+        known = {**found, **feeds}.get(value.name or "")
         if known is not None:
             value.shape = ir.Shape(known.shape)
     return graph
@@ -99,4 +96,6 @@ def _flops(node: ir.Node) -> int:
 def _shape(value: ir.Value | None) -> list[int]:
     assert value is not None
     assert value.shape is not None, f"the shape of {value.name} is not known"
-    return [int(d) for d in value.shape]
+    sizes = [d for d in value.shape if isinstance(d, int)]
+    assert len(sizes) == len(value.shape), f"the shape of {value.name} has a free axis"
+    return sizes

@@ -1,0 +1,78 @@
+"""`fico report`: one HTML page of all that is known about bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fico_export.cli.console import StageProgress, human_bytes, print_json
+from fico_export.cli.options import DebugOption, JsonOption
+
+
+def command(
+    bundles: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE…", help="Folders of bundles.", show_default=False)
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE.html", help="The page.", show_default=False)
+    ],
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", "-i", help="A picture to show what is kept of it; repeatable."),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="The question, for a method that reads it.")
+    ] = None,
+    profile: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--profile",
+            metavar="FILE.json",
+            help="What `fico profile` wrote; repeatable. Default: what lies in the bundles.",
+        ),
+    ] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option("--evaluation", metavar="results.json", help="What scripts/evaluate.py wrote."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "--checkpoint",
+            "-m",
+            help="Where the checkpoint is now, for maps of merges. Default: where the manifest says, if it is here.",
+        ),
+    ] = None,
+    clip_text: Annotated[
+        str | None, typer.Option("--clip-text", metavar="MODEL", help="Likewise its CLIP model.")
+    ] = None,
+    backend: Annotated[
+        str, typer.Option("--backend", metavar="auto|ort-cpu|ort-cuda", help="Where to run.")
+    ] = "auto",
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Write one self-contained page: latency, memory, graphs, environment, and what is kept of pictures."""
+    from fico_export.api import report
+
+    with StageProgress() as progress:
+        report(
+            bundles,
+            out,
+            images=image or [],
+            prompt=prompt,
+            profiles=profile or [],
+            evaluation=evaluation,
+            model=model,
+            clip_text=clip_text,
+            backend=backend,
+            progress=progress,
+        )
+    size = out.stat().st_size
+    if as_json:
+        print_json({"out": str(out), "bytes": size, "bundles": [str(bundle) for bundle in bundles]})
+    else:
+        print(f"{out}: {human_bytes(size)}, open it in a browser")

@@ -1,0 +1,117 @@
+"""`fico show`: what a bundle keeps of a picture, drawn over it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fico_export.cli.console import print_json, say
+from fico_export.cli.options import BundleArgument, DebugOption, JsonOption
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from fico_export.report.kept import Kept
+    from fico_export.runtime.vlm import Vlm
+
+_LONGEST_PX = 640  # smaller pictures are drawn larger, so that a patch can be seen
+
+
+def command(
+    bundle: BundleArgument,
+    image: Annotated[Path, typer.Option("--image", "-i", help="The picture.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE.png", help="The drawing.", show_default=False)
+    ],
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="The question, for a method that reads it.")
+    ] = None,
+    backend: Annotated[
+        str, typer.Option("--backend", metavar="auto|ort-cpu|ort-cuda", help="Where to run.")
+    ] = "auto",
+    merges: Annotated[
+        bool,
+        typer.Option(
+            "--merges",
+            help="Draw where dropped tokens were merged into; needs torch and the checkpoint.",
+        ),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "--checkpoint",
+            "-m",
+            help="With --merges, where the checkpoint is now. Default: where the manifest says.",
+        ),
+    ] = None,
+    clip_text: Annotated[
+        str | None, typer.Option("--clip-text", metavar="MODEL", help="Likewise its CLIP model.")
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Draw a picture with the tokens that are kept of it lit, and the others darkened; what the tower does not see is hatched.
+
+    With --merges, a line leads from each dropped token to the one that holds most of it, and those that hold others have a frame.
+    """
+    from fico_export import reducers
+    from fico_export.bundle.output import require_writable, written_file
+    from fico_export.report.kept import kept
+    from fico_export.report.overlay import fitted, lit
+    from fico_export.runtime.vlm import Vlm
+
+    require_writable(out, ".png", [image])
+    vlm = Vlm(bundle, backend=backend, lazy=True)
+    found = kept(vlm, image, prompt)
+    scale = max(1.0, fitted(found.picture.size, _LONGEST_PX))
+    if merges:
+        drawn = _with_merges(vlm, found, prompt, scale, model, clip_text)
+    else:
+        drawn = lit(found.picture, found.view, found.patches, None, scale)
+    with written_file(out) as partial:
+        drawn.save(partial, format="PNG")
+    merging = any(reducers.merges(step.method) for step in vlm.manifest.reduction.steps)
+    if as_json:
+        print_json(
+            {
+                "out": str(out),
+                "picture": found.picture.size,
+                "scale": scale,
+                "grid": found.view.grid,
+                "seen": found.view.box,
+                "patches": found.patches.tolist(),
+                "outside": found.outside,
+                "cls": found.cls,
+                "merges": merging,
+            }
+        )
+        return
+    besides = f", {found.outside} of them in padding" if found.outside else ""
+    besides += ", and the CLS token" if found.cls else ""
+    rows, columns = found.view.grid
+    print(f"{out}: {len(found.patches)} of {rows * columns} patches kept{besides}")
+    if merging and not merges:
+        say(f"{vlm.manifest.reduction.method} merges tokens into some of these: --merges draws which")
+
+
+def _with_merges(
+    vlm: Vlm, found: Kept, prompt: str | None, scale: float, model: str | None, clip_text: str | None
+) -> Image:
+    from fico_export.api import checkpoint_of
+    from fico_export.errors import ConfigError
+    from fico_export.report.merges import encoder, trace
+    from fico_export.report.overlay import flows
+
+    reduction = vlm.manifest.reduction
+    checkpoint = checkpoint_of(vlm.folder, vlm.manifest, model, clip_text)
+    module = encoder(checkpoint, reduction.method, reduction.keep, reduction.options)
+    followed = trace(module, vlm.processor(found.picture), vlm.read_prompt(prompt))
+    shares = followed.shares(found.view.grid[0] * found.view.grid[1]) if followed.steps else None
+    if shares is None:
+        raise ConfigError(
+            f"{reduction.method} merges nothing before the decoder that can be followed", mend="drop --merges"
+        )
+    return flows(found.picture, found.view, followed.steps[-1].live, shares, scale)
