@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -49,6 +50,17 @@ def missing(reason):
     if os.environ.get("FICO_REQUIRE_SSH") == "1":
         pytest.fail(f"FICO_REQUIRE_SSH=1, and {reason}")
     pytest.skip(reason)
+
+
+def started(line, **options):
+    """A command line as a process that heeds Ctrl-C: a shell starts what it runs in the background deaf to it."""
+    pipe = subprocess.PIPE
+    options = {"stdout": pipe, "stderr": pipe, "text": True, "preexec_fn": _heed_interrupts} | options
+    return subprocess.Popen(line, **options)
+
+
+def _heed_interrupts():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def in_this_process(capsys, name, *arguments):

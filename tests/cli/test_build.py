@@ -5,13 +5,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import onnx_ir as ir
 import pytest
-from cli_tools import command_line, copied, edit_json, in_own_process
+from cli_tools import command_line, copied, edit_json, in_own_process, started
 
 from fico_export.build import preflight
 from fico_export.bundle.engines import Build
@@ -148,7 +147,7 @@ def test_scripts_and_what_they_made_stay_when_engines_are_built(fico, own):
 def test_a_build_that_is_stopped_leaves_the_old_engines_whole(own, number):
     before = engines(own)
     line = command_line("fico", "build", own, *TWO, "--opt-level", "4")
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with started(line, start_new_session=True) as process:
         deadline = time.monotonic() + 60
         while not (workers := list((own / "trt").glob(".rtx.partial-*"))) and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from cli_tools import command_line, copied
+from cli_tools import command_line, copied, started
 from onnx_ir import tensor_adapters
 
 from fico_export.exporter import weights
@@ -126,20 +126,13 @@ def _start_export(checkpoint, out, *arguments):
     line = command_line(
         "fico-export", "--model", checkpoint, "--keep", 4, "--out", out, "--no-verify", *arguments
     )
-    process = subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
-    )
+    process = started(line)
     deadline = time.monotonic() + 60
     while not out.parent.exists() or not any(out.parent.iterdir()):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return process
-
-
-def _heed_interrupts():
-    """A shell starts what it runs in the background deaf to Ctrl-C, and its children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _dead_process():

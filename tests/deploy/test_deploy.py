@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_tools import command_line, copied, flip_a_bit
+from cli_tools import command_line, copied, flip_a_bit, started
 from stub_bundles import FILES, write_stub
 
 from fico_export.deploy import remote, transfer
@@ -165,7 +165,7 @@ def arrived(there):
     return max(sizes, default=0)
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -177,7 +177,7 @@ def test_a_transfer_that_was_interrupted_goes_on_where_it_stopped(fico, board, b
     total = grown(bundle)
     flags = [*board.flags, "--fico", stub_fico(GOOD), "--dir", there, "--json"]
     line = command_line("fico", "deploy", bundle, *flags, "--limit", 2000)
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = started(line)
     wait_for(lambda: arrived(there) > BIG // 3)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
