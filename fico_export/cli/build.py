@@ -113,13 +113,13 @@ def command(
     options = _options(
         wanted, opt_level, workspace, aux_streams, hardware_compatibility, version_compatible, low_memory
     )
+    files.check(bundle, manifest, full=False)
+    _lint(bundle, plan, wanted)
     if emit_trtexec:
         _emitted(trtexec.write(bundle, wanted, plan, options), bundle, as_json)
         return
     implied = given or _of_bundle(manifest, wanted, catalog.load(devices))
     builder = library.find(wanted, implied, compute_capability or [])
-    files.check(bundle, manifest, full=False)
-    _lint(bundle, plan, wanted)
     memory, disk = preflight.memory_bytes(plan, builder.runtime), preflight.disk_bytes(plan)
     say(f"{wanted.name}: {', '.join(job.name for job in plan)} for compute capability {', '.join(builder.compute_capabilities)}, by "
         f"{builder.runtime} {builder.version}; at most about {human_bytes(memory)} of memory and {human_bytes(disk)} of disk")  # fmt: skip
