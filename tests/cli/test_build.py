@@ -218,7 +218,10 @@ def test_scripts_are_not_written_for_what_the_target_refuses(fico, make_bundle, 
     own = copied(modern, tmp_path / "modern")
 
     fico("build", own, "--target", "trt-10.3", "--emit-trtexec").refuses(
-        "trt-10.3 refuses decoder_model_merged", "RMSNormalization", "fico lint"
+        "trt-10.3 refuses decoder_model_merged",
+        "RMSNormalization",
+        "export again with --target trt-10.3",
+        "fico lint",
     )
     assert not (own / "trt").exists()
 
