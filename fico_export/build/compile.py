@@ -24,6 +24,8 @@ Runtime = Literal["tensorrt", "tensorrt_rtx"]
 RTX: Runtime = "tensorrt_rtx"
 # TensorRT-RTX 1.7 logs it as an error of its own at every start, and goes on.
 _NOISE = "Thread context has not been set"
+# TensorRT-RTX 1.7 says so of 3 heads of 64 channels, as the demo's, where a profile is of one position alone.
+_NO_KERNEL = "not supported by a dedicated kernel"
 
 
 class Task(Record):
@@ -96,7 +98,7 @@ def compile_engine(task: Task, on_progress: Callable[[float], None] | None = Non
     if plan is None:
         raise BuildError(
             f"{name}: {task.runtime} {trt.__version__} could not build it: {_said(log)}",
-            mend="where memory ran out: --low-memory, or more swap; else report it with these words and the graph",
+            mend=_mend(_said(log), len(task.profiles)),
         )
     built = time.perf_counter()
     measured = None if task.runtime == RTX else bytes(config.get_timing_cache().serialize())
@@ -151,7 +153,11 @@ def _config(
     with warnings.catch_warnings(), G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         # It makes a timing cache for TensorRT-RTX too, which warns that it does nothing with it.
         warnings.simplefilter("ignore", DeprecationWarning)
-        return create(builder, network)
+        config = create(builder, network)
+    # What is FP32 in a graph is so for a reason, such as scores that tokens are chosen by; TF32, which TensorRT would take, has 10
+    # bits of fraction. Polygraphy clears it for TensorRT alone.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    return config
 
 
 def _shapes(value: Any, sizes: Mapping[str, Sizes]) -> list[tuple[int, ...]]:
@@ -159,6 +165,13 @@ def _shapes(value: Any, sizes: Mapping[str, Sizes]) -> list[tuple[int, ...]]:
     shape = list(value.shape)
     each = [sizes[value.get_dimension_name(i)] if n == -1 else (n, n, n) for i, n in enumerate(shape)]
     return list(zip(*each, strict=True))
+
+
+def _mend(said: str, profiles: int) -> str:
+    """What helps against a refusal of the builder, as far as its words tell."""
+    if _NO_KERNEL in said and profiles > 1:
+        return "--profiles 1: for the attention of this decoder, TensorRT has no kernel that takes a single position alone"
+    return "where memory ran out: --low-memory, or more swap; else report it with these words and the graph"
 
 
 def _words(error: Any) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -60,10 +61,43 @@ def build(
 
     Raises:
         BuildError: TensorRT refused a graph.
-        ConfigError: memory does not suffice, or engines that are there and not to be built were built otherwise.
+        ConfigError: memory does not suffice, engines that are there and not to be built were built otherwise, or another build of
+            the bundle is at work.
         DiskError: the disk does not.
     """
-    progress = progress or Silent()
+    with _alone(bundle):
+        return _build(bundle, target, jobs, builder, options, force, progress or Silent())
+
+
+@contextmanager
+def _alone(bundle: Path) -> Iterator[None]:
+    """Refuse a second build of a bundle: each would put its engines in the place of the other's."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(bundle, os.O_RDONLY)  # the system drops the lock with its process, whatever ends it
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ConfigError(
+            f"another fico build of {bundle} is at work", mend="wait until it has ended; it goes on by itself"
+        ) from error
+    finally:
+        os.close(handle)
+
+
+def _build(
+    bundle: Path,
+    target: str,
+    jobs: Sequence[Job],
+    builder: Builder,
+    options: Options,
+    force: bool,
+    progress: Progress,
+) -> list[Row]:
     folder = bundle / FOLDER / target
     old = _old(bundle, target, progress)
     same = old is not None and _same(old, builder, options)

@@ -14,7 +14,10 @@ from fico_export.errors import BundleError, ConfigError, unknown_name
 SEQUENCE = "sequence_length"
 _BATCH = "batch_size"
 _CACHE = "past_key_values."
-_PREFILL = 512  # positions that a prompt is handed over in: the runtime's own pieces are as long
+# Positions that a prompt is handed over in: the runtime's own pieces are as long. Where a cache is shorter, all of it, which is 65 at
+# least, for an export refuses fewer rows than a picture and 64 words. TensorRT-RTX 1.7 cannot build an FP16 decoder of the modern
+# dialect whose longest piece is 2 to 64 positions and whose cache has 1024 rows or more (Myelin: "Error while verifying IR", at an iota).
+_PREFILL = 512
 _PROMPT = 64  # words about a picture, to guess the likeliest length of a prompt by
 # StringStringEntryProto of TensorProto.external_data: key (field 1) `location`, then value (field 2) and its length.
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]?[\x00-\x7f])")

@@ -75,20 +75,27 @@ def find(target: Target, device: Device | None, capabilities: list[str]) -> Buil
     here = gpu.find()
     if runtime == RTX:
         wanted = _of_rtx(target, device, capabilities, here)
-        version = process.version(runtime)
+        version = _version(target, runtime)
     else:
         if capabilities:
             raise ConfigError(
                 "TensorRT builds for the GPU of this machine, not for a compute capability",
                 mend="drop --compute-capability, or take --target rtx",
             )
-        version = process.version(runtime)
+        version = _version(target, runtime)
         _require_version(target, version)
         wanted = [_of_this_gpu(target, device, here)]
     _require_version(target, version)
     return Builder(
         runtime, version, this_platform(), wanted, here.name if here else None, here.driver if here else None
     )
+
+
+def _version(target: Target, runtime: Runtime) -> str:
+    try:
+        return process.version(runtime)
+    except ConfigError as error:
+        raise ConfigError(f"target {target.name}: {error.what}", mend=error.mend) from error
 
 
 def _require_version(target: Target, version: str) -> None:

@@ -205,6 +205,7 @@ def _runs(job: Job) -> Iterator[tuple[str, int, int | None]]:
 def _of_options(version: str, options: Options) -> list[str]:
     flags = [
         *_flag(version, "stronglyTyped"),
+        *_flag(version, "noTF32"),  # as `fico build`: see compile.py
         *_flag(version, "builderOptimizationLevel", str(options.optimization_level)),
         *_flag(version, "timingCacheFile", f"{_OUT}/timing.cache"),
         *_flag(version, "profilingVerbosity", "detailed"),

@@ -113,13 +113,13 @@ def command(
     options = _options(
         wanted, opt_level, workspace, aux_streams, hardware_compatibility, version_compatible, low_memory
     )
+    files.check(bundle, manifest, full=False)
+    _lint(bundle, manifest, plan, wanted)
     if emit_trtexec:
         _emitted(trtexec.write(bundle, wanted, plan, options), bundle, as_json)
         return
     implied = given or _of_bundle(manifest, wanted, catalog.load(devices))
     builder = library.find(wanted, implied, compute_capability or [])
-    files.check(bundle, manifest, full=False)
-    _lint(bundle, plan, wanted)
     memory, disk = preflight.memory_bytes(plan, builder.runtime), preflight.disk_bytes(plan)
     say(f"{wanted.name}: {', '.join(job.name for job in plan)} for compute capability {', '.join(builder.compute_capabilities)}, by "
         f"{builder.runtime} {builder.version}; at most about {human_bytes(memory)} of memory and {human_bytes(disk)} of disk")  # fmt: skip
@@ -194,7 +194,7 @@ def _of_bundle(manifest: Manifest, target: Target, known: dict[str, Device]) -> 
     return found if found and found.compute_capability in target.compute_capabilities else None
 
 
-def _lint(bundle: Path, plan: Sequence[Job], target: Target) -> None:
+def _lint(bundle: Path, manifest: Manifest, plan: Sequence[Job], target: Target) -> None:
     """Refuse graphs that the target's parser would refuse, where onnx is there to read them: a Jetson goes without."""
     try:
         from fico_export.exporter import lint
@@ -205,9 +205,12 @@ def _lint(bundle: Path, plan: Sequence[Job], target: Target) -> None:
     for job in plan:
         if found := lint.lint(lint.read(bundle / job.graph.file), target, also=taken):
             more = f"; {len(found) - 1} more" if len(found) > 1 else ""
+            mend = found[0].mend
+            if manifest.target != target.name:
+                mend = f"export again with --target {target.name}, or build for another target"
             raise ConfigError(
                 f"{target.name} refuses {job.name}: {found[0]}{more}",
-                mend=f"{found[0].mend}; `fico lint {bundle} --target {target.name}` names all",
+                mend=f"{mend}; `fico lint {bundle} --target {target.name}` names all",
             )
 
 

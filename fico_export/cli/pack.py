@@ -50,5 +50,6 @@ def report(packed: Packed, *, as_json: bool, next_command: str) -> None:
         return
     engines = f", engines for {', '.join(packed.engines)}" if packed.engines else ""
     print(f"{packed.path}  {packed.files} files, {human_bytes(packed.size)}{engines}")
-    print(f"SHA-256 {packed.sha256}")
+    whose = "the manifest, which lists all others" if packed.path.is_dir() else "the archive"
+    print(f"SHA-256 of {whose}: {packed.sha256}")
     print(f"next: {next_command}")

@@ -202,11 +202,16 @@ class Stream:
             work()
         except EngineError as error:
             failed = error
-        # A capture that went wrong is ended too, else the stream stays in it.
-        status, graph = bindings().cudaStreamEndCapture(self._stream)
-        if failed is None and status.name == "cudaSuccess":
+        finally:  # a capture that went wrong is ended too, else the stream stays in it
+            status, graph = bindings().cudaStreamEndCapture(self._stream)
+        if status.name != "cudaSuccess":
+            failed = failed or _failure("cudaStreamEndCapture", status)
+        else:
             try:
-                return CapturedGraph(graph)
+                if failed is None:
+                    return CapturedGraph(graph)
+            except EngineError as error:  # such as for lack of memory
+                failed = error
             finally:
                 _quietly(bindings().cudaGraphDestroy, graph)
         bindings().cudaGetLastError()  # clears it, else the next call reports it again

@@ -254,7 +254,7 @@ class Context:
 
     def __init__(self, engine: Engine, profile: int, *, graphs: bool = False) -> None:
         self._engine, self._device = engine, engine.device
-        trt, stream, scratch = self._device.trt, self._device.stream, engine.scratch
+        trt, scratch = self._device.trt, engine.scratch
         if scratch is not None:
             strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
             context = engine.raw.create_execution_context(strategy)
@@ -275,10 +275,17 @@ class Context:
         if scratch is not None:
             context.set_device_memory(scratch.address, scratch.size)
         # The first context has profile 0 from the beginning, a second one has none; a static engine has nothing to choose.
-        free = any(-1 in shape for shape in engine.shapes.values())
-        if free and not context.set_optimization_profile_async(profile, stream.handle):
-            raise self._failure(f"cannot take profile {profile}")
+        if any(-1 in shape for shape in engine.shapes.values()):
+            self._take(profile)
         self.capturable = scratch is not None
+
+    def _take(self, profile: int) -> None:
+        try:
+            taken = self._raw.set_optimization_profile_async(profile, self._device.stream.handle)
+        except RuntimeError:  # the bindings raise it where other calls return False
+            taken = False
+        if not taken:
+            raise self._failure(f"cannot take profile {profile}")
 
     def set_shapes(self, shapes: Mapping[str, Shape]) -> None:
         """Say how large the inputs are.

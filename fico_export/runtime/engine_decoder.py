@@ -32,13 +32,10 @@ class Buffers:
         Raises:
             EngineError: the GPU has not so much left.
         """
-        memory = self._unused.pop() if self._unused else self._make()
+        memory = self._unused.pop() if self._unused else DeviceMemory(self._size)
         weakref.finalize(borrower, self._unused.append, memory)
-        return memory
-
-    def _make(self) -> DeviceMemory:
-        memory = DeviceMemory(self._size)
-        # Rows that are not filled get no weight, and nothing times NaN, which memory may hold by chance, would be NaN.
+        # Rows that are not filled get no weight, and nothing times NaN would be NaN: memory may hold it by chance, or of a
+        # conversation that overflowed.
         self._stream.clear(memory)
         return memory
 

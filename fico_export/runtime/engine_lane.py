@@ -79,6 +79,8 @@ class Lane:
             EngineError: the engine does not take the shapes, or running failed.
         """
         arrays = {name: np.asarray(a, self._engine.dtype(name)) for name, a in feeds.items()}
+        # A step that was interrupted may still read what is written now.
+        self._stream.wait()
         self._set_shapes({name: array.shape for name, array in arrays.items()})
         for name, array in arrays.items():
             self._staged[name].write(array)
@@ -96,8 +98,8 @@ class Lane:
         if shapes == self._shapes:
             return
         context, engine = self._context, self._engine
+        self._shapes = {}  # until all is bound: where that fails, the next step begins anew
         context.set_shapes(shapes)
-        self._shapes = shapes
         self._captured.clear()
         self._warm.clear()
         for name in (*shapes, *self._results):
@@ -114,10 +116,12 @@ class Lane:
                 self._rows = DeviceMemory(self._new.size)
             for name, offset in zip(self._present, self._new.offsets, strict=False):
                 context.bind(name, self._rows.address + offset)
+        self._shapes = shapes
 
     def _bind_cache(self, memory: DeviceMemory) -> None:
         if memory.address == self._bound:
             return
+        self._bound = None
         for name, offset in zip(self._past, self._cache.offsets, strict=False):
             self._context.bind(name, memory.address + offset)
             if self._in_place:

@@ -37,6 +37,7 @@ class EngineSession:
         engine, stream = self._engine, self._engine.device.stream
         feeds = {name: np.asarray(a, engine.dtype(name)) for name, a in input_feed.items()}
         shapes = {name: array.shape for name, array in feeds.items()}
+        stream.wait()  # a run that was interrupted may still read what is written now
         context = self._context(shapes)
         for name, array in feeds.items():
             staged = self._stage(name, array.nbytes)

@@ -33,7 +33,7 @@ def write_manifest(folder, graphs=GRAPHS, *, target="trt-10.3", table=False, con
             "model": {"model_type": "llava", "source": "m", "revision": None, "weights": {}},
             "reduction": {
                 "method": "none", "options": {}, "steps": [], "visual_tokens": 64, "handed_over": handed_over,
-                "keep": handed_over, "cached": [handed_over], "grid": [8, 8], "kept_aside": 0, "positions": "compact",
+                "keep": handed_over - ("decoder_prefill" in graphs), "cached": [handed_over], "grid": [8, 8], "kept_aside": 0, "positions": "compact",
             },
             "decoder": {
                 "layers": 1, "kv_heads": 2, "head_dim": 16, "hidden_size": 64, "vocab_size": 100, "context": context,

@@ -131,7 +131,15 @@ def test_every_flag_is_published(version, options, plan):
     assert not (flags(build) | flags(profile)) & PRECISION
     assert ("stronglyTyped" in flags(build)) == version.startswith("10.")
     assert flags(profile) & COMPARABLE == (COMPARABLE if version.startswith("10.") else set())
-    assert {"onnx", "saveEngine", "timingCacheFile", "minShapes", "optShapes", "maxShapes"} <= flags(build)
+    assert {
+        "noTF32",
+        "onnx",
+        "saveEngine",
+        "timingCacheFile",
+        "minShapes",
+        "optShapes",
+        "maxShapes",
+    } <= flags(build)
     assert {"loadEngine", "exportTimes", "exportProfile", "exportLayerInfo", "shapes"} <= flags(profile)
 
 

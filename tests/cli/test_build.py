@@ -143,6 +143,19 @@ def test_scripts_and_what_they_made_stay_when_engines_are_built(fico, own):
 
 
 @posix
+def test_a_second_build_at_once_is_refused(fico, own):
+    import fcntl
+
+    before, other = engines(own), os.open(own, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    fico("build", own, *TWO, "--force").refuses("another fico build of", "wait")
+    os.close(other)
+
+    assert engines(own) == before
+    assert fico("build", own, *SMALL, "--force").code == 0
+
+
+@posix
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_build_that_is_stopped_leaves_the_old_engines_whole(own, number):
     before = engines(own)
@@ -198,6 +211,19 @@ def test_a_graph_that_is_refused_is_told_in_tensorrts_words(fico, own):
     unlinted = in_own_process(line)
     unlinted.refuses("not linted", "the parser of tensorrt_rtx", "'embed.unique'", "Unique", code=1)
     assert engines(own) == before
+
+
+def test_scripts_are_not_written_for_what_the_target_refuses(fico, make_bundle, tiny_checkpoint, tmp_path):
+    modern = make_bundle(tiny_checkpoint, 16, precision="fp16", target="rtx", verify=False)
+    own = copied(modern, tmp_path / "modern")
+
+    fico("build", own, "--target", "trt-10.3", "--emit-trtexec").refuses(
+        "trt-10.3 refuses decoder_model_merged",
+        "RMSNormalization",
+        "export again with --target trt-10.3",
+        "fico lint",
+    )
+    assert not (own / "trt").exists()
 
 
 def test_requests_that_cannot_be_met_say_what_can(fico, bundle, tmp_path):

@@ -79,6 +79,10 @@ def test_an_archive_is_the_same_whenever_it_is_packed(fico, own, packed, tmp_pat
     assert (tmp_path / "c.tar").read_bytes() == packed.read_bytes()
     assert said["sha256"] == hashlib.sha256(packed.read_bytes()).hexdigest()
     assert said["bytes"] == packed.stat().st_size
+    assert f"SHA-256 of the archive: {said['sha256']}" in fico("pack", again, "--out", tmp_path / "d.tar").out
+    manifest = hashlib.sha256((again / "manifest.json").read_bytes()).hexdigest()
+    told = fico("unpack", tmp_path / "d.tar", "--out", tmp_path / "d").out
+    assert f"SHA-256 of the manifest, which lists all others: {manifest}" in told
 
 
 def test_any_tar_unpacks_it_and_what_any_tar_packs_is_unpacked(fico, packed, tmp_path):

@@ -1,6 +1,7 @@
 """Both dialects of the static cache pass the lint of every target they are for, and compile in TensorRT-RTX."""
 
 from collections import Counter
+from pathlib import Path
 
 import onnx_ir as ir
 import pytest
@@ -8,7 +9,9 @@ from checkpoints import write_tiny
 from tracing import traced_once
 
 from fico_export import models
+from fico_export.build.compile import Task, _config, compile_engine
 from fico_export.devices import targets
+from fico_export.errors import BuildError
 from fico_export.exporter import quantize, trace, weights
 from fico_export.exporter.checks import check_graph
 from fico_export.exporter.graphs import graph_jobs
@@ -92,6 +95,37 @@ def cache_updates(path):
     parser = trt.OnnxParser(network, log)
     assert parser.parse_from_file(str(path))
     return sum(network.get_layer(i).type == trt.LayerType.KV_CACHE_UPDATE for i in range(network.num_layers))
+
+
+def test_fp32_is_not_multiplied_in_tf32():
+    """Its 10 bits of fraction would choose other tokens, and it is what the library does by default."""
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    assert builder.create_builder_config().get_flag(trt.BuilderFlag.TF32)
+
+    task = Task(runtime="tensorrt_rtx", graph=Path("none.onnx"), profiles=[])
+    config = _config(trt, task, builder, builder.create_network(0), None)
+    assert not config.get_flag(trt.BuilderFlag.TF32)
+
+
+def test_two_profiles_that_attention_has_no_kernel_for_say_so(tmp_path):
+    """3 heads of 64 channels, as the demo's; refused or not, as the library of the day has it."""
+    folder = write_tiny(
+        tmp_path / "three",
+        vision={"num_hidden_layers": 2},
+        text={"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 64, "hidden_size": 192, "num_hidden_layers": 2},
+    )  # fmt: skip
+    model, target = models.load(folder), targets.get("rtx")
+    jobs = graph_jobs(model, model.plan("uniform", 16, {}), "fp16", target, None, 1024)
+    job = next(job for job in jobs if "merged" in job.name)
+    path = write(model, job, target, None, tmp_path / "decoder.onnx")
+
+    task = Task(runtime="tensorrt_rtx", graph=path, profiles=[{"sequence_length": (1, 1, 512)}])
+    assert compile_engine(task).plan.nbytes > 0
+    with pytest.raises(BuildError, match=r"dedicated kernel(.|\n)*\n--profiles 1"):
+        compile_engine(
+            Task(runtime="tensorrt_rtx", graph=path,
+                 profiles=[{"sequence_length": (1, 1, 1)}, {"sequence_length": (1, 512, 512)}])
+        )  # fmt: skip
 
 
 def test_inputs_and_outputs_are_the_contract(checkpoints):
