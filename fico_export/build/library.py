@@ -40,12 +40,19 @@ class Builder:
 
 
 def choose_target(name: str | None, manifest_target: str, device: Device | None) -> Target:
-    """The target to build for: what was asked for, else what the device runs, else the bundle's own.
+    """The target to build for: what was asked for; else the bundle's own, where the device runs it; else the device's.
 
     Raises:
         ConfigError: it has no parser, so no engines; or it is unknown.
     """
-    target = targets.get(name or (device.target if device else manifest_target))
+    own = targets.get(manifest_target)
+    fits = (
+        device is None
+        or not own.compute_capabilities
+        or device.compute_capability in own.compute_capabilities
+    )
+    implied = own.name if device is None or (own.parser and fits) else device.target
+    target = targets.get(name or implied)
     if target.parser is None:
         known = [n for n in targets.names() if targets.get(n).parser is not None]
         raise ConfigError(

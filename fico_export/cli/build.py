@@ -32,7 +32,8 @@ def command(
     target: Annotated[
         str | None,
         typer.Option(
-            "--target", help="`fico list targets`. Default: what the device runs, or the bundle's own."
+            "--target",
+            help="`fico list targets`. Default: the bundle's own, or of a portable one what the device runs.",
         ),
     ] = None,
     device: Annotated[

@@ -180,3 +180,20 @@ def test_phases_within_phases_make_one_part_that_never_falls():
     phases.finish("whole")
 
     assert told == pytest.approx([1 / 4, 3 / 8, (1 + (1 + 3 / 5) / 2) / 4, 1 / 2, 1])
+
+
+@pytest.mark.parametrize(
+    ("asked", "own", "device", "chosen"),
+    [
+        (None, "rtx", None, "rtx"),
+        (None, "rtx", "rtx-4090", "rtx"),
+        (None, "rtx", "orin-nano-8gb", "trt-10.3"),
+        (None, "trt-10.16", "orin-nano-8gb", "trt-10.16"),
+        (None, "portable", "orin-nano-8gb", "trt-10.3"),
+        ("trt-11", "rtx", "rtx-4090", "trt-11"),
+    ],
+)
+def test_the_target_is_the_bundles_own_where_the_device_runs_it(asked, own, device, chosen):
+    given = catalog.get(device) if device else None
+
+    assert library.choose_target(asked, own, given).name == chosen
