@@ -80,9 +80,10 @@ def command(
 ) -> None:
     """Estimate memory and speed of an export on a device before making it; reads config.json, no weights."""
     from fico_export.api import open_architecture
+    from fico_export.bundle.output import require_matplotlib, require_writable
     from fico_export.devices import catalog
     from fico_export.errors import ConfigError
-    from fico_export.plan import advice
+    from fico_export.plan import advice, plot
     from fico_export.plan.planner import Request
 
     count = whole_number(keep)
@@ -91,6 +92,9 @@ def command(
         raise ConfigError(
             "--out draws times, and no device was named", mend="add --device NAME, or drop --out"
         )
+    if out is not None:
+        require_writable(out, plot.SUFFIXES)
+        require_matplotlib("plots")
     request = Request(
         method=method or ("none" if count is None else DEFAULT),
         keep=count,
@@ -109,8 +113,6 @@ def command(
     swept = advice.sweep(described, request, chosen) if sweep or out else []
     everywhere = advice.everywhere(described, request, devices) if chosen is None else []
     if out is not None:
-        from fico_export.plan import plot
-
         plot.draw(swept, out)
     if as_json:
         lists = {"sweep": swept, "devices": everywhere}

@@ -29,7 +29,7 @@ def command(
         str | None, typer.Option("--prompt", "-p", help="The question, for a method that reads it.")
     ] = None,
     backend: Annotated[
-        str, typer.Option("--backend", metavar="auto|ort-cpu|ort-cuda", help="Where to run.")
+        str, typer.Option("--backend", metavar="auto|ort-cpu|ort-cuda|trt|rtx", help="Where to run.")
     ] = "auto",
     merges: Annotated[
         bool,

@@ -276,7 +276,7 @@ def _memory(bundles: Sequence[Bundle]) -> Table:
         visual, whole = sum(made.reduction.cached), made.reduction.visual_tokens * decoder.layers
         rows.append(
             [made.name, _size(disk), _size(row_bytes * decoder.layers), _size(row_bytes * visual), _size(row_bytes * whole),
-             _size(row_bytes * decoder.layers * decoder.context)]
+             _size(row_bytes * decoder.layers * (made.cache_rows or decoder.context))]
         )  # fmt: skip
     head = [
         "bundle",
@@ -284,7 +284,7 @@ def _memory(bundles: Sequence[Bundle]) -> Table:
         "cache per token",
         "cache of a picture",
         "… with all tokens",
-        "cache of a full context",
+        "cache when full",
     ]
     return Table(head, rows)
 

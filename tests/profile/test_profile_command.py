@@ -146,11 +146,20 @@ def test_bundles_that_do_not_fit_together_are_refused_before_one_is_loaded(monke
         ("--backend", "ort-cpux", "did you mean 'ort-cpu'?"),
         ("--prompt", "word " * 3000, "the model has 2048"),
         ("--out", "/", "a folder"),
-        ("--out", "/no/such/folder/profile.json", "not there"),
+        ("--out", "/no/such/folder/profile.json", "no folder"),
+        ("--out", "profile.txt", "does not end in .json"),
     ],
 )
 def test_a_request_that_cannot_be_is_refused(fico, reduced, option, value, word):
     fico("profile", reduced, "--iterations", 1, "--warm-up", 0, option, value).refuses(word)
+
+
+def test_no_file_of_a_bundle_is_written_over(fico, reduced):
+    before = (reduced / "manifest.json").read_bytes()
+
+    fico("profile", reduced, *QUICK, "--out", reduced / "manifest.json").refuses("also given to be read")
+    fico("profile", reduced, *QUICK, "--out", reduced / "config.json").refuses("also given to be read")
+    assert (reduced / "manifest.json").read_bytes() == before
 
 
 def test_a_picture_that_is_broken_is_named(fico, reduced, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import report_records as records
 from pages import Page
 
+from fico_export.bundle import output
 from fico_export.errors import ConfigError
 from fico_export.report import charts, evidence
 from fico_export.report.gallery import Item, Shown
@@ -159,6 +160,12 @@ def test_profiles_that_lie_in_the_bundles_are_found_once(tmp_path):
         records.run(records.measured(mine), records.measured(other)).save(folder / "profile.json")
 
     assert len(evidence.profiles(folders, [])) == 1
+    assert len(evidence.profiles(folders, [tmp_path / name / "profile.json" for name in "ab"])) == 1
+    with pytest.raises(
+        ConfigError, match="is of other bundles"
+    ) as refused:  # what was there is another bundle now
+        evidence.profiles([(tmp_path / "a", records.manifest(keep=8))], [])
+    assert "delete the file" in refused.value.mend
     (tmp_path / "b" / "profile.json").write_text("{")
     with pytest.raises(ConfigError, match="is no profile"):
         evidence.profiles(folders, [])
@@ -197,7 +204,7 @@ def test_an_evaluation_is_matched_by_method_budget_and_positions():
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(charts, "find_spec", lambda name: None)
+    monkeypatch.setattr(output, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="need matplotlib") as refused:
         render(content())
 
