@@ -150,12 +150,12 @@ def _described(found: Estimate) -> Iterator[str]:
         yield f"  {option.verdict} with {option.flags}"
     if found.speeds:
         yield f"speed, {_NOTE}:"
-        yield f"  {'mode':<12}{'vision ms':>22}{'prefill ms':>22}{'first token ms':>24}{'tokens/s':>22}"
+        yield f"  {'mode':<12} {'vision ms':>22} {'prefill ms':>22} {'first token ms':>24} {'tokens/s':>22}"
         for speed in found.speeds:
             cells = (speed.vision_ms, speed.prefill_ms, speed.first_token_ms, speed.tokens_per_second)
             widths = (22, 22, 24, 22)
             yield f"  {speed.mode or '–':<12}" + "".join(
-                f"{_number(c):>{w}}" for c, w in zip(cells, widths, strict=True)
+                f" {_number(c):>{w}}" for c, w in zip(cells, widths, strict=True)
             )
     elif found.device:
         yield "speed: not known; the device's peak or bandwidth is not in the catalogue, or its target is a CPU's"
@@ -165,14 +165,14 @@ def _table(title: str, rows: list[Estimate]) -> Iterator[str]:
     if not rows:
         return
     yield f"{title}, {_NOTE}:"
-    yield f"  {'device':<20}{'K':>5} {'precision':<10}{'needed GB':>20}{'first token ms':>24}{'tokens/s':>20}  verdict"
+    yield f"  {'device':<20}{'K':>5} {'precision':<10} {'needed GB':>20} {'first token ms':>24} {'tokens/s':>20}  verdict"
     for row in rows:
         speed = row.fastest
         first = _number(speed.first_token_ms) if speed else "–"
         rate = _number(speed.tokens_per_second) if speed else "–"
         needed = _number(row.needed.map(lambda n: n / 1e9))
         yield (
-            f"  {row.device or '–':<20}{row.keep:>5} {row.precision:<10}{needed:>20}{first:>24}{rate:>20}"
+            f"  {row.device or '–':<20}{row.keep:>5} {row.precision:<10} {needed:>20} {first:>24} {rate:>20}"
             f"  {row.verdict or '–'}"
         )
 

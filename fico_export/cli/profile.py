@@ -75,7 +75,13 @@ def command(
     """Measure the stages of answering, first token, time per token and memory; several bundles in alternation."""
     if logs:
         from fico_export.cli import profile_logs
+        from fico_export.errors import ConfigError
 
+        if out is not None:
+            raise ConfigError(
+                "--out with --logs, which measures nothing",
+                mend="drop --out; --json prints all that was read",
+            )
         profile_logs.show(logs, bundles or [], as_json=as_json)
         return
     from fico_export.bundle import manifest

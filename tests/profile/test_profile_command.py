@@ -1,6 +1,8 @@
 """`fico profile`: what it measures, where it keeps it, and what it refuses. No test holds a time to more than sanity."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -203,8 +205,26 @@ def test_logs_are_shared_out_in_place_of_measuring(fico, reduced, whole, tmp_pat
     assert "not attributed" in fico("profile", "--logs", log).out
     assert not (reduced / "profile.json").exists()
     fico("profile", reduced, whole, "--logs", log).refuses("2 bundles")
+    fico("profile", "--logs", log, "--out", tmp_path / "out.json").refuses("measures nothing")
     Path(log).write_text(Path(log).read_text()[:-40])
     fico("profile", "--logs", log).refuses("line", "truncated")
+
+
+def test_layer_info_of_another_engine_is_said_to_be_of_no_use(fico, tmp_path):
+    timed = [{"count": 1}, {"name": "kgen", "averageMs": 1.0}]
+    for name, layer in (("own", "kgen"), ("other", "gemm")):
+        info = {"Layers": [{"Name": layer, "Metadata": "[ONNX Layer: reduce.layer_2/TopK_9]"}]}
+        (tmp_path / name).write_text(json.dumps(info))
+    (tmp_path / "profile").write_text(json.dumps(timed))
+
+    def said(name):
+        return fico("profile", "--logs", tmp_path / "profile", "--logs", tmp_path / name).out
+
+    assert re.search(r"reducer +1\.000 ms +100\.0%", said("own"))
+    assert "no profile" not in said("own")
+    assert re.search(r"not attributed +1\.000 ms +100\.0%", said("other"))
+    assert "1 layers, those of no profile" in said("other")
+    assert "shares out nothing" in fico("profile", "--logs", tmp_path / "own").out
 
 
 def test_a_process_that_is_killed_is_an_error_that_says_so(job):

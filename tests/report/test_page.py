@@ -126,7 +126,21 @@ def test_a_profile_without_what_a_machine_may_not_tell():
     )
 
     assert "The machine did not tell the peak memory." in page.words
-    assert "The profile holds no ratios." in page.words
+    assert "Ratios to the first bundle" not in page.words
+
+
+def test_a_bundle_alone_has_no_ratios_and_a_static_cache_its_own_size():
+    made = records.manifest()
+    cache = {"name": "past_key_values.0.key", "dtype": "float16", "shape": [1, 2, 100, 16]}
+    graph = {"file": "onnx/decoder.onnx", "inputs": [cache], "outputs": [], "weight_bytes": 0}
+    fixed = made.model_validate(made.model_dump() | {"graphs": {"decoder_model_merged": graph}})
+    alone = Content([Bundle(Path("engines/tiny"), fixed, None)], [records.run(records.measured(made))])
+    page = Page(render(alone))
+
+    assert "Ratios to the first bundle" not in page.words
+    # 2 layers of 2 heads of 16 keys and values, FP16: 256 bytes a row, 100 rows.
+    assert "256 B" in page.words
+    assert "25 KiB" in page.words
 
 
 def test_the_frontier_is_what_nothing_beats():
