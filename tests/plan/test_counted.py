@@ -154,6 +154,26 @@ def test_a_decoder_that_reduces_costs_what_was_planned(tiny_checkpoint, make_bun
     )  # twice, as it grows; 2 heads of 16, FP16
 
 
+def test_a_static_cache_is_counted_whole_where_the_decoder_reduces(tiny_checkpoint, make_bundle):
+    asked = {"settings": {"layer": 1}, "precision": "fp16", "target": "trt-10.3", "max_context": 256}
+    bundle = make_bundle(tiny_checkpoint, 16, method="fastv", verify=False, **asked)
+    planned = advice.plan(
+        open_architecture(str(tiny_checkpoint)), Request("fastv", 16, text_tokens=TEXT, new_tokens=9, **asked)
+    )
+    _, prefill, decode = planned.stages
+
+    found = counted(bundle, "decoder_prefill", sequence_length=64 + TEXT)
+    assert (prefill.total_flops, prefill.weight_bytes) == pytest.approx(found, rel=1e-2)
+    assert (decode.total_flops, decode.weight_bytes) == pytest.approx(
+        counted(bundle, "decoder_with_past"), rel=1e-2
+    )
+    (cache,) = [part.bytes.likely for part in planned.memory if part.name == "KV cache"]
+    inputs = Manifest.load(bundle).graph("decoder_with_past").inputs
+    assert cache == sum(
+        2 * math.prod(t.shape) for t in inputs if t.name.startswith("past_key_values")
+    )  # FP16
+
+
 def test_the_ort_targets_packed_weights_are_counted(tiny_checkpoint, make_bundle):
     options = {"precision": "int4", "block": 128, "target": "ort", "quantize_head": "int8"}
     bundle = make_bundle(tiny_checkpoint, 16, method="uniform", verify=False, **options)
