@@ -6,7 +6,7 @@
 
 A cell is one `fico profile` of two bundles in alternation. What is done is kept in the output folder; started again, the run
 goes on, and a cell that was cut short or failed is done anew. A cell that cannot be, such as a K above N, is kept as refused,
-with the reason. At the end stand matrix.csv, a line a cell, and matrix.json with all that was measured and where.
+with the reason; engines are built for backends that run them. At the end stand matrix.csv, a line a cell, and matrix.json with all that was measured and where.
 Needs `pip install -e .[dev]`. Bundles are made as they are needed and deleted after; --keep-bundles leaves them.
 """
 
@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -24,7 +26,8 @@ from typing import Annotated, Any
 import cells
 import typer
 
-from fico_export.errors import ConfigError, FicoError
+from fico_export.bundle.output import written_file
+from fico_export.errors import BuildError, ConfigError, FicoError
 from fico_export.profile import machine
 from fico_export.profile.measure import Request, profile
 
@@ -123,9 +126,23 @@ def measure(cell: Cell, request: Request, folder: Path) -> dict[str, Any]:
 
 
 def made(cell: Cell, folder: Path) -> Path:
-    return cells.exported(
+    """Its bundle, with engines where it runs on them.
+
+    Raises:
+        ConfigError: the bundle or its engines cannot be.
+        BuildError: the engines could not be built.
+    """
+    bundle = cells.exported(
         folder / cell.bundle, cell.model, cell.keep, cell.method, precision=cell.precision, target=cell.target
     )
+    if cell.backend in ("trt", "rtx"):
+        command = [sys.executable, "-m", "fico_export", "build", bundle, "--target", cell.target, "--json"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            said = json.loads(done.stdout or "{}")
+            kind = ConfigError if done.returncode == 2 else BuildError
+            raise kind(said.get("error", f"fico build {bundle} ended"), mend=said.get("mend", "see above"))
+    return bundle
 
 
 def require_same(path: Path, request: Request) -> dict[str, Any]:
@@ -173,12 +190,10 @@ def row(cell: dict[str, Any]) -> dict[str, Any]:
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """All columns that any row has; written aside and renamed."""
     columns = list(dict.fromkeys(name for line in rows for name in line))
-    partial = path.with_suffix(".tmp")
-    with partial.open("w", encoding="utf-8", newline="") as file:
+    with written_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, columns)
         table.writeheader()
         table.writerows(rows)
-    partial.replace(path)
 
 
 def split(text: str) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import fico_export
+from fico_export.bundle.output import written_file
 
 
 def bar() -> Progress:
@@ -32,9 +33,8 @@ def kept(path: Path) -> Any | None:
 
 def keep(path: Path, content: Any) -> None:
     """Keep a cell: written aside and renamed, so that what has its name is whole."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with written_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def exported(bundle: Path, model: str, keep: int | None, method: str, **options: Any) -> Path:

@@ -1,107 +1,100 @@
 #!/usr/bin/env python3
-"""The table of docs/jetson.md: what a model takes in each precision, beside what a Jetson has. Arithmetic, nothing measured.
+"""The table of docs/jetson.md: what `fico plan` says of the models that people ask for, on every Jetson.
 
-    python scripts/what_fits.py
-
-Weights: INT4 is half a byte and a scale of FP16 for each block of 128. The embedding is left out, whose rows are read from the
-file. Cache: FP16, --context positions. Room: what was measured to be free, else the memory without what system and desktop took
-where it was measured.
+python scripts/what_fits.py
 """
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import dataclass
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+from fico_export import models
 from fico_export.devices import catalog
-from fico_export.devices.catalog import Device
+from fico_export.errors import ConfigError
+from fico_export.models.parts.family import Architecture
+from fico_export.plan import planner
+from fico_export.plan.planner import Request
+from fico_export.plan.roofline import Range
+from fico_export.reducers import DEFAULT
 
-CONTEXT = 512
-LEAST, SAFE = (
-    0.7e9,
-    2e9,
-)  # beside weights and cache: CUDA, the runtime's libraries, activations (our guess); Edge-LLM's floor
-BYTES = {"fp16": 2.0, "int8": 1.0, "int4": 0.5 + 2 / 128}
-
-
-@dataclass(frozen=True)
-class Model:
-    """Numbers of parameters, and of the cache's values for each position."""
-
-    name: str
-    vision: int
-    layers: int
-    head: int
-    cached: int
+KEEP, ROWS = 64, 512
+# What the public config.json say, without what `fico plan` does not read.
+CLIP = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "image_size": 336, "patch_size": 14}  # fmt: skip
+SIGLIP = {"model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26,
+          "num_attention_heads": 16, "image_size": 384, "patch_size": 14, "vision_use_head": False}  # fmt: skip
+QWEN2 = {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+         "num_key_value_heads": 2, "vocab_size": 152000, "max_position_embeddings": 32768, "tie_word_embeddings": True}  # fmt: skip
 
 
-def llama(
-    name: str, vision: int, depth: int, width: int, inner: int, kv_width: int, vocabulary: int
-) -> Model:
-    """A decoder of Llama's or Qwen2's shapes, without norms and biases."""
-    layer = 2 * width * width + 2 * width * kv_width + 3 * width * inner
-    return Model(name, vision, depth * layer, vocabulary * width, 2 * depth * kv_width)
+def llama(hidden: int, intermediate: int, layers: int) -> dict[str, Any]:
+    """A Vicuna's text_config, whose heads have 128 channels."""
+    return {"model_type": "llama", "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
+            "num_attention_heads": hidden // 128, "vocab_size": 32064, "max_position_embeddings": 4096}  # fmt: skip
 
 
-def tower(depth: int, width: int, inner: int, patches: int, patch: int, out: int) -> int:
-    """A vision tower with its projector, without norms and biases."""
-    layer = 4 * width * width + 2 * width * inner
-    return depth * layer + (patches + 3 * patch**2) * width + width * out + out * out
+def llava(text: dict[str, Any], vision: dict[str, Any], layer: int, select: str) -> dict[str, Any]:
+    """A config.json."""
+    return {"model_type": "llava", "image_token_index": 32000, "vision_feature_layer": layer,
+            "vision_feature_select_strategy": select, "text_config": text, "vision_config": vision}  # fmt: skip
 
 
-# From the checkpoints' config.json; the towers without their last layer, which LLaVA does not read.
-MODELS = (
-    llama("Interleave-Qwen-0.5B", tower(26, 1152, 4304, 729, 14, 896), 24, 896, 4864, 128, 152000),
-    llama("LLaVA-1.5-7B", tower(23, 1024, 4096, 577, 14, 4096), 32, 4096, 11008, 4096, 32064),
-    llama("LLaVA-1.5-13B", tower(23, 1024, 4096, 577, 14, 5120), 40, 5120, 13824, 5120, 32064),
-)
-# How `fico-export` is told: decoder, lm_head, tower.
-PRECISIONS = {
-    "`--precision fp16`": ("fp16", "fp16", "fp16"),
-    "`--precision int4`": ("int4", "fp16", "fp16"),
-    "… `--quantize-head int4 --quantize-vision int8`": ("int4", "int4", "int8"),
+MODELS = {
+    "Interleave-Qwen-0.5B": llava(QWEN2, SIGLIP, -1, "full"),
+    "LLaVA-1.5-7B": llava(llama(4096, 11008, 32), CLIP, -2, "default"),
+    "LLaVA-1.5-13B": llava(llama(5120, 13824, 40), CLIP, -2, "default"),
 }
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "`--precision fp16`": {"precision": "fp16"},
+    "`--precision int4`": {"precision": "int4"},
+    "… `--quantize-head int4`": {"precision": "int4", "quantize_head": "int4"},
+    "… `--quantize-head int4 --quantize-vision int8`": {
+        "precision": "int4",
+        "quantize_head": "int4",
+        "quantize_vision": "int8",
+    },
+}
+WORDS = {"fits": "fits", "may fit": "may", "does not fit": "no"}
 
 
-def taken(model: Model, how: tuple[str, str, str], context: int) -> float:
-    """Bytes of weights and cache."""
-    decoder, head, vision = (BYTES[precision] for precision in how)
-    return model.layers * decoder + model.head * head + model.vision * vision + 2 * context * model.cached
+def described(config: dict[str, Any]) -> Architecture:
+    """The model of a config.json."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        return models.describe(Path(folder))
 
 
-def room(device: Device) -> float:
-    """Bytes for a model: measured, or guessed from where it was measured."""
-    nano = catalog.get("orin-nano-8gb")
-    assert nano.usable_gb is not None
-    return 1e9 * (device.usable_gb or device.memory_gb - (nano.memory_gb - nano.usable_gb))
-
-
-def verdict(free: float, needed: float) -> str:
-    """In a word."""
-    if free < 0 or needed + LEAST > free:
-        return "no"
-    return "fits" if needed + SAFE <= free else "tight"
-
-
-def table(context: int) -> list[str]:
-    """The lines of the table."""
+def table() -> list[str]:
+    """The lines of the table; what a model cannot be stored as has no line."""
     boards = [
         d for d in catalog.load().values() if d.jetpack and d.name != "agx-orin-industrial"
     ]  # as agx-orin-64gb
     boards.sort(key=lambda d: (d.memory_gb, d.name))
-    names = [f"{d.name}, {'' if d.usable_gb else '≈ '}{room(d) / 1e9:.1f}" for d in boards]
-    lines = [f"| model | weights and cache, GB | {' | '.join(names)} |", f"|---|---:|{'---|' * len(names)}"]
-    for model in MODELS:
+    head: list[str] = []
+    lines = []
+    for name, config in MODELS.items():
+        model, asked = described(config), Request(DEFAULT, KEEP, max_context=ROWS)
+        work = planner.count(model, asked)
         for flags, how in PRECISIONS.items():
-            needed = taken(model, how, context)
-            cells = [verdict(room(device), needed) for device in boards]
-            lines.append(f"| {model.name} {flags} | {needed / 1e9:.1f} | {' | '.join(cells)} |")
-    return lines
+            try:
+                found = [planner.estimate(model, replace(asked, **how), board, work) for board in boards]
+            except ConfigError:
+                continue
+            head = head or [f"{e.device}, {gigabytes(e.room)}" for e in found if e.room]
+            verdicts = " | ".join(WORDS[e.verdict] for e in found if e.verdict)
+            lines.append(f"| {name} {flags} | {gigabytes(found[0].needed)} | {verdicts} |")
+    return [f"| model | needed, GB | {' | '.join(head)} |", f"|---|---|{'---|' * len(boards)}", *lines]
+
+
+def gigabytes(value: Range) -> str:
+    """One number where the ends are one."""
+    least, most = f"{value.least / 1e9:.1f}", f"{value.most / 1e9:.1f}"
+    return least if least == most else f"{least}–{most}"
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--context", type=int, default=CONTEXT, help="positions of the cache")
-    print("\n".join(table(parser.parse_args().context)))
+    print("\n".join(table()))

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from fico_export.errors import ConfigError, DiskError
@@ -13,25 +14,27 @@ from fico_export.errors import ConfigError, DiskError
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def require_writable(path: Path, suffix: str, inputs: Iterable[Path] = ()) -> None:
+def require_writable(path: Path, suffixes: str | tuple[str, ...], inputs: Iterable[Path] = ()) -> None:
     """Refuse a place for a file before the work for it is done.
 
     Args:
         path: where the file would go; one that is there is replaced.
-        suffix: that its name must end in.
+        suffixes: one of which its name must end in.
         inputs: files that are read, which it must not replace.
 
     Raises:
         ConfigError: it is a folder, has another suffix, is one of the inputs, or its folder is missing or cannot be written to.
     """
     another = "give --out another file"
+    known = (suffixes,) if isinstance(suffixes, str) else suffixes
     if path.is_dir():
         raise ConfigError(
-            f"--out {path} is a folder", mend=f"give --out a file in it, such as {path / ('out' + suffix)}"
+            f"--out {path} is a folder", mend=f"give --out a file in it, such as {path / ('out' + known[0])}"
         )
-    if path.suffix.lower() != suffix:
+    if path.suffix.lower() not in known:
         raise ConfigError(
-            f"--out {path} does not end in {suffix}", mend=f"give --out {path.with_suffix(suffix)}"
+            f"--out {path} does not end in {' or '.join(known)}",
+            mend=f"give --out {path.with_suffix(known[0])}",
         )
     if any(path.resolve() == given.resolve() for given in inputs):
         raise ConfigError(f"--out {path} is also given to be read", mend=another)
@@ -41,6 +44,18 @@ def require_writable(path: Path, suffix: str, inputs: Iterable[Path] = ()) -> No
         )
     if not os.access(path.parent, os.W_OK):
         raise ConfigError(f"--out: the folder {path.parent} may not be written to", mend=another)
+
+
+def require_matplotlib(what: str) -> None:
+    """Refuse what takes matplotlib before the work that comes before it.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise ConfigError(
+            f"{what} need matplotlib, which is not installed", mend="pip install 'fico_export[report]'"
+        )
 
 
 @contextmanager

@@ -80,9 +80,10 @@ def command(
 ) -> None:
     """Estimate memory and speed of an export on a device before making it; reads config.json, no weights."""
     from fico_export.api import open_architecture
+    from fico_export.bundle.output import require_matplotlib, require_writable
     from fico_export.devices import catalog
     from fico_export.errors import ConfigError
-    from fico_export.plan import advice
+    from fico_export.plan import advice, plot
     from fico_export.plan.planner import Request
 
     count = whole_number(keep)
@@ -91,6 +92,9 @@ def command(
         raise ConfigError(
             "--out draws times, and no device was named", mend="add --device NAME, or drop --out"
         )
+    if out is not None:
+        require_writable(out, plot.SUFFIXES)
+        require_matplotlib("plots")
     request = Request(
         method=method or ("none" if count is None else DEFAULT),
         keep=count,
@@ -109,8 +113,6 @@ def command(
     swept = advice.sweep(described, request, chosen) if sweep or out else []
     everywhere = advice.everywhere(described, request, devices) if chosen is None else []
     if out is not None:
-        from fico_export.plan import plot
-
         plot.draw(swept, out)
     if as_json:
         lists = {"sweep": swept, "devices": everywhere}
@@ -148,12 +150,12 @@ def _described(found: Estimate) -> Iterator[str]:
         yield f"  {option.verdict} with {option.flags}"
     if found.speeds:
         yield f"speed, {_NOTE}:"
-        yield f"  {'mode':<12}{'vision ms':>22}{'prefill ms':>22}{'first token ms':>24}{'tokens/s':>22}"
+        yield f"  {'mode':<12} {'vision ms':>22} {'prefill ms':>22} {'first token ms':>24} {'tokens/s':>22}"
         for speed in found.speeds:
             cells = (speed.vision_ms, speed.prefill_ms, speed.first_token_ms, speed.tokens_per_second)
             widths = (22, 22, 24, 22)
             yield f"  {speed.mode or '–':<12}" + "".join(
-                f"{_number(c):>{w}}" for c, w in zip(cells, widths, strict=True)
+                f" {_number(c):>{w}}" for c, w in zip(cells, widths, strict=True)
             )
     elif found.device:
         yield "speed: not known; the device's peak or bandwidth is not in the catalogue, or its target is a CPU's"
@@ -163,14 +165,14 @@ def _table(title: str, rows: list[Estimate]) -> Iterator[str]:
     if not rows:
         return
     yield f"{title}, {_NOTE}:"
-    yield f"  {'device':<20}{'K':>5} {'precision':<10}{'needed GB':>20}{'first token ms':>24}{'tokens/s':>20}  verdict"
+    yield f"  {'device':<20}{'K':>5} {'precision':<10} {'needed GB':>20} {'first token ms':>24} {'tokens/s':>20}  verdict"
     for row in rows:
         speed = row.fastest
         first = _number(speed.first_token_ms) if speed else "–"
         rate = _number(speed.tokens_per_second) if speed else "–"
         needed = _number(row.needed.map(lambda n: n / 1e9))
         yield (
-            f"  {row.device or '–':<20}{row.keep:>5} {row.precision:<10}{needed:>20}{first:>24}{rate:>20}"
+            f"  {row.device or '–':<20}{row.keep:>5} {row.precision:<10} {needed:>20} {first:>24} {rate:>20}"
             f"  {row.verdict or '–'}"
         )
 

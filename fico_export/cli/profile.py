@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,9 +75,17 @@ def command(
     """Measure the stages of answering, first token, time per token and memory; several bundles in alternation."""
     if logs:
         from fico_export.cli import profile_logs
+        from fico_export.errors import ConfigError
 
+        if out is not None:
+            raise ConfigError(
+                "--out with --logs, which measures nothing",
+                mend="drop --out; --json prints all that was read",
+            )
         profile_logs.show(logs, bundles or [], as_json=as_json)
         return
+    from fico_export.bundle import manifest
+    from fico_export.bundle.output import require_writable
     from fico_export.errors import ConfigError
     from fico_export.profile.measure import Request, profile
     from fico_export.profile.picture import PROMPT
@@ -88,33 +96,40 @@ def command(
     request = Request(
         image, PROMPT if prompt is None else prompt, backend, threads, iterations, warm_up, new_tokens, in_turn
     )  # fmt: skip
-    if out is not None and (out.is_dir() or not out.resolve().parent.is_dir()):
-        raise ConfigError(
-            f"--out {out} is {'a folder' if out.is_dir() else 'in a folder that is not there'}",
-            mend="give a file in a folder that is there, such as profile.json",
+    if out is not None:
+        own = (
+            bundle / name
+            for bundle in bundles
+            for name in (manifest.FILE_NAME, *manifest.Manifest.load(bundle).files)
         )
+        require_writable(out, ".json", [*own, *([image] if image else [])])
     with StageProgress() as progress:
         run = profile(bundles, request, progress)
         if out is not None:
             run.save(out)
+            kept = [out]
         else:
-            _keep([bundle / FILE_NAME for bundle in dict.fromkeys(bundles)], run, progress)
+            kept = _kept((bundle / FILE_NAME for bundle in dict.fromkeys(bundles)), run, progress)
     if as_json:
         print_json(run.model_dump(mode="json"))
         return
     _show(run)
-    say(f"kept in {out or 'profile.json of ' + ', '.join(map(str, dict.fromkeys(bundles)))}")
+    if kept:
+        say(f"kept in {', '.join(map(str, kept))}")
 
 
-def _keep(files: Sequence[Path], run: Run, progress: Progress) -> None:
+def _kept(files: Iterable[Path], run: Run, progress: Progress) -> list[Path]:
     """Write the run beside what it measured; a bundle that may only be read is no reason to lose the measurement."""
     from fico_export.errors import ConfigError
 
+    written = []
     for file in files:
         try:
             run.save(file)
+            written.append(file)
         except ConfigError as error:  # noqa: PERF203  # a bundle or two
             progress.warn(f"not kept: {error.what}")
+    return written
 
 
 def _show(run: Run) -> None:

@@ -45,6 +45,10 @@ def show(files: Sequence[Path], bundles: Sequence[Path], *, as_json: bool) -> No
             print(
                 f"  of which {profile['mixed_ms']:.3f} ms of layers that join stages, shared out by their nodes"
             )
+    used = {profile["layer_info"] for profile in content["profiles"]}
+    for name, count in content["engines"].items():
+        if name not in used:
+            print(f"{name}: {count} layers, those of no profile that was given: it shares out nothing")
     for name, times in [*content["summaries"].items(), *content["times"].items()]:
         print(name)
         for what, spread in times.items():
@@ -81,6 +85,7 @@ def _attributed(profile: Profile, engines: Sequence[Engine]) -> dict[str, Any]:
         "path": str(profile.path),
         "tool": profile.tool,
         "runs": profile.runs,
+        "layer_info": str(engine.path) if engine else None,
         "total_ms": found.total_ms,
         "unattributed_share": found.unattributed_share,
         **asdict(found),

@@ -50,7 +50,7 @@ def command(
         str | None, typer.Option("--clip-text", metavar="MODEL", help="Likewise its CLIP model.")
     ] = None,
     backend: Annotated[
-        str, typer.Option("--backend", metavar="auto|ort-cpu|ort-cuda", help="Where to run.")
+        str, typer.Option("--backend", metavar="auto|ort-cpu|ort-cuda|trt|rtx", help="Where to run.")
     ] = "auto",
     as_json: JsonOption = False,
     debug: DebugOption = False,

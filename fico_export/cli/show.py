@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fico_export.report.kept import Kept
     from fico_export.runtime.vlm import Vlm
 
+_UNFOLLOWED = "decoder layer"  # the site whose merges --merges cannot draw
 _LONGEST_PX = 640  # smaller pictures are drawn larger, so that a patch can be seen
 
 
@@ -29,7 +30,7 @@ def command(
         str | None, typer.Option("--prompt", "-p", help="The question, for a method that reads it.")
     ] = None,
     backend: Annotated[
-        str, typer.Option("--backend", metavar="auto|ort-cpu|ort-cuda", help="Where to run.")
+        str, typer.Option("--backend", metavar="auto|ort-cpu|ort-cuda|trt|rtx", help="Where to run.")
     ] = "auto",
     merges: Annotated[
         bool,
@@ -73,7 +74,7 @@ def command(
         drawn = lit(found.picture, found.view, found.patches, None, scale)
     with written_file(out) as partial:
         drawn.save(partial, format="PNG")
-    merging = any(reducers.merges(step.method) for step in vlm.manifest.reduction.steps)
+    merging = [step for step in vlm.manifest.reduction.steps if reducers.merges(step.method)]
     if as_json:
         print_json(
             {
@@ -85,7 +86,7 @@ def command(
                 "patches": found.patches.tolist(),
                 "outside": found.outside,
                 "cls": found.cls,
-                "merges": merging,
+                "merges": bool(merging),
             }
         )
         return
@@ -93,7 +94,7 @@ def command(
     besides += ", and the CLS token" if found.cls else ""
     rows, columns = found.view.grid
     print(f"{out}: {len(found.patches)} of {rows * columns} patches kept{besides}")
-    if merging and not merges:
+    if any(step.site != _UNFOLLOWED for step in merging) and not merges:
         say(f"{vlm.manifest.reduction.method} merges tokens into some of these: --merges draws which")
 
 

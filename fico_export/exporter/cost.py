@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
-import onnx
 import onnx_ir as ir
-import onnxruntime as ort
-
-_PRODUCTS = ("MatMul", "MatMulNBits", "Gemm", "Conv")
 
 
 @dataclass(frozen=True)
@@ -35,42 +28,6 @@ def count(nodes: Iterable[ir.Node]) -> int:
     return sum(
         1 + (count(node.attributes["body"].as_graph()) if node.op_type == "Scan" else 0) for node in nodes
     )
-
-
-def at_inputs(path: Path, feeds: Mapping[str, npt.NDArray[Any]]) -> ir.Graph:
-    """The graph of a file, with the shapes that ONNX Runtime found on these inputs at its matrix products."""
-    model = onnx.load(path, load_external_data=False)
-    ours = {value.name for value in (*model.graph.input, *model.graph.output, *model.graph.initializer)}
-    products = [node for node in model.graph.node if node.op_type in _PRODUCTS]
-    wanted = dict.fromkeys(
-        name for node in products for name in (*node.input[:2], *node.output) if name not in ours
-    )
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-    copy = path.with_name(f"counted-{path.name}")  # beside its external data
-    onnx.save(model, copy)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(copy, options, providers=["CPUExecutionProvider"])
-    copy.unlink()
-    names = [output.name for output in session.get_outputs()]
-    found = dict(zip(names, session.run(names, dict(feeds)), strict=True))
-    graph = ir.from_proto(onnx.load(path, load_external_data=False)).graph
-    for value in (v for node in graph for v in (*node.inputs, *node.outputs) if v is not None):
-        known = {**found, **feeds}.get(value.name or "")
-        if known is not None:
-            value.shape = ir.Shape(known.shape)
-    return graph
-
-
-def weight_bytes(graph: ir.Graph) -> tuple[int, int]:
-    """Of the initializers: bytes of those made of a checkpoint's tensors, and of the other constants."""
-    sizes = {True: 0, False: 0}
-    for name, value in graph.initializers.items():
-        assert value.shape is not None
-        assert value.dtype is not None
-        made = ".weight" in name or ".bias" in name or "_embedding" in name or name.startswith("zero_points.")
-        sizes[made] += math.ceil(math.prod(value.shape.numpy()) * value.dtype.itemsize)
-    return sizes[True], sizes[False]
 
 
 def of_reducer(graph: ir.Graph) -> list[ir.Node]:

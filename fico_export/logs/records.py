@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean, median
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,5 @@ class Logs:
 def statistics(values: Sequence[float]) -> Statistics:
     """Of at least one value; percentiles 90, 95 and 99 by nearest rank."""
     ordered = sorted(values)
-    middle = len(ordered) // 2
-    median = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
     ranks = {p: ordered[max(0, math.ceil(p / 100 * len(ordered)) - 1)] for p in (90.0, 95.0, 99.0)}
-    return Statistics(ordered[0], ordered[-1], sum(ordered) / len(ordered), median, ranks)
+    return Statistics(ordered[0], ordered[-1], fmean(ordered), median(ordered), ranks)

@@ -126,8 +126,9 @@ def read(path: Path) -> Text:
         # Windows' shells write what they redirect as UTF-16.
         text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise LogError(
-            f"cannot read {path}: {error}", mend="give a log of trtexec or of ONNX Runtime"
+            f"cannot read {path}: {why}", mend="give a log of trtexec or of ONNX Runtime"
         ) from error
     if not text.strip():
         raise LogError(f"{path}, line 1: the file is empty", mend=AGAIN)

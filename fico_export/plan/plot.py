@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from fico_export.bundle.output import require_matplotlib, written_file
 from fico_export.errors import ConfigError
 from fico_export.plan.planner import Estimate
 from fico_export.plan.roofline import Range
+
+SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def draw(estimates: Sequence[Estimate], path: Path) -> None:
@@ -22,10 +25,8 @@ def draw(estimates: Sequence[Estimate], path: Path) -> None:
             "there are no times to draw: the peak or the bandwidth of the device is not known",
             mend="--device NAME of one whose peak `fico list devices --verbose` shows, or drop --out",
         )
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ConfigError("--out needs matplotlib", mend="pip install matplotlib, or drop --out") from error
+    require_matplotlib("plots")
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     first, rate = figure.subplots(1, 2)
@@ -39,16 +40,8 @@ def draw(estimates: Sequence[Estimate], path: Path) -> None:
     rate.set(xlabel="visual tokens K", ylabel="tokens a second, estimate", yscale="log")
     first.legend(title="precision")
     figure.suptitle(f"{one.method} on {one.device} {speed.mode}".strip())
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(partial, format=path.suffix.removeprefix(".") or "png", dpi=150)
-        partial.replace(path)
-    except (OSError, ValueError) as error:
-        partial.unlink(missing_ok=True)
-        raise ConfigError(
-            f"cannot write {path}: {error}",
-            mend="--out FILE.png, .svg or .pdf in a folder that can be written",
-        ) from error
+    with written_file(path) as partial:
+        figure.savefig(partial, format=path.suffix.lower().removeprefix("."), dpi=150)
 
 
 def _line(axes: object, keeps: list[int], ranges: list[Range], label: str) -> None:

@@ -35,7 +35,7 @@ class Request:
     Args:
         picture: a file; None for one drawn by code.
         prompt: asked about it.
-        backend: auto, ort-cpu or ort-cuda.
+        backend: auto, ort-cpu, ort-cuda, trt or rtx.
         threads: CPU threads within an operator; 0 for one per core.
         iterations: answers of each bundle that count.
         warm_up: answers of each bundle before them.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from fico_export.bundle.output import written_file
 from fico_export.errors import ConfigError
 from fico_export.tables import Record
 
@@ -118,19 +118,11 @@ class Run(Record):
 
         Raises:
             ConfigError: it cannot be written there.
+            DiskError: the disk filled up.
         """
         text = json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False)
-        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-        try:
+        with written_file(path) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot write {path}: {error.strerror}",
-                mend="give --out a file in a folder that you may write to",
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> Run:

@@ -9,10 +9,9 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from fico_export.errors import ConfigError
+from fico_export.bundle.output import require_matplotlib
 from fico_export.profile.record import Measured, Run
 from fico_export.report.evidence import Evaluated
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+WHAT = "the charts of a report"
 SERIES = 8  # colours of series in the page, and marks
 MARKS = "osD^vPX*"
 TTFT_STAGES = ("preprocess", "vision", "embed", "prefill")
@@ -178,19 +178,6 @@ def memory(run: Run) -> str:
     return _svg(draw, 1.1 + 0.42 * len(run.bundles), f"memory {run.created}")
 
 
-def require_matplotlib() -> None:
-    """Refuse before the work that comes before the charts.
-
-    Raises:
-        ConfigError: matplotlib is not installed.
-    """
-    if find_spec("matplotlib") is None:
-        raise ConfigError(
-            "the charts of a report need matplotlib, which is not installed",
-            mend="pip install 'fico_export[report]'",
-        )
-
-
 def labels(entries: Sequence[Measured]) -> list[str]:
     """What tells the bundles of a run apart: method and K, or their names where these do not."""
     short = [f"{e.method}, {e.keep}" if e.method != "none" else f"all {e.visual_tokens}" for e in entries]
@@ -226,7 +213,7 @@ def _kept_axis(axes: Axes, kept: list[int]) -> None:
 
 def _svg(draw: Callable[[Figure], None], height: float, name: str) -> str:
     """What `draw` draws, as an <svg> element that names no address; `name` makes its ids its own on the page."""
-    require_matplotlib()
+    require_matplotlib(WHAT)
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -43,21 +43,20 @@ def profiles(bundles: Sequence[tuple[Path, Manifest]], given: Sequence[Path]) ->
     Raises:
         ConfigError: a file is no profile, or measured none of the bundles.
     """
-    if given:
-        runs = [Run.load(path) for path in given]
-        for path, run in zip(given, runs, strict=True):
-            if not any(measures(entry, manifest) for entry in run.bundles for _, manifest in bundles):
-                measured = ", ".join(entry.name for entry in run.bundles) or "none"
-                raise ConfigError(
-                    f"{path} is of other bundles: it measured {measured}, and this report is of "
-                    f"{', '.join(manifest.name for _, manifest in bundles)}",
-                    mend="give the profile of these bundles, or add the bundles it measured to the command",
-                )
-        return runs
-    lie = (folder / name for folder, _ in bundles for name in (FILE_NAME, f"profile/{FILE_NAME}"))
+    lie = [path for folder, _ in bundles if (path := folder / FILE_NAME).is_file()]
     found: list[Run] = []
-    for run in (Run.load(path) for path in lie if path.is_file()):
-        if run not in found:  # a run over several bundles may lie in each
+    for path in given or lie:
+        run = Run.load(path)
+        if not any(measures(entry, manifest) for entry in run.bundles for _, manifest in bundles):
+            measured = ", ".join(entry.name for entry in run.bundles) or "none"
+            raise ConfigError(
+                f"{path} is of other bundles: it measured {measured}, and this report is of "
+                f"{', '.join(manifest.name for _, manifest in bundles)}",
+                mend="give the profile of these bundles, or add the bundles it measured to the command"
+                if given
+                else "run `fico profile` on the bundle again, or delete the file",
+            )
+        if run not in found:  # a run over several bundles may lie in each, or be given twice
             found.append(run)
     return found
 

@@ -85,7 +85,7 @@ def item(vlm: Vlm, image: Path, prompt: str | None, tracer: Tracer | None) -> It
     merged, notes = _merged(found, trace, reduction.kept_aside, scale)
     if reduction.in_decoder:
         notes.append(
-            "What the layers of the decoder drop or merge is in the left picture only: it is not followed step by step."
+            "What the layers of the decoder drop or merge is only in the picture of what is kept: it is not followed step by step."
         )
     return Item(vlm.manifest.name, image.name, facts, whole, merged, _steps(found, trace), notes)
 

@@ -146,9 +146,7 @@ def _measured(run: Run, content: Content) -> list[Chart]:
         Chart("Waterfall to the first token", "Stages to the first token, a bar a bundle; the numbers are in the table.",
               Markup(charts.stages(run)), _stage_table(run, names), [f"{about}; milliseconds: medians (10th to 90th percentile). A bar is the sum of its stages' medians, the number at its end the median time to the first token."]),
         *_parts(run, names),
-        Chart("Ratios to the first bundle", "", None, _ratio_table(run, names),
-              [f"Medians over those of {names[0]}; below 1 is faster."] if run.ratios else
-              ["The profile holds no ratios."]),
+        *_ratios(run, names),
     ]  # fmt: skip
     if len({entry.keep for entry in run.bundles}) > 1:
         says = "Time to the first token and per token after it over the visual tokens kept, a line a method."
@@ -206,12 +204,15 @@ def _parts(run: Run, names: list[str]) -> list[Chart]:
     ]
 
 
-def _ratio_table(run: Run, names: list[str]) -> Table | None:
-    if not run.ratios:
-        return None
-    return Table(
+def _ratios(run: Run, names: list[str]) -> list[Chart]:
+    """Where there is a second bundle to set against the first."""
+    if len(run.bundles) < 2 or not run.ratios:
+        return []
+    table = Table(
         ["measure", *names], [[measure, *map(_number, values)] for measure, values in run.ratios.items()]
     )
+    note = f"Medians over those of {names[0]}; below 1 is faster."
+    return [Chart("Ratios to the first bundle", "", None, table, [note])]
 
 
 def _sweep_table(run: Run, names: list[str]) -> Table:
@@ -276,7 +277,7 @@ def _memory(bundles: Sequence[Bundle]) -> Table:
         visual, whole = sum(made.reduction.cached), made.reduction.visual_tokens * decoder.layers
         rows.append(
             [made.name, _size(disk), _size(row_bytes * decoder.layers), _size(row_bytes * visual), _size(row_bytes * whole),
-             _size(row_bytes * decoder.layers * decoder.context)]
+             _size(row_bytes * decoder.layers * (made.cache_rows or decoder.context))]
         )  # fmt: skip
     head = [
         "bundle",
@@ -284,7 +285,7 @@ def _memory(bundles: Sequence[Bundle]) -> Table:
         "cache per token",
         "cache of a picture",
         "… with all tokens",
-        "cache of a full context",
+        "cache when full",
     ]
     return Table(head, rows)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fico_export.bundle import files
 from fico_export.bundle.manifest import Manifest
-from fico_export.bundle.output import require_writable, written_file
+from fico_export.bundle.output import require_matplotlib, require_writable, written_file
 from fico_export.errors import CheckpointError, ConfigError, InputError
 from fico_export.progress import Progress
 from fico_export.report import charts, evidence
@@ -67,7 +67,7 @@ def write_report(request: Request, checkpoint_of: Opener, progress: Progress) ->
     runs = evidence.profiles(bundles, request.profiles)
     results = evidence.evaluation(request.evaluation) if request.evaluation else None
     if runs:
-        charts.require_matplotlib()
+        require_matplotlib(charts.WHAT)
     for image in request.images:
         load_image(image)
     for folder, manifest in bundles:

@@ -2,12 +2,12 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 from cli_tools import edit_json
 
 from fico_export import demo
+from fico_export.bundle import output
 
 
 @pytest.fixture
@@ -112,8 +112,8 @@ def test_without_a_device_there_is_the_arithmetic_and_a_line_for_each(fico, fold
         (["--keep", "64", "--method", "cdpruner"], ["CLIP", "divprune"]),
         (["--sweep", "--method", "ficoco-v@192,g-prune@64"], ["names its budgets"]),
         (["--device", "agx-orin-industrial", "--out", "plot.png"], ["no times to draw"]),
-        (["--device", "rtx-4090", "--out", "none/plot.png"], ["cannot write"]),
-        (["--device", "rtx-4090", "--out", "plot.xyz"], ["cannot write", ".svg"]),
+        (["--device", "rtx-4090", "--out", "none/plot.png"], ["no folder none", "mkdir -p none"]),
+        (["--device", "rtx-4090", "--out", "plot.xyz"], ["does not end in .png or .svg or .pdf"]),
         (["--set", "lam"], ["has no value"]),
     ],
 )
@@ -131,10 +131,10 @@ def test_a_model_of_another_type_is_refused(fico, folder):
 
 
 def test_a_plot_without_matplotlib_says_what_to_install(fico, folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(output, "find_spec", lambda name: None)
 
     fico("plan", "--model", folder, "--device", "rtx-4090", "--out", "plot.png").refuses(
-        "pip install matplotlib"
+        "pip install 'fico_export[report]'"
     )
 
 

@@ -1,10 +1,13 @@
 """What `fico plan` states of FLOPs and bytes is what is counted in the exported graphs."""
 
 import json
+import math
 
 import hollow
 import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 from fico_export import models
@@ -43,6 +46,42 @@ def llava_7b(tmp_path_factory):
     return models.describe(folder)
 
 
+def at_inputs(path, feeds):
+    """The graph of a file, with the shapes that ONNX Runtime found on these inputs at its matrix products."""
+    model = onnx.load(path, load_external_data=False)
+    ours = {value.name for value in (*model.graph.input, *model.graph.output, *model.graph.initializer)}
+    products = [
+        node for node in model.graph.node if node.op_type in ("MatMul", "MatMulNBits", "Gemm", "Conv")
+    ]
+    wanted = dict.fromkeys(
+        name for node in products for name in (*node.input[:2], *node.output) if name not in ours
+    )
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    copy = path.with_name(f"counted-{path.name}")  # beside its external data
+    onnx.save(model, copy)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(copy, options, providers=["CPUExecutionProvider"])
+    copy.unlink()
+    names = [output.name for output in session.get_outputs()]
+    found = dict(zip(names, session.run(names, dict(feeds)), strict=True))
+    graph = ir.from_proto(onnx.load(path, load_external_data=False)).graph
+    for value in (v for node in graph for v in (*node.inputs, *node.outputs) if v is not None):
+        known = {**found, **feeds}.get(value.name or "")
+        if known is not None:
+            value.shape = ir.Shape(known.shape)
+    return graph
+
+
+def weight_bytes(graph):
+    """Of the initializers: bytes of those made of a checkpoint's tensors, and of the other constants."""
+    sizes = {True: 0, False: 0}
+    for name, value in graph.initializers.items():
+        made = ".weight" in name or ".bias" in name or "_embedding" in name or name.startswith("zero_points.")
+        sizes[made] += math.ceil(math.prod(value.shape.numpy()) * value.dtype.itemsize)
+    return sizes[True], sizes[False]
+
+
 def counted(bundle, name, **sizes):
     """FLOPs of a graph at sizes of its free axes, and bytes of its weights."""
     graph = Manifest.load(bundle).graph(name)
@@ -51,8 +90,8 @@ def counted(bundle, name, **sizes):
         shape = [sizes.get(axis, 1) if isinstance(axis, str) else axis for axis in tensor.shape]
         fill = np.arange(shape[-1]) if tensor.name == "position_ids" else 1
         feeds[tensor.name] = np.broadcast_to(fill, shape).astype(TYPES[tensor.dtype])
-    found = cost.at_inputs(bundle / graph.file, feeds)
-    return cost.cost(found).flops, cost.weight_bytes(found)[0]
+    found = at_inputs(bundle / graph.file, feeds)
+    return cost.cost(found).flops, weight_bytes(found)[0]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +154,26 @@ def test_a_decoder_that_reduces_costs_what_was_planned(tiny_checkpoint, make_bun
     )  # twice, as it grows; 2 heads of 16, FP16
 
 
+def test_a_static_cache_is_counted_whole_where_the_decoder_reduces(tiny_checkpoint, make_bundle):
+    asked = {"settings": {"layer": 1}, "precision": "fp16", "target": "trt-10.3", "max_context": 256}
+    bundle = make_bundle(tiny_checkpoint, 16, method="fastv", verify=False, **asked)
+    planned = advice.plan(
+        open_architecture(str(tiny_checkpoint)), Request("fastv", 16, text_tokens=TEXT, new_tokens=9, **asked)
+    )
+    _, prefill, decode = planned.stages
+
+    found = counted(bundle, "decoder_prefill", sequence_length=64 + TEXT)
+    assert (prefill.total_flops, prefill.weight_bytes) == pytest.approx(found, rel=1e-2)
+    assert (decode.total_flops, decode.weight_bytes) == pytest.approx(
+        counted(bundle, "decoder_with_past"), rel=1e-2
+    )
+    (cache,) = [part.bytes.likely for part in planned.memory if part.name == "KV cache"]
+    inputs = Manifest.load(bundle).graph("decoder_with_past").inputs
+    assert cache == sum(
+        2 * math.prod(t.shape) for t in inputs if t.name.startswith("past_key_values")
+    )  # FP16
+
+
 def test_the_ort_targets_packed_weights_are_counted(tiny_checkpoint, make_bundle):
     options = {"precision": "int4", "block": 128, "target": "ort", "quantize_head": "int8"}
     bundle = make_bundle(tiny_checkpoint, 16, method="uniform", verify=False, **options)
@@ -122,7 +181,7 @@ def test_the_ort_targets_packed_weights_are_counted(tiny_checkpoint, make_bundle
 
     graph = Manifest.load(bundle).graph("decoder_model_merged")
     model = ir.load(bundle / graph.file)
-    assert planned.stages[1].weight_bytes == pytest.approx(cost.weight_bytes(model.graph)[0], rel=1e-2)
+    assert planned.stages[1].weight_bytes == pytest.approx(weight_bytes(model.graph)[0], rel=1e-2)
 
 
 def test_llava_7b_costs_what_was_published(llava_7b):
@@ -166,7 +225,7 @@ def test_the_vision_graph_of_llava_7b_is_counted_with_its_constants(tmp_path, ll
     graph = trace_vision(model, plan, Storage("fp16").floats, 18)
     trace.simplify(graph)
 
-    made, constants = cost.weight_bytes(graph.graph)
+    made, constants = weight_bytes(graph.graph)
     described = llava_7b.plan("g-prune", 64, {})
     assert vision_weights(llava_7b, described, Storage("fp16")) == pytest.approx(made + constants, rel=1e-2)
     assert sum(vision_flops(llava_7b, described).values()) == pytest.approx(

@@ -1,6 +1,8 @@
 """`fico profile`: what it measures, where it keeps it, and what it refuses. No test holds a time to more than sanity."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -146,11 +148,20 @@ def test_bundles_that_do_not_fit_together_are_refused_before_one_is_loaded(monke
         ("--backend", "ort-cpux", "did you mean 'ort-cpu'?"),
         ("--prompt", "word " * 3000, "the model has 2048"),
         ("--out", "/", "a folder"),
-        ("--out", "/no/such/folder/profile.json", "not there"),
+        ("--out", "/no/such/folder/profile.json", "no folder"),
+        ("--out", "profile.txt", "does not end in .json"),
     ],
 )
 def test_a_request_that_cannot_be_is_refused(fico, reduced, option, value, word):
     fico("profile", reduced, "--iterations", 1, "--warm-up", 0, option, value).refuses(word)
+
+
+def test_no_file_of_a_bundle_is_written_over(fico, reduced):
+    before = (reduced / "manifest.json").read_bytes()
+
+    fico("profile", reduced, *QUICK, "--out", reduced / "manifest.json").refuses("also given to be read")
+    fico("profile", reduced, *QUICK, "--out", reduced / "config.json").refuses("also given to be read")
+    assert (reduced / "manifest.json").read_bytes() == before
 
 
 def test_a_picture_that_is_broken_is_named(fico, reduced, tmp_path):
@@ -194,8 +205,26 @@ def test_logs_are_shared_out_in_place_of_measuring(fico, reduced, whole, tmp_pat
     assert "not attributed" in fico("profile", "--logs", log).out
     assert not (reduced / "profile.json").exists()
     fico("profile", reduced, whole, "--logs", log).refuses("2 bundles")
+    fico("profile", "--logs", log, "--out", tmp_path / "out.json").refuses("measures nothing")
     Path(log).write_text(Path(log).read_text()[:-40])
     fico("profile", "--logs", log).refuses("line", "truncated")
+
+
+def test_layer_info_of_another_engine_is_said_to_be_of_no_use(fico, tmp_path):
+    timed = [{"count": 1}, {"name": "kgen", "averageMs": 1.0}]
+    for name, layer in (("own", "kgen"), ("other", "gemm")):
+        info = {"Layers": [{"Name": layer, "Metadata": "[ONNX Layer: reduce.layer_2/TopK_9]"}]}
+        (tmp_path / name).write_text(json.dumps(info))
+    (tmp_path / "profile").write_text(json.dumps(timed))
+
+    def said(name):
+        return fico("profile", "--logs", tmp_path / "profile", "--logs", tmp_path / name).out
+
+    assert re.search(r"reducer +1\.000 ms +100\.0%", said("own"))
+    assert "no profile" not in said("own")
+    assert re.search(r"not attributed +1\.000 ms +100\.0%", said("other"))
+    assert "1 layers, those of no profile" in said("other")
+    assert "shares out nothing" in fico("profile", "--logs", tmp_path / "own").out
 
 
 def test_a_process_that_is_killed_is_an_error_that_says_so(job):

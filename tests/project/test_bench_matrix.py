@@ -48,6 +48,13 @@ def test_a_cell_is_measured_beside_none_and_what_cannot_be_is_refused(matrix, tm
     assert whole["environment"]["machine"]["versions"]["onnxruntime-gpu"]
 
 
+def test_engines_are_built_where_the_backend_runs_them(matrix):
+    rows = matrix(backends="trt", keeps="16")
+
+    assert [row["outcome"] for row in rows] == ["refused"]  # by `fico build`, before anything is measured
+    assert "no engines for target portable" in rows[0]["reason"]
+
+
 def test_it_goes_on_where_it_was_stopped(matrix, tmp_path, monkeypatch):
     first = matrix()
     asked = []

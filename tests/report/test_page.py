@@ -10,6 +10,7 @@ import pytest
 import report_records as records
 from pages import Page
 
+from fico_export.bundle import output
 from fico_export.errors import ConfigError
 from fico_export.report import charts, evidence
 from fico_export.report.gallery import Item, Shown
@@ -125,7 +126,21 @@ def test_a_profile_without_what_a_machine_may_not_tell():
     )
 
     assert "The machine did not tell the peak memory." in page.words
-    assert "The profile holds no ratios." in page.words
+    assert "Ratios to the first bundle" not in page.words
+
+
+def test_a_bundle_alone_has_no_ratios_and_a_static_cache_its_own_size():
+    made = records.manifest()
+    cache = {"name": "past_key_values.0.key", "dtype": "float16", "shape": [1, 2, 100, 16]}
+    graph = {"file": "onnx/decoder.onnx", "inputs": [cache], "outputs": [], "weight_bytes": 0}
+    fixed = made.model_validate(made.model_dump() | {"graphs": {"decoder_model_merged": graph}})
+    alone = Content([Bundle(Path("engines/tiny"), fixed, None)], [records.run(records.measured(made))])
+    page = Page(render(alone))
+
+    assert "Ratios to the first bundle" not in page.words
+    # 2 layers of 2 heads of 16 keys and values, FP16: 256 bytes a row, 100 rows.
+    assert "256 B" in page.words
+    assert "25 KiB" in page.words
 
 
 def test_the_frontier_is_what_nothing_beats():
@@ -159,6 +174,12 @@ def test_profiles_that_lie_in_the_bundles_are_found_once(tmp_path):
         records.run(records.measured(mine), records.measured(other)).save(folder / "profile.json")
 
     assert len(evidence.profiles(folders, [])) == 1
+    assert len(evidence.profiles(folders, [tmp_path / name / "profile.json" for name in "ab"])) == 1
+    with pytest.raises(
+        ConfigError, match="is of other bundles"
+    ) as refused:  # what was there is another bundle now
+        evidence.profiles([(tmp_path / "a", records.manifest(keep=8))], [])
+    assert "delete the file" in refused.value.mend
     (tmp_path / "b" / "profile.json").write_text("{")
     with pytest.raises(ConfigError, match="is no profile"):
         evidence.profiles(folders, [])
@@ -197,7 +218,7 @@ def test_an_evaluation_is_matched_by_method_budget_and_positions():
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(charts, "find_spec", lambda name: None)
+    monkeypatch.setattr(output, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="need matplotlib") as refused:
         render(content())
 
