@@ -6,7 +6,6 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 from checkpoints import write_tiny
-from tracing import traced_once
 
 from fico_export import models
 from fico_export.build.compile import Task, _config, compile_engine
@@ -43,13 +42,6 @@ def checkpoints(tmp_path_factory):
         )
         for name, kv_heads in HEADS.items()
     }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def once():
-    """INT4 is traced in FP16, too."""
-    with traced_once("trace_static"):
-        yield
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import pytest
 import torch
 from checkpoints import GRID24, write_tiny
 from reference import decoder_side
-from tracing import traced_once
 from transformers import LlavaForConditionalGeneration
 
 import fico_export
@@ -43,13 +42,6 @@ def checkpoint(tmp_path_factory):
 def small(tmp_path_factory):
     """64 visual tokens, no more layers than the methods' own settings take: for what has nothing to do with numbers."""
     return write_tiny(tmp_path_factory.mktemp("checkpoint") / "small", text={"num_hidden_layers": 4}, seed=3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def once():
-    """What the methods have alike."""
-    with traced_once("trace_embed", "trace_with_past"):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import torch
 from checkpoints import write_tiny
 from reference import decoder_side
 from test_greedy import Reference
-from tracing import traced_once
 
 import fico_export
 from fico_export import models
@@ -20,13 +19,6 @@ from fico_export.runtime.prompt import Message
 TARGETS = {"legacy": "trt-10.3", "modern": "rtx"}
 QUESTION = "What is in this picture?"
 CONTEXT, ROWS, STEPS = 640, 320, 64
-
-
-@pytest.fixture(scope="module", autouse=True)
-def once():
-    """The graphs that no target has of its own."""
-    with traced_once("trace_vision", "trace_embed", "trace_prefill"):
-        yield
 
 
 @pytest.fixture(scope="module")
