@@ -9,9 +9,22 @@ from typing import Annotated, Any
 import typer
 
 from fico_export.cli.console import StageProgress, human_bytes, print_json, say
-from fico_export.cli.options import DebugOption, DevicesOption, JsonOption, as_settings, whole_number
+from fico_export.cli.options import (
+    BlockOption,
+    DebugOption,
+    DevicesOption,
+    JsonOption,
+    KeepOption,
+    MethodOption,
+    PrecisionOption,
+    QuantizeHeadOption,
+    QuantizeVisionOption,
+    RevisionOption,
+    SettingOption,
+    as_settings,
+    whole_number,
+)
 from fico_export.errors import unknown_name
-from fico_export.reducers import DEFAULT
 
 _POSITIONS = ("compact", "original")
 _PRECISIONS = ("fp32", "fp16", "int4")
@@ -26,51 +39,13 @@ def command(
             help="An alias (llava-1.5-7b), a hub id, a checkpoint folder, or demo. Default: demo.",
         ),
     ] = None,
-    keep: Annotated[
-        str | None, typer.Option("--keep", "-k", metavar="K", help="Visual tokens that are left.")
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            "--method",
-            metavar="METHOD[@K,METHOD@K…]",
-            help=f"Reducer, or a chain of them; `fico list methods`. Default: {DEFAULT}, or none without --keep.",
-        ),
-    ] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="NAME=VALUE", help="An option of the method, in a chain METHOD.NAME; repeatable."
-        ),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            "--precision",
-            metavar="fp32|fp16|int4",
-            help="Of weights and arithmetic; int4 is of the decoder's weights. Default: what the device prefers, or fp32.",
-        ),
-    ] = None,
-    block: Annotated[
-        int | None,
-        typer.Option(
-            "--block", metavar="128|32", help="With int4: weights that share a scale. Default: 128."
-        ),
-    ] = None,
-    quantize_head: Annotated[
-        str | None,
-        typer.Option(
-            "--quantize-head", metavar="int8|int4", help="With int4: lm_head too. Default: left alone."
-        ),
-    ] = None,
-    quantize_vision: Annotated[
-        str | None,
-        typer.Option(
-            "--quantize-vision",
-            metavar="int8",
-            help="With int4: the vision tower's linears too. Default: left alone.",
-        ),
-    ] = None,
+    keep: KeepOption = None,
+    method: MethodOption = None,
+    setting: SettingOption = None,
+    precision: PrecisionOption = None,
+    block: BlockOption = None,
+    quantize_head: QuantizeHeadOption = None,
+    quantize_vision: QuantizeVisionOption = None,
     calibrate: Annotated[
         Path | None,
         typer.Option(
@@ -119,9 +94,7 @@ def command(
             help="The CLIP model that the vision tower comes from, for a method that reads prompts in its space.",
         ),
     ] = None,
-    revision: Annotated[
-        str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")
-    ] = None,
+    revision: RevisionOption = None,
     out: Annotated[
         Path | None,
         typer.Option(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fico_export.errors import ConfigError
+from fico_export.reducers import DEFAULT
 
 BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.", show_default=False)
@@ -20,6 +21,66 @@ DevicesOption = Annotated[
         "--devices",
         metavar="FOLDER",
         help="TOML files with devices of your own. Default: the folder that FICO_DEVICES names.",
+    ),
+]
+KeepOption = Annotated[
+    str | None, typer.Option("--keep", "-k", metavar="K", help="Visual tokens that are left.")
+]
+MethodOption = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        metavar="METHOD[@K,METHOD@K…]",
+        help=f"Reducer, or a chain of them; `fico list methods`. Default: {DEFAULT}, or none without --keep.",
+    ),
+]
+SettingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="An option of the method, in a chain METHOD.NAME; repeatable."
+    ),
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="fp32|fp16|int4",
+        help="Of weights and arithmetic; int4 is of the decoder's weights. Default: what the device prefers, or fp32.",
+    ),
+]
+BlockOption = Annotated[
+    int | None,
+    typer.Option("--block", metavar="128|32", help="With int4: weights that share a scale. Default: 128."),
+]
+QuantizeHeadOption = Annotated[
+    str | None,
+    typer.Option("--quantize-head", metavar="int8|int4", help="With int4: lm_head too. Default: left alone."),
+]
+QuantizeVisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize-vision",
+        metavar="int8",
+        help="With int4: the vision tower's linears too. Default: left alone.",
+    ),
+]
+RevisionOption = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")
+]
+BackendOption = Annotated[
+    str, typer.Option("--backend", metavar="auto|ort-cpu|ort-cuda|trt|rtx", help="Where to run.")
+]
+ThreadsOption = Annotated[int, typer.Option("--threads", help="CPU threads; 0 for one per core.")]
+CheckpointNowOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "--checkpoint", "-m", help="Where the checkpoint is now. Default: where the manifest says."
+    ),
+]
+ClipNowOption = Annotated[
+    str | None,
+    typer.Option(
+        "--clip-text", metavar="MODEL", help="Likewise its CLIP model, if the bundle has one's text tower."
     ),
 ]
 

@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fico_export.cli.console import human_bytes, print_json, say
-from fico_export.cli.options import DebugOption, DevicesOption, JsonOption, as_settings, whole_number
+from fico_export.cli.options import (
+    BlockOption,
+    DebugOption,
+    DevicesOption,
+    JsonOption,
+    KeepOption,
+    MethodOption,
+    PrecisionOption,
+    QuantizeHeadOption,
+    QuantizeVisionOption,
+    RevisionOption,
+    SettingOption,
+    as_settings,
+    whole_number,
+)
 from fico_export.reducers import DEFAULT
 
 if TYPE_CHECKING:
@@ -24,33 +38,13 @@ def command(
     model: Annotated[
         str, typer.Option("--model", "-m", help="An alias, a hub id, a checkpoint folder, or demo.")
     ] = "demo",
-    keep: Annotated[
-        str | None, typer.Option("--keep", "-k", metavar="K", help="Visual tokens that are left.")
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            "--method", metavar="METHOD[@K,…]", help=f"Reducer. Default: {DEFAULT}, or none without --keep."
-        ),
-    ] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the method.")
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            "--precision", metavar="fp32|fp16|int4", help="Default: what the device prefers, or fp32."
-        ),
-    ] = None,
-    block: Annotated[
-        int | None, typer.Option("--block", metavar="128|32", help="With int4: weights that share a scale.")
-    ] = None,
-    quantize_head: Annotated[
-        str | None, typer.Option("--quantize-head", metavar="int8|int4", help="With int4: lm_head too.")
-    ] = None,
-    quantize_vision: Annotated[
-        str | None, typer.Option("--quantize-vision", metavar="int8", help="With int4: the tower too.")
-    ] = None,
+    keep: KeepOption = None,
+    method: MethodOption = None,
+    setting: SettingOption = None,
+    precision: PrecisionOption = None,
+    block: BlockOption = None,
+    quantize_head: QuantizeHeadOption = None,
+    quantize_vision: QuantizeVisionOption = None,
     target: Annotated[
         str | None, typer.Option("--target", help="Default: what the device runs, or portable.")
     ] = None,
@@ -72,9 +66,7 @@ def command(
             "--out", "-o", metavar="PLOT.png", help="Draw the sweep; needs --device and matplotlib."
         ),
     ] = None,
-    revision: Annotated[
-        str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")
-    ] = None,
+    revision: RevisionOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fico_export.cli.console import StageProgress, human_bytes, print_json, say
-from fico_export.cli.options import DebugOption, JsonOption
+from fico_export.cli.options import (
+    BackendOption,
+    DebugOption,
+    JsonOption,
+    ThreadsOption,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,10 +41,8 @@ def command(
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="The question.", show_default=False)
     ] = None,
-    backend: Annotated[
-        str, typer.Option("--backend", metavar="auto|ort-cpu|ort-cuda|trt|rtx", help="Where to run.")
-    ] = "auto",
-    threads: Annotated[int, typer.Option("--threads", help="CPU threads; 0 for one per core.")] = 0,
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = 0,
     iterations: Annotated[int, typer.Option("--iterations", help="Answers of each bundle that count.")] = 20,
     warm_up: Annotated[int, typer.Option("--warm-up", help="Answers of each bundle before them.")] = 3,
     new_tokens: Annotated[

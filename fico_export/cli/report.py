@@ -8,7 +8,13 @@ from typing import Annotated
 import typer
 
 from fico_export.cli.console import StageProgress, human_bytes, print_json
-from fico_export.cli.options import DebugOption, JsonOption
+from fico_export.cli.options import (
+    BackendOption,
+    CheckpointNowOption,
+    ClipNowOption,
+    DebugOption,
+    JsonOption,
+)
 
 
 def command(
@@ -37,21 +43,9 @@ def command(
         Path | None,
         typer.Option("--evaluation", metavar="results.json", help="What scripts/evaluate.py wrote."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "--checkpoint",
-            "-m",
-            help="Where the checkpoint is now, for maps of merges. Default: where the manifest says, if it is here.",
-        ),
-    ] = None,
-    clip_text: Annotated[
-        str | None, typer.Option("--clip-text", metavar="MODEL", help="Likewise its CLIP model.")
-    ] = None,
-    backend: Annotated[
-        str, typer.Option("--backend", metavar="auto|ort-cpu|ort-cuda|trt|rtx", help="Where to run.")
-    ] = "auto",
+    model: CheckpointNowOption = None,
+    clip_text: ClipNowOption = None,
+    backend: BackendOption = "auto",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:

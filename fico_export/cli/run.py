@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fico_export.cli.console import print_json, say
-from fico_export.cli.options import BundleArgument, DebugOption, JsonOption
+from fico_export.cli.options import (
+    BackendOption,
+    BundleArgument,
+    DebugOption,
+    JsonOption,
+    ThreadsOption,
+)
 
 if TYPE_CHECKING:
     from fico_export.runtime.generation import Answer
@@ -25,9 +31,7 @@ def command(
         ),
     ],
     image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="A picture; repeatable.")] = None,
-    backend: Annotated[
-        str, typer.Option("--backend", metavar="auto|ort-cpu|ort-cuda|trt|rtx", help="Where to run.")
-    ] = "auto",
+    backend: BackendOption = "auto",
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", help="Tokens of an answer at most.")
     ] = 256,
@@ -40,7 +44,7 @@ def command(
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="A string that ends an answer; repeatable.")
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", help="CPU threads; 0 for one per core.")] = 0,
+    threads: ThreadsOption = 0,
     low_memory: Annotated[
         bool,
         typer.Option(

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fico_export.cli.console import print_json, say
-from fico_export.cli.options import BundleArgument, DebugOption, JsonOption
+from fico_export.cli.options import (
+    BackendOption,
+    BundleArgument,
+    CheckpointNowOption,
+    ClipNowOption,
+    DebugOption,
+    JsonOption,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,9 +36,7 @@ def command(
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="The question, for a method that reads it.")
     ] = None,
-    backend: Annotated[
-        str, typer.Option("--backend", metavar="auto|ort-cpu|ort-cuda|trt|rtx", help="Where to run.")
-    ] = "auto",
+    backend: BackendOption = "auto",
     merges: Annotated[
         bool,
         typer.Option(
@@ -39,18 +44,8 @@ def command(
             help="Draw where dropped tokens were merged into; needs torch and the checkpoint.",
         ),
     ] = False,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "--checkpoint",
-            "-m",
-            help="With --merges, where the checkpoint is now. Default: where the manifest says.",
-        ),
-    ] = None,
-    clip_text: Annotated[
-        str | None, typer.Option("--clip-text", metavar="MODEL", help="Likewise its CLIP model.")
-    ] = None,
+    model: CheckpointNowOption = None,
+    clip_text: ClipNowOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from fico_export.cli.console import StageProgress, print_json
-from fico_export.cli.options import BundleArgument, DebugOption, JsonOption
+from fico_export.cli.options import (
+    BundleArgument,
+    CheckpointNowOption,
+    ClipNowOption,
+    DebugOption,
+    JsonOption,
+)
 
 if TYPE_CHECKING:
     from fico_export.parity.report import Check
@@ -17,18 +23,8 @@ if TYPE_CHECKING:
 
 def command(
     bundle: BundleArgument,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="Where the checkpoint is now. Default: where the manifest says."),
-    ] = None,
-    clip_text: Annotated[
-        str | None,
-        typer.Option(
-            "--clip-text",
-            metavar="MODEL",
-            help="Likewise its CLIP model, if the bundle has one's text tower.",
-        ),
-    ] = None,
+    model: CheckpointNowOption = None,
+    clip_text: ClipNowOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
