@@ -13,7 +13,6 @@ from fico_export.errors import BundleError, ConfigError, unknown_name
 
 SEQUENCE = "sequence_length"
 _BATCH = "batch_size"
-_CACHE = "past_key_values."
 # Positions that a prompt is handed over in: the runtime's own pieces are as long. Where a cache is shorter, all of it, which is 65 at
 # least, for an export refuses fewer rows than a picture and 64 words. TensorRT-RTX 1.7 cannot build an FP16 decoder of the modern
 # dialect whose longest piece is 2 to 64 positions and whose cache has 1024 rows or more (Myelin: "Error while verifying IR", at an iota).
@@ -102,8 +101,10 @@ def _sources(bundle: Path, manifest: Manifest, name: str) -> dict[str, str]:
 
 
 def _require_static_cache(bundle: Path, manifest: Manifest, name: str) -> None:
-    for value in manifest.graphs[name].inputs:
-        if value.name.startswith(_CACHE) and isinstance(value.shape[2], str):
+    graph = manifest.graphs[name]
+    shapes = graph.shapes()
+    for past in graph.past:
+        if isinstance(shapes[past][2], str):
             others = [other for other in wanted(manifest) if not other.startswith("decoder_")]
             alone = f", or build the rest: --graph {' --graph '.join(others)}" if others else ""
             raise ConfigError(

@@ -37,6 +37,11 @@ class Graph(_Record):
     outputs: list[TensorSpec]
     weight_bytes: int
 
+    @property
+    def past(self) -> list[str]:
+        """Inputs that are a decoder's cache: key and value of each layer, in order."""
+        return [tensor.name for tensor in self.inputs if tensor.name.startswith("past_key_values.")]
+
     def shapes(self) -> dict[str, list[int | str]]:
         """Of inputs and outputs, by name."""
         return {tensor.name: tensor.shape for tensor in (*self.inputs, *self.outputs)}
@@ -213,10 +218,15 @@ class Manifest(_Record):
             raise BundleError(f"{path} is damaged: {where}: {first['msg']}", mend=_MEND) from error
 
     @property
+    def decoder_name(self) -> str:
+        """The graph that runs tokens after a cache."""
+        return "decoder_with_past" if self.reduction.in_decoder else "decoder_model_merged"
+
+    @property
     def cache_rows(self) -> int | None:
         """Tokens that the decoder's KV cache has room for; None where it grows as far as the model's context."""
-        name = "decoder_with_past" if self.reduction.in_decoder else "decoder_model_merged"
-        shapes = self.graphs[name].shapes() if name in self.graphs else {}
+        graph = self.graphs.get(self.decoder_name)
+        shapes = graph.shapes() if graph else {}
         rows = shapes.get("past_key_values.0.key", [1, 1, ""])[2]
         return rows if isinstance(rows, int) else None
 

@@ -45,10 +45,7 @@ def make_record(
         ConfigError: the target takes no INT4, or an option is not one of those known.
     """
     if target.int4 is None:
-        raise ConfigError(
-            f"precision {PRECISION!r} is not offered for target {target.name}",
-            mend=f"--precision one of: {', '.join(target.precisions)}",
-        )
+        raise target.not_offered(PRECISION)
     for flag, value, known in (
         ("--block", block, BLOCKS),
         ("--quantize-head", head, (None, *HEAD_BITS)),

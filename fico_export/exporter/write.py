@@ -17,7 +17,7 @@ import onnx_ir as ir
 from fico_export.bundle import files, manifest
 from fico_export.devices import catalog, targets
 from fico_export.errors import ConfigError
-from fico_export.exporter import awq, checks, context, quantize, stream, trace, weights
+from fico_export.exporter import awq, checks, context, precision, quantize, stream, trace, weights
 from fico_export.exporter.graphs import GraphJob, graph_jobs
 from fico_export.exporter.links import Links, link_files, written_bytes
 from fico_export.models.parts import clip_text
@@ -94,12 +94,15 @@ def write_bundle(
         ExportError: a graph could not be exported, or broke a rule.
     """
     target = targets.get(request.target)
-    if request.precision not in target.precisions:
-        raise ConfigError(
-            f"precision {request.precision!r} is not offered for target {target.name}",
-            mend=f"--precision one of: {', '.join(target.precisions)}",
-        )
-    quantization = _quantization(model, request, target, awq=bool(calibration))
+    quantization = precision.quantization(
+        request.precision,
+        target,
+        model.shapes,
+        block=request.block,
+        head=request.quantize_head,
+        vision=request.quantize_vision,
+        awq=bool(calibration),
+    )
     plan = model.plan(request.method, request.keep, request.settings)
     _require_clip(model, plan)
     rows = context.cache_rows(target, plan, model.decoder_config.context, request.max_context)
@@ -185,35 +188,6 @@ def _weight_bytes(model: Vlm, request: Request, quantization: manifest.Quantizat
     if quantization is not None:
         return quantize.total_bytes(model.shapes, quantization)
     return written_bytes(model.checkpoint, model.shapes, _DTYPES[request.precision], Links())
-
-
-def _quantization(
-    model: Vlm, request: Request, target: targets.Target, *, awq: bool
-) -> manifest.Quantization | None:
-    """What INT4 was asked for means for the target; None for another precision, with which its options are refused."""
-    options = {
-        "--block": request.block,
-        "--quantize-head": request.quantize_head,
-        "--quantize-vision": request.quantize_vision,
-        "--calibrate": awq or None,
-    }
-    if request.precision != quantize.PRECISION:
-        for flag, value in options.items():
-            if value is not None:
-                raise ConfigError(
-                    f"{flag} with --precision {request.precision}, which quantises nothing",
-                    mend=f"--precision {quantize.PRECISION}, or drop {flag}",
-                )
-        return None
-    record = quantize.make_record(
-        target,
-        block=quantize.BLOCKS[0] if request.block is None else request.block,
-        head=request.quantize_head,
-        vision=request.quantize_vision,
-        awq=awq,
-    )
-    quantize.require_fit(model.shapes, record)
-    return record
 
 
 def _require_clip(model: Vlm, plan: Plan) -> None:

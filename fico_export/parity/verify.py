@@ -264,7 +264,7 @@ def _pieces(report: Report, vlm: Vlm, ids: list[int], expected: npt.NDArray[np.f
         cache.drop_last(max(cache.lengths) - start)
         logits = vlm.decoder.append(cache, vlm.embed(ids[start:end]), POSITIONS[start:end])
         pairs.append((logits[None], expected[end - 1][None]))
-    _compare(report, "decoder_with_past" if vlm.decoder.reduces else "decoder_model_merged", pairs)
+    _compare(report, vlm.manifest.decoder_name, pairs)
 
 
 def _prefill(report: Report, vlm: Vlm, reference: Embedder, reduced: ReducedReference) -> None:

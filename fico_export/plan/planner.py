@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fico_export.bundle.manifest import Quantization
 from fico_export.devices import catalog
 from fico_export.devices.catalog import Device, PowerMode
 from fico_export.devices.targets import Target
 from fico_export.errors import ConfigError
-from fico_export.exporter import context, quantize
+from fico_export.exporter import context
+from fico_export.exporter.precision import quantization
 from fico_export.models.parts.family import Architecture
 from fico_export.plan import costs, roofline
 from fico_export.plan.costs import Flops, Storage
@@ -156,7 +156,15 @@ def estimate(model: Architecture, request: Request, device: Device | None, work:
         ConfigError: as of `plan`.
     """
     target, precision = catalog.resolve(device, request.target, request.precision)
-    storage = _storage(model, request, target, precision)
+    record = quantization(
+        precision,
+        target,
+        model.shapes,
+        block=request.block,
+        head=request.quantize_head,
+        vision=request.quantize_vision,
+    )
+    storage = Storage(precision, record)
     made = work.plan
     rows = _rows(model, made, request, target)
     decoder, head = costs.decoder_weights(model.decoder_config, storage)
@@ -181,34 +189,6 @@ def estimate(model: Architecture, request: Request, device: Device | None, work:
         verdict=_verdict(needed, room) if room else None,
         speeds=tuple(_speeds(stages, device)) if device and "ort-cpu" not in target.backends else (),
     )
-
-
-def _storage(model: Architecture, request: Request, target: Target, precision: str) -> Storage:
-    if precision not in target.precisions:
-        raise ConfigError(
-            f"precision {precision!r} is not offered for target {target.name}",
-            mend=f"--precision one of: {', '.join(target.precisions)}",
-        )
-    options = {
-        "--block": request.block,
-        "--quantize-head": request.quantize_head,
-        "--quantize-vision": request.quantize_vision,
-    }
-    if precision != quantize.PRECISION:
-        if given := [flag for flag, value in options.items() if value is not None]:
-            raise ConfigError(
-                f"{given[0]} with --precision {precision}", mend=f"add --precision int4, or drop {given[0]}"
-            )
-        return Storage(precision)
-    record: Quantization = quantize.make_record(
-        target,
-        block=request.block or quantize.BLOCKS[0],
-        head=request.quantize_head,
-        vision=request.quantize_vision,
-        awq=False,
-    )
-    quantize.require_fit(model.shapes, record)
-    return Storage(precision, record)
 
 
 def _rows(model: Architecture, made: Plan, request: Request, target: Target) -> list[int]:

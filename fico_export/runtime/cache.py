@@ -208,8 +208,7 @@ class StaticCache(_Buffers):
         device: str,
         filled: Sequence[Array] = (),
     ) -> None:
-        shapes = graph.shapes()
-        names = [name for name in shapes if name.startswith("past_key_values.")]
+        shapes, names = graph.shapes(), graph.past
         super().__init__(names, [int(r.shape[2]) for r in filled[::2]] or [0] * (len(names) // 2))
         shape = [int(n) for n in shapes[names[0]]]
         self._rows = shape[2]

@@ -39,12 +39,12 @@ class Decoder:
 
     def __init__(self, folder: Path, manifest: Manifest, backend: str, threads: int = 0) -> None:
         self.reduces = manifest.reduction.in_decoder
-        graph = manifest.graph("decoder_with_past" if self.reduces else "decoder_model_merged")
+        graph = manifest.graph(manifest.decoder_name)
         self._session = open_session(folder / graph.file, backend, threads)
         self._device = "cuda" if backend == "ort-cuda" else "cpu"
         self._shape = manifest.decoder
         self._graph, self._shapes = graph, graph.shapes()
-        self._past = [name for name in self._shapes if name.startswith("past_key_values.")]
+        self._past = graph.past
         self._rows = manifest.cache_rows
         # Whether past and present are one buffer: then they have one length, where else present has one of its own.
         self._shares = self._shapes["past_key_values.0.key"] == self._shapes["present.0.key"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fico_export.bundle.manifest import Graph, Manifest
+from fico_export.bundle.manifest import Manifest
 from fico_export.errors import EngineError, InputError
 from fico_export.runtime.cache import Array, present_of, require_rows
 from fico_export.runtime.cuda import DeviceMemory, Stream
@@ -88,11 +88,10 @@ class EngineDecoder:
         self, manifest: Manifest, open_engine: Callable[[str], Engine], *, graphs: bool = True
     ) -> None:
         self.reduces = manifest.reduction.in_decoder
-        name = decoder_name(manifest)
         self._layers, self._graphs = manifest.decoder.layers, graphs
-        self._engine = open_engine(name)
+        self._engine = open_engine(manifest.decoder_name)
         self._starter = open_engine("decoder_prefill") if self.reduces else None
-        self._past = past_names(manifest.graph(name))
+        self._past = manifest.graph(manifest.decoder_name).past
         self._layout = cache_layout(manifest)
         self._buffers = Buffers(self._layout.size, self._engine.device.stream)
         self._lanes: dict[tuple[str, int, bool], Lane] = {}
@@ -204,20 +203,10 @@ class EngineDecoder:
         return sizes
 
 
-def decoder_name(manifest: Manifest) -> str:
-    """The graph that runs tokens after a cache."""
-    return "decoder_with_past" if manifest.reduction.in_decoder else "decoder_model_merged"
-
-
-def past_names(graph: Graph) -> list[str]:
-    """Inputs of a decoder that are its cache: keys and values of each layer."""
-    return [i.name for i in graph.inputs if i.name.startswith("past_key_values.")]
-
-
 def cache_layout(manifest: Manifest) -> Layout:
     """How the cache of a conversation lies in memory, of a bundle whose cache is static."""
-    graph, shape = manifest.graph(decoder_name(manifest)), manifest.decoder
-    rows, names = manifest.cache_rows, past_names(graph)
+    graph, shape = manifest.graph(manifest.decoder_name), manifest.decoder
+    rows, names = manifest.cache_rows, graph.past
     assert rows is not None, "growing caches are refused before"
     dtype = np.dtype(next(i.dtype for i in graph.inputs if i.name == names[0]))
     return Layout(shape.kv_heads, shape.head_dim * dtype.itemsize, (rows,) * len(names))

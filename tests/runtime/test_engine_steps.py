@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fico_export.bundle.manifest import Graph, TensorSpec
 from fico_export.errors import EngineError, InputError
 from fico_export.runtime import cuda
 from fico_export.runtime.engine import Engine
@@ -223,11 +224,13 @@ def decoder(raw, tmp_path):
     device = SimpleNamespace(
         backend="trt", trt=trt, runtime=runtime, stream=cuda.Stream(), said=lambda: "its words"
     )
-    inputs = [SimpleNamespace(name=name, dtype="float32") for name in PAST]
+    past = [TensorSpec(name=name, dtype="float32", shape=[1, HEADS, ROWS, DIM]) for name in PAST]
+    graph = Graph(file="decoder.onnx", inputs=past, outputs=[], weight_bytes=0)
     manifest = SimpleNamespace(
         reduction=SimpleNamespace(in_decoder=False),
+        decoder_name="decoder_model_merged",
         decoder=SimpleNamespace(layers=LAYERS, kv_heads=HEADS, head_dim=DIM),
-        graph=lambda name: SimpleNamespace(inputs=inputs),
+        graph=lambda name: graph,
         cache_rows=ROWS,
     )
     return EngineDecoder(manifest, lambda name: Engine(device, plan, "fico build"))

@@ -10,7 +10,7 @@ from pydantic import Field
 from fico_export import tables
 from fico_export.devices import parsers
 from fico_export.devices.parsers import Parser, Rule, Since
-from fico_export.errors import unknown_name
+from fico_export.errors import ConfigError, unknown_name
 from fico_export.tables import Record
 
 DEFAULT = "portable"
@@ -84,6 +84,13 @@ class Target(Record):
     compute_capabilities: list[str] = Field(default_factory=list)
     rules: tuple[Rule, ...] = ()
     refused_types: dict[str, Since] = Field(default_factory=dict)
+
+    def not_offered(self, precision: str) -> ConfigError:
+        """The error of a precision that is not one of the target's."""
+        return ConfigError(
+            f"precision {precision!r} is not offered for target {self.name}",
+            mend=f"--precision one of: {', '.join(self.precisions)}",
+        )
 
     def beside(self, *, quantized: bool) -> frozenset[str]:
         """What a graph may hold beside `operators`, `domain::Operator` of another domain; more where weights are quantised."""

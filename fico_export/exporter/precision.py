@@ -1,0 +1,57 @@
+"""What a precision and its options mean for a target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fico_export.bundle.manifest import Quantization
+from fico_export.devices.targets import Target
+from fico_export.errors import ConfigError
+from fico_export.exporter import quantize
+
+
+def quantization(
+    precision: str,
+    target: Target,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    block: int | None,
+    head: str | None,
+    vision: str | None,
+    awq: bool = False,
+) -> Quantization | None:
+    """How INT4 weights are stored; None for another precision, with which its options are refused.
+
+    Args:
+        precision: fp32, fp16 or int4.
+        target: that is to take it.
+        shapes: of the checkpoint's tensors, by canonical name.
+        block: --block; None for the largest.
+        head: --quantize-head.
+        vision: --quantize-vision.
+        awq: whether there is --calibrate.
+
+    Raises:
+        ConfigError: the target does not offer the precision, or an option does not go with it or with the shapes.
+    """
+    if precision not in target.precisions:
+        raise target.not_offered(precision)
+    options = {
+        "--block": block,
+        "--quantize-head": head,
+        "--quantize-vision": vision,
+        "--calibrate": awq or None,
+    }
+    if precision != quantize.PRECISION:
+        for flag, value in options.items():
+            if value is not None:
+                raise ConfigError(
+                    f"{flag} with --precision {precision}, which quantises nothing",
+                    mend=f"--precision {quantize.PRECISION}, or drop {flag}",
+                )
+        return None
+    record = quantize.make_record(
+        target, block=quantize.BLOCKS[0] if block is None else block, head=head, vision=vision, awq=awq
+    )
+    quantize.require_fit(shapes, record)
+    return record
