@@ -223,7 +223,7 @@ def report(
         if model is None and source != models.DEMO and not Path(source).is_absolute():
             raise CheckpointError(
                 f"{source} is a model of the hub, which a report does not download",
-                mend=f"give --model {source}, or the folder where it lies",
+                fix=f"give --model {source}, or the folder where it lies",
             )
         return checkpoint_of(folder, manifest, model, clip_text)
 
@@ -260,7 +260,7 @@ def checkpoint_of(folder: Path, manifest: Manifest, model: str | None, clip_text
         clip = _origin(folder, manifest.clip_text, "--clip-text", clip_text, open_clip)
         return checkpoint.with_clip(clip)
     if clip_text is not None:
-        raise ConfigError(f"--clip-text, and {folder} has no graph of a CLIP model", mend="drop --clip-text")
+        raise ConfigError(f"--clip-text, and {folder} has no graph of a CLIP model", fix="drop --clip-text")
     return checkpoint
 
 
@@ -276,7 +276,7 @@ def _origin(
     if given is None and Path(source).is_absolute() and not Path(source).is_dir():
         raise CheckpointError(
             f"the checkpoint that {folder} came from is no longer at {source}",
-            mend=f"give {flag} FOLDER, where it is now",
+            fix=f"give {flag} FOLDER, where it is now",
         )
     checkpoint = load(source, made.revision)
     weights = checkpoint.weights()
@@ -284,7 +284,7 @@ def _origin(
         raise CheckpointError(
             f"{source} is not the checkpoint that {folder} came from: its weights are {_sizes(weights)}, "
             f"those of the bundle were {_sizes(made.weights)}",
-            mend=f"give {flag} FOLDER with the checkpoint it came from, or export this one",
+            fix=f"give {flag} FOLDER with the checkpoint it came from, or export this one",
         )
     return checkpoint
 
@@ -312,7 +312,7 @@ def _require_answerable(checkpoint: Checkpoint) -> None:
     if (height, width) != (checkpoint.image_size, checkpoint.image_size):
         raise CheckpointError(
             f"preprocessor_config.json makes pictures of {width}×{height}, the tower sees {checkpoint.image_size}×{checkpoint.image_size}",
-            mend="use preprocessor_config.json and config.json of one checkpoint",
+            fix="use preprocessor_config.json and config.json of one checkpoint",
         )
 
 

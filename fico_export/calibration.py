@@ -66,7 +66,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"--calibrate {path} cannot be read: {error}", mend=f"give a UTF-8 file of lines like {_LINE}"
+            f"--calibrate {path} cannot be read: {error}", fix=f"give a UTF-8 file of lines like {_LINE}"
         ) from error
     found = 0
     for number, line in enumerate(lines, 1):
@@ -78,8 +78,8 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             image, prompt = entry["image"], entry["prompt"]
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"--calibrate {path}, line {number} has no image and prompt", mend=f"write it like {_LINE}"
+                f"--calibrate {path}, line {number} has no image and prompt", fix=f"write it like {_LINE}"
             ) from error
         yield str(image), str(prompt)
     if not found:
-        raise ConfigError(f"--calibrate {path} has no lines", mend=f"write some like {_LINE}")
+        raise ConfigError(f"--calibrate {path} has no lines", fix=f"write some like {_LINE}")

@@ -13,7 +13,7 @@
     ├── ParityError           a graph does not compute what the checkpoint computes
     └── DeployError           another machine cannot be reached, or does not do what it was told
 
-The mend is a required argument: an error that does not say what to do cannot be written.
+The fix is a required argument: an error that does not say what to do cannot be written.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from collections.abc import Iterable
 
 
 class FicoError(Exception):
-    """What went wrong, and the flag, value or command that mends it.
+    """What went wrong, and the flag, value or command that fixes it.
 
     Args:
         what: the offending value, its name, and what was expected.
-        mend: what to do about it, as a flag, a value or a command.
+        fix: what to do about it, as a flag, a value or a command.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, mend: str) -> None:
-        super().__init__(f"{what}\n{mend}")
+    def __init__(self, what: str, *, fix: str) -> None:
+        super().__init__(f"{what}\n{fix}")
         self.what = what
-        self.mend = mend
+        self.fix = fix
 
 
 class ConfigError(FicoError):
@@ -89,4 +89,4 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     names = sorted(known)
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return ConfigError(f"unknown {kind} {name!r}", mend=f"{hint}known: {', '.join(names)}")
+    return ConfigError(f"unknown {kind} {name!r}", fix=f"{hint}known: {', '.join(names)}")

@@ -33,7 +33,7 @@ def parse(text: str, place: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{place} is not TOML: {error}", mend=f"correct {place}") from error
+        raise ConfigError(f"{place} is not TOML: {error}", fix=f"correct {place}") from error
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         return parse(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}", mend="give a TOML file that can be read") from error
+        raise ConfigError(f"cannot read {path}: {error}", fix="give a TOML file that can be read") from error
 
 
 def checked(record: type[RecordT], content: dict[str, Any], place: str) -> RecordT:
@@ -61,11 +61,11 @@ def checked(record: type[RecordT], content: dict[str, Any], place: str) -> Recor
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         field = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            what, mend = f"unknown key {field!r}", f"known keys: {', '.join(record.model_fields)}"
+            what, fix = f"unknown key {field!r}", f"known keys: {', '.join(record.model_fields)}"
         elif first["type"] == "missing":
-            what, mend = f"{field!r} is missing", f"add {field}"
+            what, fix = f"{field!r} is missing", f"add {field}"
         else:
             given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
             what = f"{field + ': ' if field else ''}{first['msg'].removeprefix('Value error, ')}{given}"
-            mend = f"correct {field or 'it'} in {place}"
-        raise ConfigError(f"{place}: {what}", mend=mend) from error
+            fix = f"correct {field or 'it'} in {place}"
+        raise ConfigError(f"{place}: {what}", fix=fix) from error

@@ -141,7 +141,7 @@ def made(cell: Cell, folder: Path) -> Path:
         if done.returncode:
             said = json.loads(done.stdout or "{}")
             kind = ConfigError if done.returncode == 2 else BuildError
-            raise kind(said.get("error", f"fico build {bundle} ended"), mend=said.get("mend", "see above"))
+            raise kind(said.get("error", f"fico build {bundle} ended"), fix=said.get("hint", "see above"))
     return bundle
 
 
@@ -158,7 +158,7 @@ def require_same(path: Path, request: Request) -> dict[str, Any]:
         return dict(before)
     raise ConfigError(
         f"the cells in {path.parent} were measured on another machine, with other versions or other options: see {path}",
-        mend="give the options as they were, or --out another folder",
+        fix="give the options as they were, or --out another folder",
     )
 
 
@@ -204,4 +204,4 @@ if __name__ == "__main__":
     try:
         typer.run(main)
     except FicoError as error:
-        sys.exit(f"error: {error.what}\nmend:  {error.mend}")
+        sys.exit(f"error: {error.what}\nhint:  {error.fix}")

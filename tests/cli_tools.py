@@ -30,12 +30,12 @@ class Outcome:
         return json.loads(self.out, parse_constant=_no_json)
 
     def refuses(self, *words, code=2):
-        """An error with a mend on stderr that holds these words, and nothing on stdout."""
+        """An error with a fix on stderr that holds these words, and nothing on stdout."""
         assert self.code == code, self.err
         assert self.out == ""
-        what, mend = self.err[self.err.index("error: ") :].split("\nmend:  ")
+        what, fix = self.err[self.err.index("error: ") :].split("\nhint:  ")
         assert what.removeprefix("error: ").strip()
-        assert mend.strip()
+        assert fix.strip()
         for word in words:
             assert word in self.err
         assert "Traceback" not in self.err

@@ -90,7 +90,7 @@ def compile_engine(task: Task, on_progress: Callable[[float], None] | None = Non
         problems = "; ".join(_words(parser.get_error(i)) for i in range(parser.num_errors))
         raise BuildError(
             f"{name}: the parser of {task.runtime} {trt.__version__} refused it: {problems or _said(log)}",
-            mend="`fico lint` names what a target refuses, and what to do; or export for the target that you build for",
+            fix="`fico lint` names what a target refuses, and what to do; or export for the target that you build for",
         )
     parsed = time.perf_counter()
     config = _config(trt, task, builder, network, on_progress)
@@ -98,7 +98,7 @@ def compile_engine(task: Task, on_progress: Callable[[float], None] | None = Non
     if plan is None:
         raise BuildError(
             f"{name}: {task.runtime} {trt.__version__} could not build it: {_said(log)}",
-            mend=_mend(_said(log), len(task.profiles)),
+            fix=_fix(_said(log), len(task.profiles)),
         )
     built = time.perf_counter()
     measured = None if task.runtime == RTX else bytes(config.get_timing_cache().serialize())
@@ -143,7 +143,7 @@ def _config(
             if level is None:
                 raise BuildError(
                     f"TensorRT {trt.__version__} knows no hardware compatibility {options.hardware_compatibility}",
-                    mend="--hardware-compatibility ampere_plus, or none",
+                    fix="--hardware-compatibility ampere_plus, or none",
                 )
             given["hardware_compatibility_level"] = level
         cache_file = str(task.timing_cache) if task.timing_cache else None
@@ -167,7 +167,7 @@ def _shapes(value: Any, sizes: Mapping[str, Sizes]) -> list[tuple[int, ...]]:
     return list(zip(*each, strict=True))
 
 
-def _mend(said: str, profiles: int) -> str:
+def _fix(said: str, profiles: int) -> str:
     """What helps against a refusal of the builder, as far as its words tell."""
     if _NO_KERNEL in said and profiles > 1:
         return "--profiles 1: for the attention of this decoder, TensorRT has no kernel that takes a single position alone"

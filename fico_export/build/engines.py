@@ -83,7 +83,7 @@ def _alone(bundle: Path) -> Iterator[None]:
         yield
     except BlockingIOError as error:
         raise ConfigError(
-            f"another fico build of {bundle} is at work", mend="wait until it has ended; it goes on by itself"
+            f"another fico build of {bundle} is at work", fix="wait until it has ended; it goes on by itself"
         ) from error
     finally:
         os.close(handle)
@@ -106,7 +106,7 @@ def _build(
         raise ConfigError(
             f"{', '.join(sorted(left))} of {folder} was built otherwise ({_difference(old, builder, options)}), and one folder "
             "has engines of one kind",
-            mend="build all graphs anew (drop --graph), give the same options, or --force to drop it",
+            fix="build all graphs anew (drop --graph), give the same options, or --force to drop it",
         )
     engines = dict(old.engines) if old is not None and same else {}
     engines = {name: engine for name, engine in engines.items() if (folder / engine.file).is_file()}

@@ -94,7 +94,7 @@ def _sources(bundle: Path, manifest: Manifest, name: str) -> dict[str, str]:
         if file not in manifest.files:
             raise BundleError(
                 f"{file}, of the graph {name!r}, is not in the manifest of {bundle}",
-                mend="export the bundle again",
+                fix="export the bundle again",
             )
         sources[file] = manifest.files[file].sha256
     return sources
@@ -109,7 +109,7 @@ def _require_static_cache(bundle: Path, manifest: Manifest, name: str) -> None:
             alone = f", or build the rest: --graph {' --graph '.join(others)}" if others else ""
             raise ConfigError(
                 f"{name} of {bundle} has a cache that grows (target {manifest.target}); an engine needs a static one",
-                mend=f"export it again with --target trt-10.3, trt-11 or rtx (`fico list targets`){alone}",
+                fix=f"export it again with --target trt-10.3, trt-11 or rtx (`fico list targets`){alone}",
             )
 
 
@@ -118,7 +118,7 @@ def _profiles(manifest: Manifest, name: str, rows: int | None, count: int) -> li
     if unknown := free - {SEQUENCE, _BATCH}:
         raise ConfigError(
             f"{name} has free axes that no range is known for: {', '.join(sorted(unknown))}",
-            mend="export the bundle again with a --target of engines (`fico list targets`)",
+            fix="export the bundle again with a --target of engines (`fico list targets`)",
         )
     fixed = {_BATCH: (1, 1, 1)} if _BATCH in free else {}
     if SEQUENCE not in free:
@@ -131,7 +131,7 @@ def _profiles(manifest: Manifest, name: str, rows: int | None, count: int) -> li
         if most < least:
             raise ConfigError(
                 f"a picture of {least - 2} visual tokens does not fit the {most} rows of the cache of {manifest.name}",
-                mend=f"export again with --max-context of {least + _PROMPT} or more",
+                fix=f"export again with --max-context of {least + _PROMPT} or more",
             )
         return [{**fixed, SEQUENCE: (least, min(least + _PROMPT, most), most)}]
     longest = min(_PREFILL, most)

@@ -57,7 +57,7 @@ def choose_target(name: str | None, manifest_target: str, device: Device | None)
         known = [n for n in targets.names() if targets.get(n).parser is not None]
         raise ConfigError(
             f"there are no engines for target {target.name}: ONNX Runtime runs its graphs as they are",
-            mend=f"--target one of: {', '.join(known)}",
+            fix=f"--target one of: {', '.join(known)}",
         )
     return target
 
@@ -87,7 +87,7 @@ def find(target: Target, device: Device | None, capabilities: list[str]) -> Buil
         if capabilities:
             raise ConfigError(
                 "TensorRT builds for the GPU of this machine, not for a compute capability",
-                mend="drop --compute-capability, or take --target rtx",
+                fix="drop --compute-capability, or take --target rtx",
             )
         version = _version(target, runtime)
         _require_version(target, version)
@@ -102,7 +102,7 @@ def _version(target: Target, runtime: Runtime) -> str:
     try:
         return process.version(runtime)
     except ConfigError as error:
-        raise ConfigError(f"target {target.name}: {error.what}", mend=error.mend) from error
+        raise ConfigError(f"target {target.name}: {error.what}", fix=error.fix) from error
 
 
 def _require_version(target: Target, version: str) -> None:
@@ -113,7 +113,7 @@ def _require_version(target: Target, version: str) -> None:
         if _numbers(version) < _numbers(target.parser.version):
             raise ConfigError(
                 f"target {target.name} needs {name} {target.parser.version} or later; {version} is installed",
-                mend="pip install --upgrade 'fico_export[rtx]'",
+                fix="pip install --upgrade 'fico_export[rtx]'",
             )
         return
     covered = _numbers(target.name.removeprefix("trt-"))
@@ -125,7 +125,7 @@ def _require_version(target: Target, version: str) -> None:
     raise ConfigError(
         f"target {target.name} is for {name} {target.name.removeprefix('trt-')}{jetpack} and this machine has {version}: "
         "an engine runs on the version that built it",
-        mend=f"{here}run this on a machine of the target; --emit-trtexec writes scripts for it",
+        fix=f"{here}run this on a machine of the target; --emit-trtexec writes scripts for it",
     )
 
 
@@ -138,13 +138,13 @@ def _of_this_gpu(target: Target, device: Device | None, here: gpu.Gpu | None) ->
     if here is None:
         raise ConfigError(
             f"TensorRT builds an engine on the GPU that will run it, and this machine has none (target {target.name})",
-            mend="run this on the target's machine; --emit-trtexec writes scripts for it; --target rtx needs no GPU",
+            fix="run this on the target's machine; --emit-trtexec writes scripts for it; --target rtx needs no GPU",
         )
     if device is not None and device.compute_capability != here.compute_capability:
         raise ConfigError(
             f"{device.name} has compute capability {device.compute_capability}, this machine's {here.name} has "
             f"{here.compute_capability}: TensorRT builds an engine on the GPU that will run it",
-            mend="run this on the device, or drop --device",
+            fix="run this on the device, or drop --device",
         )
     return here.compute_capability
 
@@ -156,14 +156,14 @@ def _of_rtx(
     for capability in capabilities:
         if not re.fullmatch(r"\d+\.\d", capability):
             raise ConfigError(
-                f"{capability!r} is no compute capability", mend="--compute-capability 8.6, for one"
+                f"{capability!r} is no compute capability", fix="--compute-capability 8.6, for one"
             )
         if capability not in offered:
             hint = (
                 "" if capability not in ("8.7", "11.0") else "a Jetson builds its own, with --target trt-…; "
             )
             error = unknown_name("compute capability", capability, offered)
-            raise ConfigError(f"{target.name}: {error.what}", mend=f"{hint}known: {', '.join(offered)}")
+            raise ConfigError(f"{target.name}: {error.what}", fix=f"{hint}known: {', '.join(offered)}")
     if capabilities:
         return list(dict.fromkeys(capabilities))
     if device is not None:
@@ -171,7 +171,7 @@ def _of_rtx(
             raise ConfigError(
                 f"target {target.name} builds for compute capability {', '.join(offered)}; {device.name} has "
                 f"{device.compute_capability}",
-                mend=f"--target {device.target}",
+                fix=f"--target {device.target}",
             )
         return [device.compute_capability]
     if here is not None and here.compute_capability in offered:

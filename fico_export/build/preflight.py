@@ -47,12 +47,12 @@ def require_room(jobs: Sequence[Job], runtime: Runtime, folder: Path) -> None:
         raise ConfigError(
             f"building {largest} takes about {needed / 1e9:.1f} GB of memory; {available / 1e9:.1f} GB are free, and "
             f"{swap / 1e9:.1f} GB of swap",
-            mend="add swap (`fico doctor`), stop what else runs, build the other graphs alone with --graph, or take a "
+            fix="add swap (`fico doctor`), stop what else runs, build the other graphs alone with --graph, or take a "
             "smaller --precision or a machine with more memory",
         )
     files.require_space(
         folder,
         disk_bytes(jobs),
         what="the engines need",
-        mend="free some space on the bundle's disk, or build fewer graphs with --graph",
+        fix="free some space on the bundle's disk, or build fewer graphs with --graph",
     )

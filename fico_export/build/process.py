@@ -58,7 +58,7 @@ def make(task: Task, engine: Path, timing_cache: Path | None, on_progress: Calla
             if "made" in said:
                 made = Made.model_validate(said["made"])
     if made is None:
-        raise BuildError(f"the builder of {task.graph.name} ended without a word", mend="report it")
+        raise BuildError(f"the builder of {task.graph.name} ended without a word", fix="report it")
     return made
 
 
@@ -111,12 +111,12 @@ def _worker(errors: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
 
 def _error(said: dict[str, Any], runtime: Runtime) -> Exception:
     if said["kind"] == "missing":
-        return ConfigError(f"{_NAMES[runtime]} cannot be loaded: {said['error']}", mend=_install(runtime))
+        return ConfigError(f"{_NAMES[runtime]} cannot be loaded: {said['error']}", fix=_install(runtime))
     if said["kind"] == "disk":
         return DiskError(
-            f"the engine did not fit: {said['error']}", mend="free some space on the bundle's disk"
+            f"the engine did not fit: {said['error']}", fix="free some space on the bundle's disk"
         )
-    return BuildError(said["error"], mend=said["mend"])
+    return BuildError(said["error"], fix=said["fix"])
 
 
 def _install(runtime: Runtime) -> str:
@@ -135,9 +135,9 @@ def _death(code: int, what: str, words: str, options: Options) -> BuildError:
         less = "" if options.low_memory else "--low-memory, "
         return BuildError(
             f"the system ended the builder of {what}: most likely memory ran out",
-            mend=f"{less}more swap (`fico doctor`), or stop what else runs",
+            fix=f"{less}more swap (`fico doctor`), or stop what else runs",
         )
     return BuildError(
         f"the builder of {what} died (exit code {code}): {words or 'without a word'}",
-        mend="report it with these words and the graph",
+        fix="report it with these words and the graph",
     )

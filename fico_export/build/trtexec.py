@@ -36,7 +36,7 @@ CDPATH='' cd -- "$(dirname -- "$0")"
 TRTEXEC=${{TRTEXEC:-{trtexec}}}
 command -v "$TRTEXEC" >/dev/null 2>&1 || {{
   echo "error: no trtexec at $TRTEXEC" >&2
-  echo "mend:  install TensorRT {version} with its tools (libnvinfer-bin), or set TRTEXEC" >&2
+  echo "hint:  install TensorRT {version} with its tools (libnvinfer-bin), or set TRTEXEC" >&2
   exit 2
 }}
 mkdir -p {out}"""
@@ -53,7 +53,7 @@ engine_of() {
     echo "trtexec/$1.engine"
   else
     echo "error: $1 has no engine here" >&2
-    echo "mend:  fico build, or sh build.sh" >&2
+    echo "hint:  fico build, or sh build.sh" >&2
     return 2
   fi
 }
@@ -100,12 +100,12 @@ def write(bundle: Path, target: Target, jobs: Sequence[Job], options: Options) -
     if target.parser is None or target.parser.runtime != "tensorrt":
         raise ConfigError(
             f"there is no trtexec for target {target.name}",
-            mend="build without --emit-trtexec: no GPU is needed",
+            fix="build without --emit-trtexec: no GPU is needed",
         )
     for job in jobs:
         for word in (job.name, job.graph.file, *(value.name for value in job.graph.inputs)):
             if not re.fullmatch(r"[\w./-]+", word):  # they stand in a script that someone will run
-                raise ConfigError(f"{word!r} is no name for a script", mend="export the bundle again")
+                raise ConfigError(f"{word!r} is no name for a script", fix="export the bundle again")
     version = target.parser.version
     texts = {
         "build.sh": build_script(version, jobs, options),
@@ -122,7 +122,7 @@ def write(bundle: Path, target: Target, jobs: Sequence[Job], options: Options) -
     except OSError as error:
         raise ConfigError(
             f"cannot write to {folder}: {error.strerror}",
-            mend=f"make {bundle} a folder that you may write to",
+            fix=f"make {bundle} a folder that you may write to",
         ) from error
     return [folder / name for name in texts]
 
@@ -220,7 +220,7 @@ def _of_options(version: str, options: Options) -> list[str]:
             raise ConfigError(
                 f"trtexec {version} knows no hardware compatibility {options.hardware_compatibility} (first in "
                 f"{level.since})",
-                mend="--hardware-compatibility ampere_plus, or none",
+                fix="--hardware-compatibility ampere_plus, or none",
             )
         flags += _flag(version, "hardwareCompatibilityLevel", level.value)
     if options.version_compatible:

@@ -5,7 +5,7 @@ It reads a `Job` as one line of JSON from stdin, and ends when stdin does: it do
     {"version": "10.3.0"}                     of the library, which is then loaded
     {"done": 0.25}                            the part of the build that is done
     {"made": {"parse_seconds": …}}            the engine is whole; a `Made`
-    {"error": "…", "mend": "…", "kind": "…"}  there is none; kind is build, missing or disk
+    {"error": "…", "fix": "…", "kind": "…"}  there is none; kind is build, missing or disk
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def main() -> None:
         if job.task is not None and job.engine is not None:
             _say(out, made=_make(job.task, job.engine, job.timing_cache, out).model_dump())
     except BuildError as error:
-        _say(out, error=error.what, mend=error.mend, kind="build")
+        _say(out, error=error.what, fix=error.fix, kind="build")
     except ImportError as error:
-        _say(out, error=str(error), mend="", kind="missing")
+        _say(out, error=str(error), fix="", kind="missing")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        _say(out, error=str(error), mend="", kind="disk")
+        _say(out, error=str(error), fix="", kind="disk")
 
 
 def peak_bytes() -> int:

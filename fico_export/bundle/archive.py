@@ -76,15 +76,15 @@ def pack(
         _require_size(bundle, name, file)
     out = out or folder.with_name(folder.name + ".tar")
     if out.resolve().is_relative_to(folder):
-        raise ConfigError(f"{out} is inside the bundle", mend="give --out a file outside of it")
+        raise ConfigError(f"{out} is inside the bundle", fix="give --out a file outside of it")
     if out.is_dir() or (out.exists() and not overwrite):
-        raise ConfigError(f"{out} exists", mend="give --overwrite to replace it, or --out another file")
+        raise ConfigError(f"{out} exists", fix="give --overwrite to replace it, or --out another file")
     total = sum(file.size for file in listed.values())
     files.require_space(
         out.parent,
         total + 4096 * len(listed),
         what="the archive needs",
-        mend="free some space, or give --out a file on another disk",
+        fix="free some space, or give --out a file on another disk",
     )
     progress.stage("pack", total)
     with _written_whole(out) as raw:
@@ -119,8 +119,8 @@ def unpack(
         top, members = _members(archive, tar)
         folder = out or Path(top)
         total = sum(member.size for member in members.values())
-        mend = "free some space, or give --out a folder on another disk"
-        files.require_space(folder, total, mend=mend)
+        fix = "free some space, or give --out a folder on another disk"
+        files.require_space(folder, total, fix=fix)
         progress.stage("unpack", total)
         with files.written_whole(folder, overwrite=overwrite) as partial:
             found = {
@@ -145,7 +145,7 @@ def contents(bundle: Path, manifest: Manifest, *, with_engines: bool = False) ->
     builds = sorted((bundle / engines.FOLDER).glob(f"*/{engines.FILE_NAME}"))
     if not builds:
         raise BundleError(
-            f"{bundle} has no engines", mend=f"fico build {bundle}, or pack without --with-engines"
+            f"{bundle} has no engines", fix=f"fico build {bundle}, or pack without --with-engines"
         )
     for path in builds:
         place = path.parent.relative_to(bundle).as_posix()
@@ -173,7 +173,7 @@ def _require_size(bundle: Path, name: str, file: File) -> None:
     found = path.stat().st_size if path.is_file() else None
     if found != file.size:
         says = "is missing" if found is None else f"has {found} bytes, not {file.size}"
-        raise BundleError(f"{name} {says}: {bundle} is damaged, and was not packed", mend=files.DAMAGED)
+        raise BundleError(f"{name} {says}: {bundle} is damaged, and was not packed", fix=files.DAMAGED)
 
 
 # ---- writing
@@ -213,12 +213,12 @@ def _add(tar: tarfile.TarFile, path: Path, header: tarfile.TarInfo, file: File, 
         except OSError as error:
             if error.errno is None:  # tarfile's own, of a file that ends early
                 raise BundleError(
-                    f"{path} changed while it was read; nothing was packed", mend=files.DAMAGED
+                    f"{path} changed while it was read; nothing was packed", fix=files.DAMAGED
                 ) from error
             raise
     if reader.digest.hexdigest() != file.sha256:
         raise BundleError(
-            f"{path} does not have the SHA-256 that it should have; nothing was packed", mend=files.DAMAGED
+            f"{path} does not have the SHA-256 that it should have; nothing was packed", fix=files.DAMAGED
         )
 
 
@@ -237,7 +237,7 @@ def _time(manifest: Manifest) -> int:
     try:
         return int(datetime.fromisoformat(manifest.created).timestamp())
     except ValueError as error:
-        raise BundleError(f"{FILE_NAME} is damaged: created: {error}", mend=files.DAMAGED) from error
+        raise BundleError(f"{FILE_NAME} is damaged: created: {error}", fix=files.DAMAGED) from error
 
 
 @contextmanager
@@ -252,9 +252,9 @@ def _written_whole(path: Path) -> Iterator[IO[bytes]]:
         if files.disk_is_full(error):
             raise DiskError(
                 f"the disk of {path.parent} filled up; nothing was kept",
-                mend="free some space, or give --out a file on another disk",
+                fix="free some space, or give --out a file on another disk",
             ) from error
-        raise ConfigError(f"cannot write {path}: {error}", mend="give --out another file") from error
+        raise ConfigError(f"cannot write {path}: {error}", fix="give --out another file") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -270,12 +270,12 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
     except tarfile.TarError as error:
         raise BundleError(
             f"{archive} is no plain tar, or was truncated: {error}",
-            mend=f"{_SPOILED}; one that is compressed: gunzip it first",
+            fix=f"{_SPOILED}; one that is compressed: gunzip it first",
         ) from error
     except FileNotFoundError as error:
         if error.filename != str(archive):
             raise
-        raise BundleError(f"no archive {archive}", mend="make one with `fico pack BUNDLE`") from error
+        raise BundleError(f"no archive {archive}", fix="make one with `fico pack BUNDLE`") from error
 
 
 def _members(archive: Path, tar: tarfile.TarFile) -> tuple[str, dict[str, tarfile.TarInfo]]:
@@ -302,7 +302,7 @@ def _members(archive: Path, tar: tarfile.TarFile) -> tuple[str, dict[str, tarfil
     if FILE_NAME not in found or len(tops) != 1:
         raise BundleError(
             f"{archive} does not hold one bundle: a folder with its {FILE_NAME}",
-            mend="make one with `fico pack BUNDLE`",
+            fix="make one with `fico pack BUNDLE`",
         )
     return tops.pop(), found
 
@@ -337,4 +337,4 @@ def _checked(archive: Path, folder: Path, found: dict[str, File]) -> Manifest:
 
 
 def _edited(archive: Path, what: str) -> BundleError:
-    return BundleError(f"{archive} was truncated or edited: {what}; nothing was unpacked", mend=_SPOILED)
+    return BundleError(f"{archive} was truncated or edited: {what}; nothing was unpacked", fix=_SPOILED)

@@ -68,23 +68,23 @@ def require_host(bundle: Path, build: Build, host: Host) -> None:
     Raises:
         BundleError: they are of another library, version, platform or compute capability; it names both.
     """
-    mend = f"build them here: {rebuild(bundle, build.target)}"
+    fix = f"build them here: {rebuild(bundle, build.target)}"
     place = f"{FOLDER}/{build.target}"
     if build.runtime != host.runtime:
         raise BundleError(
             f"the engines in {place} are {NAMES[build.runtime]}'s, and {NAMES[host.runtime]} was to run them",
-            mend=f"give --backend {'rtx' if build.runtime == 'tensorrt_rtx' else 'trt'}, or build for a target of {NAMES[host.runtime]}",
+            fix=f"give --backend {'rtx' if build.runtime == 'tensorrt_rtx' else 'trt'}, or build for a target of {NAMES[host.runtime]}",
         )
     if not _runs_version(build, host.version):
         compatible = ", version-compatible" if build.options.version_compatible else ""
         raise BundleError(
             f"the engines in {place} were built with {NAMES[build.runtime]} {build.version}{compatible}; "
             f"{host.version} is installed here",
-            mend=mend,
+            fix=fix,
         )
     if not _runs_platform(build, host.platform):
         raise BundleError(
-            f"the engines in {place} were built on {build.platform}; this is {host.platform}", mend=mend
+            f"the engines in {place} were built on {build.platform}; this is {host.platform}", fix=fix
         )
     if not _runs_gpu(build, host.compute_capability):
         reach = {
@@ -96,7 +96,7 @@ def require_host(bundle: Path, build: Build, host: Host) -> None:
         raise BundleError(
             f"the engines in {place} are for compute capability {', '.join(build.compute_capabilities)}{reach}; "
             f"{host.gpu} has {host.compute_capability}",
-            mend=f"{mend}{flag}",
+            fix=f"{fix}{flag}",
         )
 
 
@@ -106,24 +106,24 @@ def require_sources(bundle: Path, manifest: Manifest, build: Build, graphs: Iter
     Raises:
         BundleError: naming the graph, and the file that changed.
     """
-    mend = rebuild(bundle, build.target)
+    fix = rebuild(bundle, build.target)
     for name in graphs:
         engine = build.engines.get(name)
         if engine is None:
             raise BundleError(
                 f"{FOLDER}/{build.target} has no engine of {name}, only of {', '.join(sorted(build.engines)) or 'none'}",
-                mend=mend,
+                fix=fix,
             )
         graph = manifest.graph(name).file
         if graph not in engine.sources:
-            raise BundleError(f"the engine of {name} was built of other files than {graph}", mend=mend)
+            raise BundleError(f"the engine of {name} was built of other files than {graph}", fix=fix)
         for file, sha256 in engine.sources.items():
             now = manifest.files.get(file)
             if now is None or now.sha256 != sha256:
                 what = "is no longer in the bundle" if now is None else "has changed since"
                 raise BundleError(
                     f"the engine of {name} was built of {file}, which {what}: the bundle was exported again, or edited",
-                    mend=mend,
+                    fix=fix,
                 )
 
 
@@ -137,34 +137,34 @@ def require_file(bundle: Path, build: Build, name: str, *, full: bool) -> Path:
     Raises:
         BundleError: it is missing, truncated, or another file.
     """
-    engine, mend = build.engines[name], rebuild(bundle, build.target)
+    engine, fix = build.engines[name], rebuild(bundle, build.target)
     place = f"{FOLDER}/{build.target}/{engine.file}"
     path = bundle / place
     if not path.is_file():
-        raise BundleError(f"{place} is missing", mend=mend)
+        raise BundleError(f"{place} is missing", fix=fix)
     size = path.stat().st_size
     if size != engine.size:
         how = "truncated" if size < engine.size else "another file"
         raise BundleError(
             f"{place} is {how}: it has {size} bytes, build.json says {engine.size}",
-            mend=f"copy it again, or {mend}",
+            fix=f"copy it again, or {fix}",
         )
     if (full or size <= files.QUICK_LIMIT_BYTES) and files.sha256(path) != engine.sha256:
         raise BundleError(
             f"{place} is another file than the one that was built: it does not have the SHA-256 of build.json",
-            mend=f"copy it again, or {mend}",
+            fix=f"copy it again, or {fix}",
         )
     return path
 
 
-def require_tensors(name: str, graph: Graph, tensors: Mapping[str, Shape], mend: str) -> None:
+def require_tensors(name: str, graph: Graph, tensors: Mapping[str, Shape], fix: str) -> None:
     """Refuse an engine that is not of its graph.
 
     Args:
         name: of the graph.
         graph: of the manifest.
         tensors: of the engine by name, with -1 for a free axis.
-        mend: the command that builds it again.
+        fix: the command that builds it again.
 
     Raises:
         BundleError: a tensor is missing, unknown, or of another shape.
@@ -173,7 +173,7 @@ def require_tensors(name: str, graph: Graph, tensors: Mapping[str, Shape], mend:
     if odd := set(expected) ^ set(tensors):
         raise BundleError(
             f"the engine of {name} is of another graph: {', '.join(sorted(odd)[:3])} is in only one of them",
-            mend=mend,
+            fix=fix,
         )
     for tensor, shape in expected.items():
         found = tensors[tensor]
@@ -183,7 +183,7 @@ def require_tensors(name: str, graph: Graph, tensors: Mapping[str, Shape], mend:
         if not same:
             raise BundleError(
                 f"the engine of {name} is of another graph: {tensor} is {list(found)} in it, {shape} in the manifest",
-                mend=mend,
+                fix=fix,
             )
 
 

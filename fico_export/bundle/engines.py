@@ -103,16 +103,16 @@ class Build(Record):
             BundleError: there are none, or it is damaged or newer.
         """
         path = bundle / FOLDER / target / FILE_NAME
-        mend = f"fico build {bundle} --target {target}"
+        fix = f"fico build {bundle} --target {target}"
         if not path.is_file():
-            raise BundleError(f"{bundle} has no engines for {target}", mend=mend)
+            raise BundleError(f"{bundle} has no engines for {target}", fix=fix)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["schema_version"] > SCHEMA_VERSION:
                 raise BundleError(
                     f"{path} has schema version {content['schema_version']}; this fico_export reads {SCHEMA_VERSION}",
-                    mend=f"update fico_export, or build again: {mend}",
+                    fix=f"update fico_export, or build again: {fix}",
                 )
             return cls.model_validate(content)
         except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-            raise BundleError(f"{path} is damaged: {error}", mend=mend) from error
+            raise BundleError(f"{path} is damaged: {error}", fix=fix) from error

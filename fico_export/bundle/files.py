@@ -73,7 +73,7 @@ def check(folder: Path, manifest: Manifest, *, full: bool) -> None:
     for name, expected in manifest.files.items():
         path = folder / name
         if not path.is_file():
-            raise BundleError(f"{name} is missing from the bundle {folder}", mend=_damaged(False))
+            raise BundleError(f"{name} is missing from the bundle {folder}", fix=_damaged(False))
         stat = path.stat()
         touched = expected.mtime_ns is not None and stat.st_mtime_ns != expected.mtime_ns
         # Others have the file too: it is the checkpoint's own.
@@ -86,12 +86,12 @@ def check(folder: Path, manifest: Manifest, *, full: bool) -> None:
         if stat.st_size != expected.size:
             raise BundleError(
                 f"{name}{whose} has {stat.st_size} bytes, the manifest says {expected.size}",
-                mend=_damaged(shared),
+                fix=_damaged(shared),
             )
         if full or touched or stat.st_size <= QUICK_LIMIT_BYTES:
             if sha256(path) != expected.sha256:
                 raise BundleError(
-                    f"{name}{whose} does not have the SHA-256 that the manifest says", mend=_damaged(shared)
+                    f"{name}{whose} does not have the SHA-256 that the manifest says", fix=_damaged(shared)
                 )
             if touched and not shared and expected.mtime_ns is not None:
                 with suppress(OSError):  # a bundle that may only be read is hashed every time
@@ -126,8 +126,8 @@ def aside(folder: Path, *, full: str, denied: str) -> Iterator[Path]:
 
     Args:
         folder: what it will replace, or a part of it.
-        full: the mend for a disk that fills up.
-        denied: the mend for a folder that may not be written to.
+        full: the fix for a disk that fills up.
+        denied: the fix for a folder that may not be written to.
 
     Raises:
         ConfigError: it cannot be made.
@@ -142,7 +142,7 @@ def aside(folder: Path, *, full: str, denied: str) -> Iterator[Path]:
         yield partial
     except OSError as error:
         if error.errno in _FULL:
-            raise DiskError(f"the disk of {folder.parent} filled up; nothing was kept", mend=full) from error
+            raise DiskError(f"the disk of {folder.parent} filled up; nothing was kept", fix=full) from error
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -163,7 +163,7 @@ _SMALLER_BUNDLE = (
 
 
 def require_space(
-    folder: Path, needed: int, *, what: str = "the bundle needs", mend: str = _SMALLER_BUNDLE
+    folder: Path, needed: int, *, what: str = "the bundle needs", fix: str = _SMALLER_BUNDLE
 ) -> None:
     """Refuse work whose output would not fit on the disk of `folder`.
 
@@ -175,7 +175,7 @@ def require_space(
     if free < needed:
         raise DiskError(
             f"{what} {needed / 1e9:.1f} GB, the disk of {existing} has {free / 1e9:.1f} GB free",
-            mend=mend,
+            fix=fix,
         )
 
 
@@ -183,14 +183,14 @@ def _require_free(folder: Path, *, overwrite: bool) -> None:
     if not folder.exists():
         return
     if not overwrite:
-        raise ConfigError(f"{folder} exists", mend="give --overwrite to replace it, or --out another folder")
+        raise ConfigError(f"{folder} exists", fix="give --overwrite to replace it, or --out another folder")
     if folder.is_dir() and not any(folder.iterdir()):
         return
     try:
         Manifest.load(folder)  # many a project has a manifest.json: it must be one of ours
     except BundleError as error:
         raise ConfigError(
-            f"{folder} is not a bundle, so --overwrite will not delete it", mend="give --out another folder"
+            f"{folder} is not a bundle, so --overwrite will not delete it", fix="give --out another folder"
         ) from error
 
 
@@ -198,7 +198,7 @@ def _make(partial: Path, folder: Path, denied: str) -> None:
     try:
         partial.mkdir(parents=True)
     except OSError as error:
-        raise ConfigError(f"cannot write to {folder}: {error.strerror}", mend=denied) from error
+        raise ConfigError(f"cannot write to {folder}: {error.strerror}", fix=denied) from error
 
 
 def _swap(partial: Path, folder: Path) -> None:

@@ -14,7 +14,7 @@ SCHEMA_VERSION = 3
 FILE_NAME = "manifest.json"
 CLIP_TOKENIZER = "clip_tokenizer.json"
 AWQ_FILE = "awq.npz"
-_MEND = "export or copy the bundle again"
+_FIX = "export or copy the bundle again"
 
 
 class _Record(BaseModel):
@@ -193,29 +193,29 @@ class Manifest(_Record):
         if not path.is_file():
             raise BundleError(
                 f"{folder} is no bundle: it has no {FILE_NAME}",
-                mend="make one with `fico-export --model M --keep K`, and give its folder",
+                fix="make one with `fico-export --model M --keep K`, and give its folder",
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             version = content["schema_version"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"{path} is damaged: {error!r}", mend=_MEND) from error
+            raise BundleError(f"{path} is damaged: {error!r}", fix=_FIX) from error
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise BundleError(
                 f"{path} has schema version {version}; this fico_export reads {SCHEMA_VERSION}",
-                mend="update with `pip install --upgrade fico_export`, or export again with this version",
+                fix="update with `pip install --upgrade fico_export`, or export again with this version",
             )
         if isinstance(version, int) and version < SCHEMA_VERSION:
             raise BundleError(
                 f"{path} has schema version {version}, of an earlier fico_export; this one reads {SCHEMA_VERSION}",
-                mend="export the model again",
+                fix="export the model again",
             )
         try:
             return cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise BundleError(f"{path} is damaged: {where}: {first['msg']}", mend=_MEND) from error
+            raise BundleError(f"{path} is damaged: {where}: {first['msg']}", fix=_FIX) from error
 
     @property
     def decoder_name(self) -> str:
@@ -238,5 +238,5 @@ class Manifest(_Record):
         """
         graph = self.graphs.get(name)
         if graph is None or graph.file not in self.files:
-            raise BundleError(f"{FILE_NAME} of {self.name} lists no graph {name!r} with its hash", mend=_MEND)
+            raise BundleError(f"{FILE_NAME} of {self.name} lists no graph {name!r} with its hash", fix=_FIX)
         return graph

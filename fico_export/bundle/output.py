@@ -29,21 +29,21 @@ def require_writable(path: Path, suffixes: str | tuple[str, ...], inputs: Iterab
     known = (suffixes,) if isinstance(suffixes, str) else suffixes
     if path.is_dir():
         raise ConfigError(
-            f"--out {path} is a folder", mend=f"give --out a file in it, such as {path / ('out' + known[0])}"
+            f"--out {path} is a folder", fix=f"give --out a file in it, such as {path / ('out' + known[0])}"
         )
     if path.suffix.lower() not in known:
         raise ConfigError(
             f"--out {path} does not end in {' or '.join(known)}",
-            mend=f"give --out {path.with_suffix(known[0])}",
+            fix=f"give --out {path.with_suffix(known[0])}",
         )
     if any(path.resolve() == given.resolve() for given in inputs):
-        raise ConfigError(f"--out {path} is also given to be read", mend=another)
+        raise ConfigError(f"--out {path} is also given to be read", fix=another)
     if not path.parent.is_dir():
         raise ConfigError(
-            f"there is no folder {path.parent} for --out", mend=f"mkdir -p {path.parent}, or {another}"
+            f"there is no folder {path.parent} for --out", fix=f"mkdir -p {path.parent}, or {another}"
         )
     if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"--out: the folder {path.parent} may not be written to", mend=another)
+        raise ConfigError(f"--out: the folder {path.parent} may not be written to", fix=another)
 
 
 def require_matplotlib(what: str) -> None:
@@ -54,7 +54,7 @@ def require_matplotlib(what: str) -> None:
     """
     if find_spec("matplotlib") is None:
         raise ConfigError(
-            f"{what} need matplotlib, which is not installed", mend="pip install 'fico_export[report]'"
+            f"{what} need matplotlib, which is not installed", fix="pip install 'fico_export[report]'"
         )
 
 
@@ -74,10 +74,10 @@ def written_file(path: Path) -> Iterator[Path]:
         if error.errno in _FULL:
             raise DiskError(
                 f"the disk of {path.parent} filled up; nothing was kept",
-                mend="free some space, or give --out a file on another disk",
+                fix="free some space, or give --out a file on another disk",
             ) from error
         raise ConfigError(
-            f"cannot write {path}: {error.strerror or error}", mend="give --out a file that you may write"
+            f"cannot write {path}: {error.strerror or error}", fix="give --out a file that you may write"
         ) from error
     finally:
         with suppress(OSError):

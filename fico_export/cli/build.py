@@ -101,7 +101,7 @@ def command(
 ) -> None:
     """Build a bundle's engines, each in a process of its own; what did not change is reused."""
     if profiles not in (1, 2):
-        raise ConfigError(f"--profiles {profiles}", mend="--profiles 1, or 2")
+        raise ConfigError(f"--profiles {profiles}", fix="--profiles 1, or 2")
     from fico_export.build import engines, jobs, library, preflight, trtexec
     from fico_export.bundle import files
     from fico_export.bundle.manifest import Manifest
@@ -157,13 +157,13 @@ def _options(
         flag = "--version-compatible" if version_compatible else "--hardware-compatibility"
         raise ConfigError(
             f"TensorRT-RTX has no {flag}",
-            mend="drop it: --compute-capability, given again and again, says which GPUs run the engine",
+            fix="drop it: --compute-capability, given again and again, says which GPUs run the engine",
         )
     if not 0 <= level <= 5:
-        raise ConfigError(f"--opt-level {level}", mend="--opt-level 0 to 5")
+        raise ConfigError(f"--opt-level {level}", fix="--opt-level 0 to 5")
     if streams is not None and streams < 0:
         raise ConfigError(
-            f"--aux-streams {streams}", mend="--aux-streams 0 or more; drop it for TensorRT's choice"
+            f"--aux-streams {streams}", fix="--aux-streams 0 or more; drop it for TensorRT's choice"
         )
     try:
         return Options(
@@ -177,7 +177,7 @@ def _options(
     except ValidationError as error:
         raise ConfigError(
             f"unknown hardware compatibility {hardware!r}",
-            mend="known: none, ampere_plus, same_compute_capability",
+            fix="known: none, ampere_plus, same_compute_capability",
         ) from error
 
 
@@ -185,7 +185,7 @@ def _size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-zA-Z]*)", text)
     units = {unit.lower(): count for unit, count in _UNITS.items()}
     if match is None or match[2].lower() not in units or float(match[1]) == 0:
-        raise ConfigError(f"--workspace {text!r} is no size", mend="--workspace 2GB, or 512MiB")
+        raise ConfigError(f"--workspace {text!r} is no size", fix="--workspace 2GB, or 512MiB")
     return int(float(match[1]) * units[match[2].lower()])
 
 
@@ -206,12 +206,12 @@ def _lint(bundle: Path, manifest: Manifest, plan: Sequence[Job], target: Target)
     for job in plan:
         if found := lint.lint(lint.read(bundle / job.graph.file), target, also=taken):
             more = f"; {len(found) - 1} more" if len(found) > 1 else ""
-            mend = found[0].mend
+            fix = found[0].fix
             if manifest.target != target.name:
-                mend = f"export again with --target {target.name}, or build for another target"
+                fix = f"export again with --target {target.name}, or build for another target"
             raise ConfigError(
                 f"{target.name} refuses {job.name}: {found[0]}{more}",
-                mend=f"{mend}; `fico lint {bundle} --target {target.name}` names all",
+                fix=f"{fix}; `fico lint {bundle} --target {target.name}` names all",
             )
 
 

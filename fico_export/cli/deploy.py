@@ -81,7 +81,7 @@ def command(
     from fico_export.devices import catalog, targets
 
     if fico and python:
-        raise ConfigError("--fico and --python", mend="give one of them")
+        raise ConfigError("--fico and --python", fix="give one of them")
     for name in skip or ():
         _require_step(name)
     Manifest.load(bundle)
@@ -125,7 +125,7 @@ def _require_step(name: str) -> None:
 def _extra(text: str) -> tuple[str, tuple[str, ...]]:
     step, equals, words = text.partition("=")
     if not equals:
-        raise ConfigError(f"--also {text!r} names no step", mend='such as --also "run=--threads 4"')
+        raise ConfigError(f"--also {text!r} names no step", fix='such as --also "run=--threads 4"')
     _require_step(step)
     return step, tuple(shlex.split(words))
 
@@ -138,6 +138,6 @@ def _show(summary: Summary, results: Path) -> None:
     for outcome in summary.outcomes:
         took = f"{outcome.seconds:.1f} s" if outcome.seconds and outcome.status != "kept" else ""
         print(f"{outcome.step:<10} {outcome.status:<12}{took:>8}  {outcome.line}")
-        if outcome.mend:
-            print(f"{'':<10} {'':<12}{'':>8}  mend: {outcome.mend}")
+        if outcome.fix:
+            print(f"{'':<10} {'':<12}{'':>8}  hint: {outcome.fix}")
     print(f"results    {results}")

@@ -1,4 +1,4 @@
-"""`fico doctor`: what this machine can do, and the mend for what it cannot."""
+"""`fico doctor`: what this machine can do, and the fix for what it cannot."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Finding:
     what: str
     found: str
     status: str = "ok"
-    mend: str = ""
+    fix: str = ""
 
 
 def command(as_json: JsonOption = False, debug: DebugOption = False) -> None:
@@ -44,8 +44,8 @@ def command(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     else:
         for finding in findings:
             print(f"{finding.status:<8} {finding.what:<14} {finding.found}")
-            if finding.mend:
-                print(f"{'':<8} {'':<14} mend: {finding.mend}")
+            if finding.fix:
+                print(f"{'':<8} {'':<14} hint: {finding.fix}")
     if not good:
         raise typer.Exit(1)
 
@@ -62,8 +62,8 @@ def _runtime() -> list[Finding]:
     try:
         import onnxruntime
     except ImportError as error:
-        mend = "pip install onnxruntime-gpu on x86-64 Linux, else onnxruntime"
-        return [python, Finding("ONNX Runtime", f"cannot be imported: {error}", "problem", mend)]
+        fix = "pip install onnxruntime-gpu on x86-64 Linux, else onnxruntime"
+        return [python, Finding("ONNX Runtime", f"cannot be imported: {error}", "problem", fix)]
     providers = ", ".join(p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers())
     return [python, Finding("ONNX Runtime", f"{onnxruntime.__version__}; providers {providers}")]
 
@@ -91,12 +91,12 @@ def _cuda(root: Path, jetson: bool) -> Finding:
     version = machine.cuda(root)
     if version:
         return Finding("CUDA", f"toolkit {version}")
-    mend = (
+    fix = (
         "sudo apt install nvidia-jetpack"
         if jetson
         else "none is needed to run; ONNX Runtime and TensorRT bring theirs"
     )
-    return Finding("CUDA", "no toolkit at /usr/local/cuda", "note", mend)
+    return Finding("CUDA", "no toolkit at /usr/local/cuda", "note", fix)
 
 
 def _jetson(root: Path) -> Iterator[Finding]:
@@ -107,16 +107,16 @@ def _jetson(root: Path) -> Iterator[Finding]:
     if device is not None:
         yield Finding("device", f"{name}: --device {device.name}")
     else:
-        mend = "describe it in a TOML file of a folder that FICO_DEVICES names; see `fico list devices --verbose`"
-        yield Finding("device", f"{name}, of no part number that is known", "note", mend)
+        fix = "describe it in a TOML file of a folder that FICO_DEVICES names; see `fico list devices --verbose`"
+        yield Finding("device", f"{name}, of no part number that is known", "note", fix)
     linux, jetpack = machine.jetson_linux(root), machine.jetpack(root)
     target = targets.of_jetpack(jetpack) if jetpack else None
     found = f"{jetpack or 'unknown'} (Jetson Linux {linux})"
     if target is not None:
         yield Finding("JetPack", f"{found}: --target {target.name}")
     else:
-        mend = "flash JetPack 6.2 (Orin) or 7.2 (Orin, Thor): earlier releases have TensorRT 8, which has no target here"
-        yield Finding("JetPack", f"{found}: no target", "problem", mend)
+        fix = "flash JetPack 6.2 (Orin) or 7.2 (Orin, Thor): earlier releases have TensorRT 8, which has no target here"
+        yield Finding("JetPack", f"{found}: no target", "problem", fix)
     yield _power(root)
 
 
@@ -128,8 +128,8 @@ def _power(root: Path) -> Finding:
         )
     fastest = max(modes, key=_speed, default=mode)
     if _speed(mode) < _speed(fastest):
-        mend = f"for full speed: sudo nvpmodel -m {fastest.number} ({fastest.name}), then sudo jetson_clocks"
-        return Finding("power mode", f"{mode.name}", "note", mend)
+        fix = f"for full speed: sudo nvpmodel -m {fastest.number} ({fastest.name}), then sudo jetson_clocks"
+        return Finding("power mode", f"{mode.name}", "note", fix)
     return Finding("power mode", f"{mode.name}; sudo jetson_clocks holds the clocks while measuring")
 
 
@@ -144,14 +144,14 @@ def _tensorrt(root: Path, installed: dict[str, str], jetson: bool) -> Iterator[F
     if version:
         yield Finding("TensorRT", version)
     else:
-        mend = "sudo apt install nvidia-jetpack" if jetson else "pip install 'fico_export[tensorrt]'"
-        yield Finding("TensorRT", "not installed", "note", f"to build engines: {mend}")
+        fix = "sudo apt install nvidia-jetpack" if jetson else "pip install 'fico_export[tensorrt]'"
+        yield Finding("TensorRT", "not installed", "note", f"to build engines: {fix}")
     rtx = next((installed[name] for name in _RTX_PACKAGES if name in installed), None)
     if rtx:
         yield Finding("TensorRT-RTX", rtx)
     elif not jetson:  # it builds for no Jetson
-        mend = "to build engines for GeForce and RTX without a GPU here: pip install 'fico_export[rtx]'"
-        yield Finding("TensorRT-RTX", "not installed", "note", mend)
+        fix = "to build engines for GeForce and RTX without a GPU here: pip install 'fico_export[rtx]'"
+        yield Finding("TensorRT-RTX", "not installed", "note", fix)
     yield from _bindings(version or rtx, installed)
 
 
@@ -160,8 +160,8 @@ def _bindings(library: str | None, installed: dict[str, str]) -> Iterator[Findin
     if "cuda_bindings" in installed:
         yield Finding("cuda-bindings", installed["cuda_bindings"])
     elif library:
-        mend = "to run engines: pip install cuda-bindings; 'cuda-bindings<13' where the driver's CUDA is 12, as in JetPack 6"
-        yield Finding("cuda-bindings", "not installed", "note", mend)
+        fix = "to run engines: pip install cuda-bindings; 'cuda-bindings<13' where the driver's CUDA is 12, as in JetPack 6"
+        yield Finding("cuda-bindings", "not installed", "note", fix)
 
 
 def _memory(root: Path, jetson: bool) -> Iterator[Finding]:
@@ -171,18 +171,18 @@ def _memory(root: Path, jetson: bool) -> Iterator[Finding]:
     total, available = figures["MemTotal"], figures.get("MemAvailable", 0)
     found = f"{human_bytes(available)} of {human_bytes(total)} available, {os.cpu_count()} cores"
     if jetson and available < _TIGHT * total:
-        mend = "the GPU shares it: stop what is not needed, and the desktop with `sudo systemctl isolate multi-user.target`"
-        yield Finding("memory", found, "note", mend)
+        fix = "the GPU shares it: stop what is not needed, and the desktop with `sudo systemctl isolate multi-user.target`"
+        yield Finding("memory", found, "note", fix)
     else:
         yield Finding("memory", found)
     swap = machine.swap(root)
     found = f"{human_bytes(swap.disk)} on disk, {human_bytes(swap.zram)} of zram"
     if jetson and total < _SMALL and swap.disk < total:
-        mend = (
+        fix = (
             "building an engine takes more than this board has: sudo fallocate -l 16G /swapfile, then "
             "chmod 600, mkswap and swapon it; zram takes memory: sudo systemctl disable --now nvzramconfig"
         )
-        yield Finding("swap", found, "note", mend)
+        yield Finding("swap", found, "note", fix)
     else:
         yield Finding("swap", found)
     if jetson and "CmaTotal" in figures:
@@ -192,8 +192,8 @@ def _memory(root: Path, jetson: bool) -> Iterator[Finding]:
 def _cma(total: int, free: int, memory: int) -> Finding:
     found = f"{human_bytes(free)} of {human_bytes(total)} of contiguous memory free"
     if memory < _SMALL and total < _CMA:
-        mend = "if a build fails with NvMap or out of memory: add cma=950M to APPEND in /boot/extlinux/extlinux.conf, reboot"
-        return Finding("CMA", found, "note", mend)
+        fix = "if a build fails with NvMap or out of memory: add cma=950M to APPEND in /boot/extlinux/extlinux.conf, reboot"
+        return Finding("CMA", found, "note", fix)
     return Finding("CMA", found)
 
 
@@ -201,8 +201,8 @@ def _disk(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free
     found = f"{human_bytes(free)} free here"
     if free < _DISK:
-        mend = "a 7B bundle takes 4 GB in INT4 and 14 GB in FP16, its engines as much again: free some space"
-        return Finding("disk", found, "note", mend)
+        fix = "a 7B bundle takes 4 GB in INT4 and 14 GB in FP16, its engines as much again: free some space"
+        return Finding("disk", found, "note", fix)
     return Finding("disk", found)
 
 
@@ -211,10 +211,10 @@ def _installed() -> dict[str, str]:
 
 
 def _extras() -> list[Finding]:
-    installed, mend = _installed(), "to export and verify: pip install 'fico_export[export]'"
+    installed, fix = _installed(), "to export and verify: pip install 'fico_export[export]'"
     return [
         Finding(package, installed[package])
         if package in installed
-        else Finding(package, "not installed", "note", mend)
+        else Finding(package, "not installed", "note", fix)
         for package in ("torch", "transformers", "onnx", "onnxscript")
     ]

@@ -26,7 +26,7 @@ def command(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Name every node that a target's parser would refuse, the version that takes it, and the mend."""
+    """Name every node that a target's parser would refuse, the version that takes it, and the fix."""
     from fico_export.bundle.manifest import Manifest
     from fico_export.devices import targets
 
@@ -50,6 +50,6 @@ def command(
         for path, violations in found.items():
             print(f"{path}: {len(violations) or 'nothing'} that {wanted.name} refuses")
             for violation in violations:
-                print(f"  {violation}\n    mend: {violation.mend}")
+                print(f"  {violation}\n    hint: {violation.fix}")
     if not passed:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Entry points: parses the command line, and turns errors into `error:`, `mend:` and an exit code."""
+"""Entry points: parses the command line, and turns errors into `error:`, `hint:` and an exit code."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def invoke(application: typer.Typer, name: str, arguments: list[str]) -> int:
     except _USAGE_ERROR as error:
         where = error.ctx.command_path if error.ctx else name
         what = " ".join(error.format_message().split())
-        return _report(ConfigError(what, mend=f"see `{where} --help`"), arguments)
+        return _report(ConfigError(what, fix=f"see `{where} --help`"), arguments)
     except ModuleNotFoundError as error:
         return _report(_missing(error), arguments)
     except (KeyboardInterrupt, typer.Abort):
@@ -140,8 +140,8 @@ def _report(error: FicoError, arguments: list[str]) -> int:
     if "--debug" in arguments:
         traceback.print_exception(error)
     if "--json" in arguments:
-        print_json({"error": error.what, "mend": error.mend, "exit_code": error.exit_code})
-    say(f"error: {error.what}\nmend:  {error.mend}")
+        print_json({"error": error.what, "hint": error.fix, "exit": error.exit_code})
+    say(f"error: {error.what}\nhint:  {error.fix}")
     return error.exit_code
 
 
@@ -151,7 +151,7 @@ def _missing(error: ModuleNotFoundError) -> FicoError:
     for extra, packages in _EXTRAS.items():
         if package in packages:
             return ConfigError(
-                f"this needs {package}, which is not installed", mend=f"pip install 'fico_export[{extra}]'"
+                f"this needs {package}, which is not installed", fix=f"pip install 'fico_export[{extra}]'"
             )
     raise error
 

@@ -95,7 +95,7 @@ def whole_number(text: str | None, flag: str = "--keep") -> int | None:
         return None if text is None else int(text)
     except ValueError as error:
         raise ConfigError(
-            f"{flag} {text!r} is not a whole number", mend=f"{flag} K, such as {flag} 64"
+            f"{flag} {text!r} is not a whole number", fix=f"{flag} K, such as {flag} 64"
         ) from error
 
 
@@ -107,5 +107,5 @@ def as_settings(pairs: list[str]) -> dict[str, str]:
     """
     for pair in pairs:
         if "=" not in pair:
-            raise ConfigError(f"--set {pair!r} has no value", mend="--set NAME=VALUE, such as --set lam=0.5")
+            raise ConfigError(f"--set {pair!r} has no value", fix="--set NAME=VALUE, such as --set lam=0.5")
     return {name.strip(): value.strip() for name, _, value in (pair.partition("=") for pair in pairs)}

@@ -82,7 +82,7 @@ def command(
     chosen = catalog.get(device, devices) if device is not None else None
     if out is not None and chosen is None:
         raise ConfigError(
-            "--out draws times, and no device was named", mend="add --device NAME, or drop --out"
+            "--out draws times, and no device was named", fix="add --device NAME, or drop --out"
         )
     if out is not None:
         require_writable(out, plot.SUFFIXES)

@@ -83,7 +83,7 @@ def command(
         if out is not None:
             raise ConfigError(
                 "--out with --logs, which measures nothing",
-                mend="drop --out; --json prints all that was read",
+                fix="drop --out; --json prints all that was read",
             )
         profile_logs.show(logs, bundles or [], as_json=as_json)
         return
@@ -95,7 +95,7 @@ def command(
     from fico_export.profile.record import FILE_NAME
 
     if not bundles:
-        raise ConfigError("no BUNDLE to profile", mend="give the folder of at least one, or --logs FILE")
+        raise ConfigError("no BUNDLE to profile", fix="give the folder of at least one, or --logs FILE")
     request = Request(
         image, PROMPT if prompt is None else prompt, backend, threads, iterations, warm_up, new_tokens, in_turn
     )  # fmt: skip

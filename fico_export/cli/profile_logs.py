@@ -25,7 +25,7 @@ def show(files: Sequence[Path], bundles: Sequence[Path], *, as_json: bool) -> No
 
     if len(bundles) > 1:
         raise ConfigError(
-            f"--logs, and {len(bundles)} bundles", mend="give the one that the logs are of, or none"
+            f"--logs, and {len(bundles)} bundles", fix="give the one that the logs are of, or none"
         )
     logs = read_logs(files, bundles[0] if bundles else None)
     content = _described(logs)

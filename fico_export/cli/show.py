@@ -108,6 +108,6 @@ def _with_merges(
     shares = followed.shares(found.view.grid[0] * found.view.grid[1]) if followed.steps else None
     if shares is None:
         raise ConfigError(
-            f"{reduction.method} merges nothing before the decoder that can be followed", mend="drop --merges"
+            f"{reduction.method} merges nothing before the decoder that can be followed", fix="drop --merges"
         )
     return flows(found.picture, found.view, followed.steps[-1].live, shares, scale)

@@ -38,7 +38,7 @@ class Outcome(Record):
         step: its name.
         status: `kept` from an earlier deployment of the same bundle to the same software.
         line: the result, or the reason, in a line.
-        mend: what to do about a step that failed.
+        fix: what to do about a step that failed.
         seconds: that it took.
         command: on the other machine.
         basis: what the result depends on.
@@ -49,7 +49,7 @@ class Outcome(Record):
     step: str
     status: Literal["done", "kept", "skipped", "failed", "not reached"]
     line: str
-    mend: str = ""
+    fix: str = ""
     seconds: float = 0.0
     command: list[str] = Field(default_factory=list)
     basis: dict[str, str] = Field(default_factory=dict)
@@ -186,7 +186,7 @@ def _results(bundle: Path, remote: Remote) -> Path:
     except OSError as error:
         raise ConfigError(
             f"cannot write results to {folder}: {error.strerror}",
-            mend="deploy from a bundle that you may write to",
+            fix="deploy from a bundle that you may write to",
         ) from error
     return folder
 
@@ -274,14 +274,14 @@ def _run(
     )
     if done.code == 0:
         return outcome.model_copy(update={"line": step.line(result)})
-    what, mend = _why(step, done, result)
-    return outcome.model_copy(update={"line": what, "mend": mend})
+    what, fix = _why(step, done, result)
+    return outcome.model_copy(update={"line": what, "fix": fix})
 
 
 def _why(step: Step, done: Done, result: dict[str, Any]) -> tuple[str, str]:
-    """What a step that failed says, and its mend."""
+    """What a step that failed says, and its fix."""
     if "error" in result:
-        return str(result["error"]), str(result.get("mend", ""))
+        return str(result["error"]), str(result.get("hint", ""))
     if done.code == _KILLED:
         return (
             "the system killed it, most likely because memory ran out",

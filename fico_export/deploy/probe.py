@@ -62,7 +62,7 @@ def look(remote: Remote, folder: str, *, fico: str | None, python: str | None) -
         python: or an interpreter that has fico_export.
 
     Raises:
-        DeployError: something is missing there; the mend says how to get it.
+        DeployError: something is missing there; the fix says how to get it.
     """
     host = remote.host.name
     given = python or fico
@@ -75,20 +75,20 @@ def look(remote: Remote, folder: str, *, fico: str | None, python: str | None) -
     if "machine" not in found:
         said = " / ".join((done.err or done.out).strip().splitlines()[-3:])
         raise DeployError(
-            f"{host} runs no command: {said}", mend=f"try it by hand: {remote.host.by_hand} uname"
+            f"{host} runs no command: {said}", fix=f"try it by hand: {remote.host.by_hand} uname"
         )
     if "refused" in found:
         raise DeployError(
             f"{folder} on {host} cannot be written to: {found['refused']}",
-            mend="give --dir a folder that the user may write to",
+            fix="give --dir a folder that the user may write to",
         )
     if not found.get("rsync"):
-        raise DeployError(f"{host} has no rsync", mend="install it there: sudo apt install rsync")
+        raise DeployError(f"{host} has no rsync", fix="install it there: sudo apt install rsync")
     if not found.get("fico"):
         looked = ", ".join(sought)
         raise DeployError(
             f"{host} has no fico (looked for {looked})",
-            mend="install it there as docs/jetson.md says, or give --fico with its path, or --python with that of the "
+            fix="install it there as docs/jetson.md says, or give --fico with its path, or --python with that of the "
             "interpreter it was installed for",
         )
     command = (found["fico"], "-m", "fico_export") if python else (found["fico"],)
@@ -108,7 +108,7 @@ def _fico(remote: Remote, command: Sequence[str]) -> tuple[str, frozenset[str]]:
         said = " / ".join(done.err.strip().splitlines()[-3:])
         raise DeployError(
             f"{shlex.join(command)} on {remote.host.name} does not start: {said}",
-            mend="install this machine's version of fico_export there, as docs/jetson.md says",
+            fix="install this machine's version of fico_export there, as docs/jetson.md says",
         )
     version, _, shown = done.out.partition("\n")
     verbs = re.findall(r"^  ([a-z][a-z-]*)(?:  |$)", shown.partition("Commands:")[2], re.MULTILINE)
@@ -125,5 +125,5 @@ def require_room(remote: Remote, place: Place, needed: int) -> None:
         raise DiskError(
             f"{needed / 1e9:.1f} GB are to be sent, the disk of {place.folder} on {remote.host.name} has "
             f"{place.free / 1e9:.1f} GB free",
-            mend="free some space there, or give --dir on another disk",
+            fix="free some space there, or give --dir on another disk",
         )

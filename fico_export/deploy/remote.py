@@ -51,11 +51,11 @@ class Host:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            mend = "such as --host me@192.168.55.1, and the port by --port"
-            raise ConfigError(f"--host {self.name!r} is not user@host", mend=mend)
+            fix = "such as --host me@192.168.55.1, and the port by --port"
+            raise ConfigError(f"--host {self.name!r} is not user@host", fix=fix)
         for flag, file in (("--identity", self.identity), ("--ssh-config", self.config)):
             if file is not None and not file.is_file():
-                raise ConfigError(f"no file {file}", mend=f"{flag} FILE, or drop it for ssh's own choice")
+                raise ConfigError(f"no file {file}", fix=f"{flag} FILE, or drop it for ssh's own choice")
 
     @property
     def _chosen(self) -> list[str]:
@@ -149,7 +149,7 @@ def connected(host: Host, *, interactive: bool) -> Iterator[Remote]:
 
     Raises:
         ConfigError: this machine has no ssh.
-        DeployError: it could not be made; the mend says what to do.
+        DeployError: it could not be made; the fix says what to do.
     """
     require("ssh")
     with tempfile.TemporaryDirectory(prefix="fico-") as folder:  # for this user's eyes alone
@@ -216,12 +216,12 @@ def require(program: str) -> str:
     path = shutil.which(program)
     if path is None:
         package = "openssh-client" if program == "ssh" else program
-        raise ConfigError(f"this machine has no {program}", mend=f"sudo apt install {package}")
+        raise ConfigError(f"this machine has no {program}", fix=f"sudo apt install {package}")
     return path
 
 
 def refused(host: Host, said: str) -> DeployError:
-    """What ssh said, as an error with its mend."""
+    """What ssh said, as an error with its fix."""
     name, by_hand = host.name, host.by_hand
     where = host.login.rpartition("@")[2]
     entry = f"[{where}]:{host.port}" if host.port is not None else where
@@ -252,11 +252,11 @@ def refused(host: Host, said: str) -> DeployError:
         "No route to host": ("cannot be reached", "is it on, and in this network?"),
         "Network is unreachable": ("cannot be reached", "connect this machine to the network of the other"),
     }  # fmt: skip
-    for sign, (what, mend) in reasons.items():
+    for sign, (what, fix) in reasons.items():
         if sign in said:
-            return DeployError(f"{name} {what}", mend=mend)
+            return DeployError(f"{name} {what}", fix=fix)
     last = " / ".join(line.strip() for line in said.strip().splitlines()[-3:]) or "without a word"
     return DeployError(
         f"the connection to {name} broke: {last}",
-        mend=f"try it by hand: {by_hand}",
+        fix=f"try it by hand: {by_hand}",
     )

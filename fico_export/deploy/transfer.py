@@ -102,9 +102,7 @@ def require_rsync() -> None:
     version = re.search(r"version v?(\d+)\.(\d+)", said)
     if version is None or (int(version[1]), int(version[2])) < _OLDEST:
         known = version[0] if version else "of no version that is known"
-        raise ConfigError(
-            f"this machine's rsync is {known}; 3.1 is needed", mend="install rsync 3.1 or later"
-        )
+        raise ConfigError(f"this machine's rsync is {known}; 3.1 is needed", fix="install rsync 3.1 or later")
 
 
 def _command(remote: Remote, *, thorough: bool) -> list[str]:
@@ -149,19 +147,19 @@ def _failed(remote: Remote, to: str, code: int, said: str) -> DeployError | Disk
     if "No space left on device" in said or "Disk quota exceeded" in said:
         return DiskError(
             f"the disk of {host} filled up",
-            mend="free some space there, or give --dir on another disk; the rest is kept",
+            fix="free some space there, or give --dir on another disk; the rest is kept",
         )
     if "Permission denied" in said or "Read-only file system" in said:
         return DeployError(
-            f"{to} on {host} cannot be written to", mend="give --dir a folder that the user may write to"
+            f"{to} on {host} cannot be written to", fix="give --dir a folder that the user may write to"
         )
     again = "the same command again sends only what is missing"
     if code < 0:
-        return DeployError(f"rsync to {host} was ended by signal {-code}", mend=again)
+        return DeployError(f"rsync to {host} was ended by signal {-code}", fix=again)
     if code in _CONNECTION_LOST:
         error = refused(remote.host, said)
-        return DeployError(error.what, mend=f"{error.mend}; {again}")
+        return DeployError(error.what, fix=f"{error.fix}; {again}")
     last = " / ".join(said.strip().splitlines()[-3:])
     return DeployError(
-        f"rsync to {host} failed ({code}): {last}", mend="give the same command again, or --force"
+        f"rsync to {host} failed ({code}): {last}", fix="give the same command again, or --force"
     )

@@ -53,13 +53,13 @@ def _check_versions(model: ir.Model, target: Target, opset: int, also: Set[str])
         raise ExportError(
             f"graph has opsets {model.opset_imports} and IR {model.ir_version}; "
             f"{target.name} has opset {opset} and IR {target.ir_version}",
-            mend=_REPORT,
+            fix=_REPORT,
         )
 
 
 def _check_operators(model: ir.Model, target: Target, also: Set[str]) -> None:
     for violation in lint(model, target, also=also):
-        raise ExportError(str(violation), mend=f"{violation.mend}; {_REPORT}")
+        raise ExportError(str(violation), fix=f"{violation.fix}; {_REPORT}")
 
 
 def _infer_shapes(path: Path) -> onnx.ModelProto:
@@ -70,7 +70,7 @@ def _infer_shapes(path: Path) -> onnx.ModelProto:
         onnx.checker.check_model(proto, full_check=True)
         return shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
-        raise ExportError(f"{path.name} is not valid ONNX: {error}", mend=_REPORT) from error
+        raise ExportError(f"{path.name} is not valid ONNX: {error}", fix=_REPORT) from error
 
 
 def _weights_to_inputs(model: onnx.ModelProto, folder: Path) -> None:
@@ -87,7 +87,7 @@ def _weights_to_inputs(model: onnx.ModelProto, folder: Path) -> None:
         info = external_data_helper.ExternalDataInfo(tensor)
         file = folder / info.location
         if not file.is_file() or file.stat().st_size < (info.offset or 0) + (info.length or 0):
-            raise ExportError(f"tensor {tensor.name!r} is not whole in {info.location}", mend=_REPORT)
+            raise ExportError(f"tensor {tensor.name!r} is not whole in {info.location}", fix=_REPORT)
         model.graph.input.append(
             onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
         )
@@ -104,7 +104,7 @@ def _check_loads(path: Path) -> None:
     try:
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises classes of its own without a common base
-        raise ExportError(f"ONNX Runtime does not load {path.name}: {error}", mend=_REPORT) from error
+        raise ExportError(f"ONNX Runtime does not load {path.name}: {error}", fix=_REPORT) from error
 
 
 def _check_static(model: onnx.ModelProto) -> None:
@@ -112,10 +112,10 @@ def _check_static(model: onnx.ModelProto) -> None:
     for value in (*graph.input, *graph.output, *graph.value_info):
         shape = value.type.tensor_type.shape
         if any(not d.HasField("dim_value") for d in shape.dim):
-            raise ExportError(f"tensor {value.name!r} of the vision graph has a free dimension", mend=_REPORT)
+            raise ExportError(f"tensor {value.name!r} of the vision graph has a free dimension", fix=_REPORT)
     known = {v.name for v in (*graph.input, *graph.output, *graph.value_info)} | {
         i.name for i in graph.initializer
     }
     unknown = [name for node in graph.node for name in node.output if name and name not in known]
     if unknown:
-        raise ExportError(f"tensor {unknown[0]!r} of the vision graph has no inferred shape", mend=_REPORT)
+        raise ExportError(f"tensor {unknown[0]!r} of the vision graph has no inferred shape", fix=_REPORT)

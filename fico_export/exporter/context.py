@@ -29,19 +29,19 @@ def cache_rows(target: Target, plan: Plan, context: int, asked: int | None) -> i
             return None
         raise ConfigError(
             f"--max-context with --target {target.name}, whose KV cache grows as far as the model's context",
-            mend=f"drop it, or --target one of: {', '.join(targets.with_static_cache())}",
+            fix=f"drop it, or --target one of: {', '.join(targets.with_static_cache())}",
         )
     rows, least = min(context, DEFAULT) if asked is None else asked, plan.handed_over + TEXT_ROWS
     if rows > context:
         raise ConfigError(
-            f"--max-context {rows}, and the model's context is {context}", mend=f"give at most {context}"
+            f"--max-context {rows}, and the model's context is {context}", fix=f"give at most {context}"
         )
     if rows < least:
         # Of a method inside the decoder, --keep changes nothing of it.
-        mend = "a smaller --keep, with a method that acts before the decoder"
+        fix = "a smaller --keep, with a method that acts before the decoder"
         raise ConfigError(
             f"a KV cache of {rows} rows, and a picture takes {plan.handed_over} beside the text's {TEXT_ROWS} at least",
-            mend=f"--max-context {least} or more" if least <= context else mend,
+            fix=f"--max-context {least} or more" if least <= context else fix,
         )
     return rows
 

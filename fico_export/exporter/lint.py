@@ -55,7 +55,7 @@ class Violation:
         what: the node's operator, with its domain unless that is the standard one, or the tensor's type.
         problem: completes the sentence that starts with `what`.
         since: the first versions that take it, such as `TensorRT 10.14`; empty where none is known.
-        mend: what to write instead, or which target takes it.
+        fix: what to write instead, or which target takes it.
     """
 
     kind: Literal["node", "tensor"]
@@ -63,7 +63,7 @@ class Violation:
     what: str
     problem: str
     since: str
-    mend: str
+    fix: str
 
     def __str__(self) -> str:
         """One sentence."""
@@ -82,7 +82,7 @@ def read(path: Path) -> ir.Model:
     except Exception as error:  # protobuf and onnx raise classes without a common base
         raise ConfigError(
             f"{path} cannot be read as an ONNX graph: {error}",
-            mend="give an .onnx file or the folder of a bundle",
+            fix="give an .onnx file or the folder of a bundle",
         ) from error
     ir.external_data.set_base_dir(model.graph, path.parent)
     return model
@@ -112,8 +112,8 @@ def _of_node(node: ir.Node, target: Target, also: Set[str]) -> Iterator[Violatio
     if not node.domain and node.op_type in _DATA_DEPENDENT:
         yield _violation(node, "has a data-dependent shape", _DATA_DEPENDENT[node.op_type])
     elif node.domain:
-        mend = "write it with standard operators: a parser needs a plugin for another domain"
-        yield _violation(node, f"is not in the operators of {target.name}, which are standard ones", mend)
+        fix = "write it with standard operators: a parser needs a plugin for another domain"
+        yield _violation(node, f"is not in the operators of {target.name}, which are standard ones", fix)
     elif node.op_type not in target.operators:
         yield _missing(node, target)
     elif node.op_type == "TopK" and not _topk_fits(node, target.limits.topk):
@@ -122,13 +122,13 @@ def _of_node(node: ir.Node, target: Target, also: Set[str]) -> Iterator[Violatio
     for rule in target.rules:
         if not node.domain and node.op_type in rule.operators and _breaks(rule, node):
             yield _violation(
-                node, f"{rule.says} on {target.name}{_given(rule, node)}", rule.mend, _lifted(rule)
+                node, f"{rule.says} on {target.name}{_given(rule, node)}", rule.fix, _lifted(rule)
             )
 
 
-def _violation(node: ir.Node, problem: str, mend: str, since: str = "") -> Violation:
+def _violation(node: ir.Node, problem: str, fix: str, since: str = "") -> Violation:
     operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-    return Violation("node", node.name or "", operator, problem, since, mend)
+    return Violation("node", node.name or "", operator, problem, since, fix)
 
 
 def _missing(node: ir.Node, target: Target) -> Violation:
@@ -229,9 +229,9 @@ def _of_shapes(model: ir.Model) -> Iterator[Violation]:
     for node in model.graph.all_nodes():
         places = _SHAPE_INPUTS.get(node.op_type, ()) if not node.domain else ()
         for value in filter(depends, (_input(node, place) for place in places)):
-            mend = "make its shape a constant, or compute it from shapes"
+            fix = "make its shape a constant, or compute it from shapes"
             name = value.name if value else ""
-            yield _violation(node, f"has a data-dependent shape, by its input {name!r}", mend)
+            yield _violation(node, f"has a data-dependent shape, by its input {name!r}", fix)
         if node.op_type not in ("Shape", "Size") and any(map(depends, node.inputs)):
             computed.update(node.outputs)
 

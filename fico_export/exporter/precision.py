@@ -47,7 +47,7 @@ def quantization(
             if value is not None:
                 raise ConfigError(
                     f"{flag} with --precision {precision}, which quantises nothing",
-                    mend=f"--precision {quantize.PRECISION}, or drop {flag}",
+                    fix=f"--precision {quantize.PRECISION}, or drop {flag}",
                 )
         return None
     record = quantize.make_record(

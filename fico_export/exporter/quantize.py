@@ -53,7 +53,7 @@ def make_record(
     ):
         if value not in known:
             raise ConfigError(
-                f"{flag} {value}", mend=f"{flag} one of: {', '.join(str(k) for k in known if k is not None)}"
+                f"{flag} {value}", fix=f"{flag} one of: {', '.join(str(k) for k in known if k is not None)}"
             )
     return Quantization(
         bits=4,
@@ -93,7 +93,7 @@ def require_fit(shapes: Mapping[str, tuple[int, ...]], record: Quantization) -> 
             smaller = [b for b in BLOCKS if b < record.block and not inputs % b and not outputs % 2]
             raise ConfigError(
                 f"{name} is {outputs}×{inputs}: DequantizeLinear takes whole blocks of {record.block} inputs and an even number of outputs",
-                mend=f"--block {smaller[0]}" if smaller
+                fix=f"--block {smaller[0]}" if smaller
                 # Only what was asked for can be left out; the decoder's own matrices are what INT4 is.
                 else "leave out --quantize-head and --quantize-vision, choose a target whose INT4 form is matmul_nbits, "
                 "or --precision fp16",
@@ -144,7 +144,7 @@ def bind(model: ir.Model, checkpoint: Checkpoint, record: Quantization) -> None:
             if transpose.op_type != "Transpose" or any((n.op_type, i) != ("MatMul", 1) for n, i in products):
                 raise ExportError(
                     f"tensor {name!r} is to be quantised and feeds more than a linear layer",
-                    mend="leave out --quantize-vision, and file an issue with the command you ran",
+                    fix="leave out --quantize-vision, and file an issue with the command you ran",
                 )
             for product, _ in products:
                 rewrite(model, _Source(checkpoint, name, bits, record), product)
@@ -183,7 +183,7 @@ class _Source:
         try:
             return quantize(tensor, self.bits, self.record.block, signed=self.record.signed_scales)
         except FicoError as error:
-            raise type(error)(f"tensor {self.name!r}: {error.what}", mend=error.mend) from error
+            raise type(error)(f"tensor {self.name!r}: {error.what}", fix=error.fix) from error
 
 
 def _dequantize(model: ir.Model, source: _Source, product: ir.Node) -> None:

@@ -74,7 +74,7 @@ def _require_alike(first: list[ir.Node], second: list[ir.Node]) -> Images:
     """
     unlike = ExportError(
         "two layers of the decoder were traced to different graphs",
-        mend="this is a bug of the exporter: please file an issue with the command you ran",
+        fix="this is a bug of the exporter: please file an issue with the command you ran",
     )
     inside = {value for node in first for value in node.outputs}
     follows: Images = {}

@@ -108,7 +108,7 @@ class _Work:
         if not np.abs(largest).max() < _LIMIT:  # NaN is not below it either
             raise ConfigError(
                 "a matrix to be quantised holds NaN, infinity or values beyond what an FP16 scale reaches",
-                mend="download the checkpoint again, or export with --precision fp32",
+                fix="download the checkpoint again, or export with --precision fp32",
             )
         if positive:
             largest = np.abs(largest)

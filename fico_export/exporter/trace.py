@@ -82,7 +82,7 @@ def graph_from_module(module: nn.Module, signature: Signature, opset: int) -> ir
     """
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            # The exporter warns about its own internals, which nobody here can mend.
+            # The exporter warns about its own internals, which nobody here can fix.
             warnings.simplefilter("ignore")
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             program = torch.export.export(
@@ -105,7 +105,7 @@ def graph_from_module(module: nn.Module, signature: Signature, opset: int) -> ir
     except Exception as error:
         raise ExportError(
             f"torch could not export {type(module).__name__}: {error}",
-            mend="run again with --debug and file an issue with the trace and your torch version",
+            fix="run again with --debug and file an issue with the trace and your torch version",
         ) from error
     assert exported is not None
     name_nodes(exported.model)

@@ -143,7 +143,7 @@ def _lazy(
             if bool(torch.isfinite(stored).all()):
                 raise ConfigError(
                     f"tensor {name!r} holds values beyond the range of {dtype.name}",
-                    mend="export with --precision fp32",
+                    fix="export with --precision fp32",
                 )
             warn(f"tensor {name!r} of the checkpoint holds NaN or infinity: answers will be meaningless")
         return tensor_adapters.TorchTensor((tensor.T if transposed else tensor).contiguous(), name=name)

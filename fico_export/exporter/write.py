@@ -110,7 +110,7 @@ def write_bundle(
         raise ConfigError(
             f"--positions compact with --method {plan.method}, which removes tokens inside the decoder: "
             "those left keep the ids that they had",
-            mend="drop --positions",
+            fix="drop --positions",
         )
     method = plan.method.replace("@", "").replace(",", "+")
     bundle = request.out or Path("engines") / f"{request.name}-{method}-k{plan.keep}-{request.precision}"
@@ -195,13 +195,13 @@ def _require_clip(model: Vlm, plan: Plan) -> None:
     if plan.reads("clip_text") and model.clip is None:
         raise ConfigError(
             f"--method {plan.method} compares the picture with the prompt in CLIP's space, and no CLIP model was named",
-            mend=f"--clip-text MODEL, the CLIP model that the vision tower comes from: {', '.join(clip_text.ALIASES)}, "
+            fix=f"--clip-text MODEL, the CLIP model that the vision tower comes from: {', '.join(clip_text.ALIASES)}, "
             "a hub id or a folder",
         )
     if model.clip is not None and not plan.reads("clip_text"):
         raise ConfigError(
             f"--clip-text, and nothing of --method {plan.method} with {plan.keep} of {plan.visual_tokens} tokens reads it",
-            mend="drop --clip-text",
+            fix="drop --clip-text",
         )
 
 

@@ -44,7 +44,7 @@ def summary(text: Text) -> Summary:
         text.fail(
             at,
             f"trtexec failed: {error[1] if error else 'no error was logged'}",
-            "mend that, and run it again",
+            "fix that, and run it again",
         )
     if match := _COMMAS.search(text.text):
         text.fail(match.start(), "numbers with decimal commas", COMMA)

@@ -109,5 +109,5 @@ def _line(path: Path, needle: str) -> int:
 def _refuse(path: Path, line: int, what: str, manifest: Manifest) -> None:
     raise LogError(
         f"{path}, line {line}: a log of another engine than those of {manifest.name}: {what}",
-        mend="give the logs of this bundle's engines, or the bundle that the logs are of",
+        fix="give the logs of this bundle's engines, or the bundle that the logs are of",
     )

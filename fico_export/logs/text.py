@@ -32,13 +32,13 @@ class Text:
         """Number of the line of a character, from 1."""
         return self.text.count("\n", 0, at) + 1
 
-    def fail(self, at: int, what: str, mend: str = AGAIN) -> NoReturn:
+    def fail(self, at: int, what: str, fix: str = AGAIN) -> NoReturn:
         """Refuse the log for what stands at a character.
 
         Raises:
             LogError: always.
         """
-        raise LogError(f"{self.path}, line {self.line(at)}: {what}", mend=mend)
+        raise LogError(f"{self.path}, line {self.line(at)}: {what}", fix=fix)
 
     def elements(self, start: int) -> Iterator[tuple[int, Any]]:
         """The elements of the JSON array whose bracket stands at `start`, each with its place.
@@ -128,10 +128,10 @@ def read(path: Path) -> Text:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise LogError(
-            f"cannot read {path}: {why}", mend="give a log of trtexec or of ONNX Runtime"
+            f"cannot read {path}: {why}", fix="give a log of trtexec or of ONNX Runtime"
         ) from error
     if not text.strip():
-        raise LogError(f"{path}, line 1: the file is empty", mend=AGAIN)
+        raise LogError(f"{path}, line 1: the file is empty", fix=AGAIN)
     return Text(path, text)
 
 

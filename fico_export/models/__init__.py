@@ -55,7 +55,7 @@ def _family(folder: Path) -> tuple[Family, dict[str, Any]]:
     if not config_path.exists():
         raise CheckpointError(
             f"{folder} has no config.json",
-            mend="point --model at the checkpoint folder itself: config.json lies beside the .safetensors files",
+            fix="point --model at the checkpoint folder itself: config.json lies beside the .safetensors files",
         )
     config = read_json(config_path)
     model_type = config.get("model_type")
@@ -63,7 +63,7 @@ def _family(folder: Path) -> tuple[Family, dict[str, Any]]:
     if not isinstance(model_type, str) or model_type not in supported:
         raise CheckpointError(
             f"model_type {model_type!r} in {config_path} is not supported",
-            mend=f"supported: {', '.join(sorted(supported))}",
+            fix=f"supported: {', '.join(sorted(supported))}",
         )
     return supported[model_type], config
 
@@ -83,13 +83,13 @@ def find(model: str, revision: str | None = None, files: Sequence[str] = _FILES)
     if place.is_dir():
         return place.resolve(), None
     if place.exists():
-        raise ConfigError(f"{model} is a file", mend="give the checkpoint's folder, the one with config.json")
+        raise ConfigError(f"{model} is a file", fix="give the checkpoint's folder, the one with config.json")
     known = aliases()
     hub_id = known.get(model, model)
     if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
         if "/" in model:
             raise ConfigError(
-                f"no folder {model}", mend="give the checkpoint's folder, a hub id (owner/name) or an alias"
+                f"no folder {model}", fix="give the checkpoint's folder, a hub id (owner/name) or an alias"
             )
         raise unknown_name("model", model, [DEMO, *known])
     return _download(hub_id, revision, files)
@@ -110,18 +110,18 @@ def _download(hub_id: str, revision: str | None, files: Sequence[str]) -> tuple[
     except RepositoryNotFoundError as error:
         raise ConfigError(
             f"the hub has no model {hub_id!r}, or it is private",
-            mend="check the name, or log in with `hf auth login`",
+            fix="check the name, or log in with `hf auth login`",
         ) from error
     except RevisionNotFoundError as error:
         raise ConfigError(
             f"{hub_id} has no revision {revision!r}",
-            mend="give --revision a branch, tag or commit that it has",
+            fix="give --revision a branch, tag or commit that it has",
         ) from error
     except HFValidationError as error:
-        raise ConfigError(f"{hub_id!r} is no hub id", mend="give owner/name, an alias or a folder") from error
+        raise ConfigError(f"{hub_id!r} is no hub id", fix="give owner/name, an alias or a folder") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ConfigError(
             f"cannot download {hub_id}: {' '.join(str(error).split())}",
-            mend=f"connect to the network, or run `hf download {hub_id} --local-dir DIR` elsewhere and give --model DIR",
+            fix=f"connect to the network, or run `hf download {hub_id} --local-dir DIR` elsewhere and give --model DIR",
         ) from error
     return folder, folder.name

@@ -86,7 +86,7 @@ def describe(raw: dict[str, Any]) -> Architecture:
         if made.at(Site.ENCODER_LAYER) and len(feature_layers) > 1:
             raise CheckpointError(
                 f"--method {method} shortens the tower between the layers {feature_layers} that this model joins",
-                mend="choose a method of another site: `fico list methods --verbose`",
+                fix="choose a method of another site: `fico list methods --verbose`",
             )
         return made
 
@@ -134,7 +134,7 @@ def _reading_config() -> Iterator[None]:
     except Exception as error:
         raise CheckpointError(
             f"config.json describes no LLaVA model: {type(error).__name__}: {' '.join(str(error).split())}",
-            mend="use the config.json that was published with this checkpoint",
+            fix="use the config.json that was published with this checkpoint",
         ) from error
 
 
@@ -150,12 +150,12 @@ def _check_supported(config: dict[str, Any]) -> None:
     ):
         if asked not in supported:
             raise CheckpointError(
-                f"{what} {asked!r} is not supported", mend=f"supported: {', '.join(supported)}"
+                f"{what} {asked!r} is not supported", fix=f"supported: {', '.join(supported)}"
             )
     if strategy == "default" and not _TOWERS[tower].cls_tokens:
         raise CheckpointError(
             "vision_feature_select_strategy 'default' drops the first patch of a tower without a CLS token",
-            mend='a model trained on all patches has "full" there in config.json',
+            fix='a model trained on all patches has "full" there in config.json',
         )
 
 
@@ -168,7 +168,7 @@ def _tower_config(config: Any) -> tuple[ClipConfig, tuple[int, ...]]:
     if not feature_layers or not all(0 <= layer <= total for layer in feature_layers):
         raise CheckpointError(
             f"vision_feature_layer {config.vision_feature_layer} is outside a tower of {total} layers",
-            mend="use the config.json of this checkpoint",
+            fix="use the config.json of this checkpoint",
         )
     return (
         ClipConfig(
@@ -227,7 +227,7 @@ def _rope(text: Any, head_dim: int) -> tuple[tuple[float, ...], float]:
         return tuple((1.0 / (theta**exponents)).tolist()), 1.0
     if kind not in _STATIC_ROPES:
         raise CheckpointError(
-            f"rope_type {kind!r} is not supported", mend=f"supported: default, {', '.join(_STATIC_ROPES)}"
+            f"rope_type {kind!r} is not supported", fix=f"supported: default, {', '.join(_STATIC_ROPES)}"
         )
     inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](text, torch.device("cpu"))
     return tuple(inv_freq.tolist()), float(scale)
@@ -240,13 +240,13 @@ def _tokens(folder: Path, config: Any) -> Tokens:
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"added_tokens of tokenizer.json cannot be read: {error!r}",
-            mend="use the tokenizer.json of this checkpoint",
+            fix="use the tokenizer.json of this checkpoint",
         ) from error
     image_id = config.image_token_id
     if image_id not in added:
         raise CheckpointError(
             f"image token id {image_id} of config.json is no added token of tokenizer.json",
-            mend="use the tokenizer.json of this checkpoint",
+            fix="use the tokenizer.json of this checkpoint",
         )
     settings = _optional_json(folder / "tokenizer_config.json")
     generation = _optional_json(folder / "generation_config.json")
@@ -268,7 +268,7 @@ def _files(folder: Path, config: dict[str, Any]) -> Files:
     if not preprocessor:
         raise CheckpointError(
             f"{folder} has no preprocessor_config.json, so pictures cannot be prepared",
-            mend="copy preprocessor_config.json (or processor_config.json) of the checkpoint into the folder",
+            fix="copy preprocessor_config.json (or processor_config.json) of the checkpoint into the folder",
         )
     return Files(
         tokenizer=read_text(_tokenizer_file(folder)),
@@ -291,7 +291,7 @@ def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None
     if template is not None and not isinstance(template, str):
         raise CheckpointError(
             f"chat_template is a {type(template).__name__}, not one text",
-            mend=f"write the template to use to {jinja}",
+            fix=f"write the template to use to {jinja}",
         )
     return template
 
@@ -301,7 +301,7 @@ def _tokenizer_file(folder: Path) -> Path:
     if not path.exists():
         raise CheckpointError(
             f"{folder} has no tokenizer.json",
-            mend='make it from tokenizer.model: `python -c "from transformers import AutoTokenizer as T; '
+            fix='make it from tokenizer.model: `python -c "from transformers import AutoTokenizer as T; '
             "T.from_pretrained('DIR').save_pretrained('DIR')\"`",
         )
     return path

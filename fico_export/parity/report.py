@@ -67,12 +67,10 @@ def require(report: Report) -> None:
     for check in report.failed:
         assert check.value is not None
         sign = "at least" if check.at_least else "at most"
-        mend = (
-            "export with --precision fp32; if that fails too, please file an issue with the command you ran"
-        )
+        fix = "export with --precision fp32; if that fails too, please file an issue with the command you ran"
         if math.isnan(check.value):
-            mend = "download the checkpoint again if its weights hold NaN or infinity; else export with --precision fp32"
+            fix = "download the checkpoint again if its weights hold NaN or infinity; else export with --precision fp32"
         raise ParityError(
             f"{check.graph}: {check.metric} is {check.value:.3g}, not {sign} {check.threshold:g}. {check.note}".strip(),
-            mend=mend,
+            fix=fix,
         )

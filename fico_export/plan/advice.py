@@ -49,7 +49,7 @@ def sweep(model: Architecture, request: Request, device: Device | None = None) -
     if "@" in request.method:
         raise ConfigError(
             f"a sweep over K of --method {request.method}, which names its budgets",
-            mend="drop --sweep and --out, or sweep one method of the chain",
+            fix="drop --sweep and --out, or sweep one method of the chain",
         )
     total = model.plan("none", None, {}).visual_tokens
     smaller = {k for k in (request.keep, *_BUDGETS) if k is not None and k < total}

@@ -206,5 +206,5 @@ def _require_known(plan: Plan) -> None:
     if plan.reads("clip_text"):
         raise ConfigError(
             f"--method {plan.method} compares in the space of a CLIP model, which config.json does not describe",
-            mend="plan with another method that keeps as many tokens, such as divprune: the tower and decoder cost the same",
+            fix="plan with another method that keeps as many tokens, such as divprune: the tower and decoder cost the same",
         )

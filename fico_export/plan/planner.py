@@ -201,7 +201,7 @@ def _rows(model: Architecture, made: Plan, request: Request, target: Target) -> 
         raise ConfigError(
             f"{made.handed_over} visual tokens, {request.text_tokens} of text and {request.new_tokens} new ones are "
             f"{longest}, and the cache ends at {most}",
-            mend=f"{larger}a smaller --keep, --text-tokens or --new-tokens",
+            fix=f"{larger}a smaller --keep, --text-tokens or --new-tokens",
         )
     grown = [n + longest - made.handed_over for n in made.cached(config.layers)]
     return [static] * config.layers if static else grown

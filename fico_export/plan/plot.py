@@ -23,7 +23,7 @@ def draw(estimates: Sequence[Estimate], path: Path) -> None:
     if not timed:
         raise ConfigError(
             "there are no times to draw: the peak or the bandwidth of the device is not known",
-            mend="--device NAME of one whose peak `fico list devices --verbose` shows, or drop --out",
+            fix="--device NAME of one whose peak `fico list devices --verbose` shows, or drop --out",
         )
     require_matplotlib("plots")
     from matplotlib.figure import Figure

@@ -60,7 +60,7 @@ class Request:
             if getattr(self, name) < least:
                 flag = f"--{name.replace('_', '-')}"
                 raise ConfigError(
-                    f"{name} is {getattr(self, name)}", mend=f"give {flag} a number from {least}"
+                    f"{name} is {getattr(self, name)}", fix=f"give {flag} a number from {least}"
                 )
 
 
@@ -78,7 +78,7 @@ def profile(folders: Sequence[str | Path], request: Request, progress: Progress 
     """
     progress = progress or Silent()
     if not folders:
-        raise ConfigError("no bundle to profile", mend="give the folder of at least one bundle")
+        raise ConfigError("no bundle to profile", fix="give the folder of at least one bundle")
     manifests = [Manifest.load(Path(folder)) for folder in folders]
     if request.picture is not None:
         load_image(request.picture)
@@ -164,7 +164,7 @@ def _require_whole(answer: dict[str, Any], request: Request) -> None:
     if answer["new_tokens"] < request.new_tokens:
         raise ConfigError(
             f"the model's context is full after {answer['new_tokens']} of {request.new_tokens} new tokens",
-            mend=f"give --new-tokens {answer['new_tokens']} or fewer, or a shorter prompt",
+            fix=f"give --new-tokens {answer['new_tokens']} or fewer, or a shorter prompt",
         )
 
 
@@ -182,5 +182,5 @@ def _require_memory(manifests: Sequence[Manifest], backends: Sequence[str], *, i
         helps = "give --in-turn to load one bundle at a time, " if max(needed) <= available else ""
         raise ConfigError(
             f"the bundles need {together / 1e9:.1f} GB of memory on ort-cpu, {available / 1e9:.1f} GB are free",
-            mend=f"free memory, {helps}or profile on a machine with more memory",
+            fix=f"free memory, {helps}or profile on a machine with more memory",
         )

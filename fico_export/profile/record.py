@@ -131,14 +131,14 @@ class Run(Record):
         Raises:
             ConfigError: the file is missing, damaged, or of a newer version.
         """
-        mend = "run `fico profile BUNDLE --out FILE` again"
+        fix = "run `fico profile BUNDLE --out FILE` again"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["schema_version"] > SCHEMA_VERSION:
                 raise ConfigError(
                     f"{path} has schema version {content['schema_version']}; this fico_export reads {SCHEMA_VERSION}",
-                    mend="update with `pip install --upgrade fico_export`",
+                    fix="update with `pip install --upgrade fico_export`",
                 )
             return cls.model_validate(content)
         except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-            raise ConfigError(f"{path} is no profile: {error}", mend=mend) from error
+            raise ConfigError(f"{path} is no profile: {error}", fix=fix) from error

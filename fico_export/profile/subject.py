@@ -72,12 +72,12 @@ class Subject:
             code = self._process.wait()
             raise EngineError(
                 f"the process that ran {self._bundle} ended with {_ending(code)}",
-                mend="free memory (the system ends what takes too much), or see what it printed above",
+                fix="free memory (the system ends what takes too much), or see what it printed above",
             )
         reply: dict[str, Any] = json.loads(said)
         if error := reply.get("error"):
             kind: type[FicoError] = getattr(errors, error["kind"])
-            raise kind(error["what"], mend=error["mend"])
+            raise kind(error["what"], fix=error["fix"])
         return reply
 
 

@@ -122,7 +122,7 @@ def replies(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
             new_tokens = json.loads(line)
             yield worker.finish() if new_tokens is None else worker.answer(new_tokens)
     except FicoError as error:
-        yield {"error": {"kind": type(error).__name__, "what": error.what, "mend": error.mend}}
+        yield {"error": {"kind": type(error).__name__, "what": error.what, "fix": error.fix}}
 
 
 def request(job: Job) -> str:

@@ -39,7 +39,7 @@ def schedule(visual_tokens: int, keep: int, depth: Depth, options: FastvOptions)
     if options.layer > depth.used:
         raise ConfigError(
             f"layer={options.layer}, but this decoder has {depth.total} layers",
-            mend=f"--set layer=N with N at most {depth.used}",
+            fix=f"--set layer=N with N at most {depth.used}",
         )
     return {options.layer - 1: keep}
 

@@ -66,7 +66,7 @@ def schedule(visual_tokens: int, keep: int, depth: Depth, options: FicocoLOption
     if first >= depth.used:
         raise ConfigError(
             f"first_layer={first}, but after layer {depth.used - 1} of this decoder nothing is left to shorten",
-            mend=f"--set first_layer=N with N at most {depth.used - 1}",
+            fix=f"--set first_layer=N with N at most {depth.used - 1}",
         )
     return evenly(visual_tokens, keep, first, depth.used - first)
 

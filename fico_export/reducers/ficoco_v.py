@@ -82,7 +82,7 @@ def schedule(visual_tokens: int, keep: int, depth: Depth, options: FicocoVOption
     if layers < 1:
         raise ConfigError(
             f"first_layer={first}, but only layers 0 … {depth.used - 1} feed the projector",
-            mend=f"--set first_layer=N with N at most {depth.used - 1}",
+            fix=f"--set first_layer=N with N at most {depth.used - 1}",
         )
     return evenly(visual_tokens, keep, first, layers)
 

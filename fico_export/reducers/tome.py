@@ -58,7 +58,7 @@ def schedule(visual_tokens: int, keep: int, depth: Depth, options: Options) -> d
         if dropped > left // 2:
             raise ConfigError(
                 f"layer {layer} would have to merge {dropped} of its {left} tokens, and ToMe can merge half of them",
-                mend="give a larger --keep, or another --method",
+                fix="give a larger --keep, or another --method",
             )
         left -= dropped
         if dropped:

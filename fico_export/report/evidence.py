@@ -52,7 +52,7 @@ def profiles(bundles: Sequence[tuple[Path, Manifest]], given: Sequence[Path]) ->
             raise ConfigError(
                 f"{path} is of other bundles: it measured {measured}, and this report is of "
                 f"{', '.join(manifest.name for _, manifest in bundles)}",
-                mend="give the profile of these bundles, or add the bundles it measured to the command"
+                fix="give the profile of these bundles, or add the bundles it measured to the command"
                 if given
                 else "run `fico profile` on the bundle again, or delete the file",
             )
@@ -74,23 +74,23 @@ def evaluation(path: Path) -> list[Evaluated]:
     Raises:
         ConfigError: it is missing, damaged, or something else.
     """
-    mend = "give the results.json that `python scripts/evaluate.py` writes"
+    fix = "give the results.json that `python scripts/evaluate.py` writes"
     try:
         found = TypeAdapter(list[Evaluated]).validate_json(path.read_bytes())
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", mend=mend) from error
+        raise ConfigError(f"cannot read {path}: {error.strerror}", fix=fix) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ConfigError(
-            f"{path} is no evaluation: {where + ': ' if where else ''}{first['msg']}", mend=mend
+            f"{path} is no evaluation: {where + ': ' if where else ''}{first['msg']}", fix=fix
         ) from error
     if not found:
-        raise ConfigError(f"{path} holds no results", mend=mend)
+        raise ConfigError(f"{path} holds no results", fix=fix)
     for record in found:
         for kind, hits in record.right.items():
             if not hits or not set(hits) <= {0, 1}:
-                raise ConfigError(f"{path}: {record.method}, {kind}: not a list of 0 and 1", mend=mend)
+                raise ConfigError(f"{path}: {record.method}, {kind}: not a list of 0 and 1", fix=fix)
     return found
 
 

@@ -50,7 +50,7 @@ def _of_graph(path: Path, name: str) -> Statistics:
     try:
         graph = ir.load(path).graph
     except Exception as error:  # protobuf and onnx_ir raise whatever a damaged file makes them raise
-        raise BundleError(f"cannot read {path}: {error}", mend="export or copy the bundle again") from error
+        raise BundleError(f"cannot read {path}: {error}", fix="export or copy the bundle again") from error
     weights: Counter[str] = Counter()
     for value in graph.initializers.values():
         if value.const_value is not None:

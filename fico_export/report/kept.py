@@ -50,7 +50,7 @@ def kept(vlm: Vlm, image: ImageSource, prompt: str | None = None) -> Kept:
     if prompt is None and (vlm.reads_prompt or reduction.in_decoder):
         raise InputError(
             f"what {reduction.method} keeps of a picture depends on the prompt, and there is none",
-            mend='give it: --prompt "…"',
+            fix='give it: --prompt "…"',
         )
     picture = load_image(image)
     features = vlm.encode_image(picture, prompt)
@@ -88,7 +88,7 @@ def patch_size(folder: Path, manifest: Manifest) -> int:
         size = (config.get("vision_config") or {}).get("patch_size", side / rows)
     except (OSError, ValueError, AttributeError) as error:
         raise BundleError(
-            f"{folder / 'config.json'} is damaged: {error}", mend="copy or export the bundle again"
+            f"{folder / 'config.json'} is damaged: {error}", fix="copy or export the bundle again"
         ) from error
     # config.json may leave out what is transformers' default: then only a grid without a rest tells.
     if (
@@ -99,6 +99,6 @@ def patch_size(folder: Path, manifest: Manifest) -> int:
     ):
         raise BundleError(
             f"{folder}: patches of {size} px do not make a grid of {rows}×{columns} in {side} px",
-            mend="give vision_config.patch_size in the bundle's config.json, or export it again",
+            fix="give vision_config.patch_size in the bundle's config.json, or export it again",
         )
     return int(size)

@@ -62,7 +62,7 @@ def write_report(request: Request, checkpoint_of: Opener, progress: Progress) ->
     inputs = [*request.images, *request.profiles, *([request.evaluation] if request.evaluation else [])]
     require_writable(request.out, ".html", inputs)
     if len({folder.resolve() for folder in request.bundles}) < len(request.bundles):
-        raise ConfigError("a bundle is given twice", mend="give each bundle once")
+        raise ConfigError("a bundle is given twice", fix="give each bundle once")
     bundles = [(folder, Manifest.load(folder)) for folder in request.bundles]
     runs = evidence.profiles(bundles, request.profiles)
     results = evidence.evaluation(request.evaluation) if request.evaluation else None
@@ -128,7 +128,7 @@ def _gallery(
         try:
             made.append([item(vlm, image, request.prompt, tracer) for image in request.images])
         except InputError as error:
-            raise InputError(f"{folder}: {error.what}", mend=error.mend) from error
+            raise InputError(f"{folder}: {error.what}", fix=error.fix) from error
     return [items[i] for i in range(len(request.images)) for items in made]
 
 
@@ -145,7 +145,7 @@ def _tracer(
     except CheckpointError as error:
         if required:
             raise
-        return None, f"No maps of merges for {manifest.name}: {error.what}; {error.mend}"
+        return None, f"No maps of merges for {manifest.name}: {error.what}; {error.fix}"
     reduction = manifest.reduction
     module = encoder(checkpoint, reduction.method, reduction.keep, reduction.options)
     return lambda pixels, text: trace(module, pixels, text), ""

@@ -174,7 +174,7 @@ class SharedCache(_Buffers):
         if needed > self._context:
             raise InputError(
                 f"{length} tokens and {count} more; the model's context is {self._context}",
-                mend="shorten the prompt, start a new conversation, or export with a smaller --keep",
+                fix="shorten the prompt, start a new conversation, or export with a smaller --keep",
             )
         if needed <= self.rows:
             return
@@ -272,7 +272,7 @@ def require_rows(filled: int, count: int, rows: int) -> None:
     if filled + count > rows:
         raise InputError(
             f"{filled} tokens and {count} more; this bundle's KV cache has {rows} rows",
-            mend="shorten the prompt, start a new conversation, or export with a larger --max-context or a smaller --keep",
+            fix="shorten the prompt, start a new conversation, or export with a larger --max-context or a smaller --keep",
         )
 
 

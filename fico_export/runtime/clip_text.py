@@ -31,7 +31,7 @@ class ClipText:
             self._tokenizer: Tokenizer = Tokenizer.from_file(str(folder / CLIP_TOKENIZER))
         except Exception as error:  # the tokenizers library raises bare Exception
             raise BundleError(
-                f"cannot read {folder / CLIP_TOKENIZER}: {error}", mend="export or copy the bundle again"
+                f"cannot read {folder / CLIP_TOKENIZER}: {error}", fix="export or copy the bundle again"
             ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -62,7 +62,7 @@ class ClipText:
             raise
         except Exception as error:  # ONNX Runtime raises classes of its own without a common base
             raise EngineError(
-                f"the text graph failed: {error}", mend="free memory, or run `fico verify` on the bundle"
+                f"the text graph failed: {error}", fix="free memory, or run `fico verify` on the bundle"
             ) from error
         mean: npt.NDArray[np.float32] = np.mean(rows, axis=0)
         return mean

@@ -31,7 +31,7 @@ def bindings() -> Any:
     try:
         from cuda.bindings import runtime
     except ImportError as error:
-        raise ConfigError(f"{NO_BINDINGS}: {error}", mend=INSTALL) from error
+        raise ConfigError(f"{NO_BINDINGS}: {error}", fix=INSTALL) from error
     return runtime
 
 
@@ -53,13 +53,13 @@ def _failure(name: str, status: Any) -> EngineError:
     if status.name == _OUT_OF_MEMORY:
         return EngineError(
             what,
-            mend="free the GPU's memory, give --low-memory, or export with a smaller --max-context or --precision int4",
+            fix="free the GPU's memory, give --low-memory, or export with a smaller --max-context or --precision int4",
         )
     if status.name == _OLD_DRIVER:
         return EngineError(
-            what, mend=f"update NVIDIA's driver, or install the bindings of its CUDA: {INSTALL}"
+            what, fix=f"update NVIDIA's driver, or install the bindings of its CUDA: {INSTALL}"
         )
-    return EngineError(what, mend="run `fico doctor`; FICO_CUDA_GRAPH=0 runs without CUDA graphs")
+    return EngineError(what, fix="run `fico doctor`; FICO_CUDA_GRAPH=0 runs without CUDA graphs")
 
 
 def free_bytes() -> tuple[int, bool]:

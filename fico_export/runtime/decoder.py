@@ -90,7 +90,7 @@ class Decoder:
         ):  # beyond its rotary table, which no kernel checks
             raise InputError(
                 f"position id {max(positions)}; the model's context is {context}",
-                mend="shorten the prompt, or start a new conversation",
+                fix="shorten the prompt, or start a new conversation",
             )
         done = 0
         try:
@@ -159,7 +159,7 @@ def _run(session: ort.InferenceSession, binding: ort.IOBinding, known: int) -> l
     except Exception as error:  # ONNX Runtime raises classes of its own without a common base
         raise EngineError(
             f"the decoder failed after {known} tokens: {error}",
-            mend="free memory, give a shorter prompt, or export with a smaller --keep",
+            fix="free memory, give a shorter prompt, or export with a smaller --keep",
         ) from error
     outputs: list[ort.OrtValue] = binding.get_outputs()
     return outputs

@@ -47,7 +47,7 @@ def cuda_graphs_wanted() -> bool:
     """
     value = os.environ.get(CUDA_GRAPH, "1")
     if value not in ("0", "1"):
-        raise ConfigError(f"{CUDA_GRAPH} is {value!r}", mend=f"set {CUDA_GRAPH}=0 or =1, or unset it")
+        raise ConfigError(f"{CUDA_GRAPH} is {value!r}", fix=f"set {CUDA_GRAPH}=0 or =1, or unset it")
     return value == "1"
 
 
@@ -66,7 +66,7 @@ def library(backend: str) -> Any:
         RuntimeError,
     ) as error:  # its wheels raise either where a shared library is missing
         raise ConfigError(
-            f"backend {backend} cannot run: {name} cannot be imported: {error}", mend=INSTALL[backend]
+            f"backend {backend} cannot run: {name} cannot be imported: {error}", fix=INSTALL[backend]
         ) from error
 
 
@@ -81,7 +81,7 @@ def host(backend: str) -> Host:
     if (here := gpu.find()) is None:
         raise EngineError(
             f"backend {backend} cannot run: CUDA finds no NVIDIA GPU and driver",
-            mend="install NVIDIA's driver, see `fico doctor`; or give --backend ort-cpu",
+            fix="install NVIDIA's driver, see `fico doctor`; or give --backend ort-cpu",
         )
     return Host(LIBRARIES[backend], module.__version__, this_platform(), here.compute_capability, here.name)
 
@@ -133,7 +133,7 @@ class Engine:
     Args:
         device: that it is loaded onto.
         path: of its file, which was checked before: a plan is a program.
-        mend: the command that builds it again.
+        fix: the command that builds it again.
         host_code: whether it may bring code of its own, as version-compatible engines do.
 
     Attributes:
@@ -143,15 +143,15 @@ class Engine:
         EngineError: the library refuses it, in its own words.
     """
 
-    def __init__(self, device: Device, path: Path, mend: str, *, host_code: bool = False) -> None:
-        self.device, self.name, self._mend = device, path.stem, mend
+    def __init__(self, device: Device, path: Path, fix: str, *, host_code: bool = False) -> None:
+        self.device, self.name, self._fix = device, path.stem, fix
         if host_code:
             device.runtime.engine_host_code_allowed = True
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
             # Mapped, not read: a board shares its memory with the GPU, and would hold the plan twice.
             engine = device.runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise EngineError(f"{device.trt.__name__} cannot load {path.name}: {device.said()}", mend=mend)
+            raise EngineError(f"{device.trt.__name__} cannot load {path.name}: {device.said()}", fix=fix)
         self.raw = engine
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         is_input = {name: engine.get_tensor_mode(name) == device.trt.TensorIOMode.INPUT for name in names}
@@ -186,7 +186,7 @@ class Engine:
         kind = self.raw.get_tensor_dtype(name).name
         if kind not in _DTYPES:
             raise EngineError(
-                f"{name} of the engine {self.name} is {kind}, which NumPy has not", mend=self._mend
+                f"{name} of the engine {self.name} is {kind}, which NumPy has not", fix=self._fix
             )
         return np.dtype(_DTYPES[kind])
 
@@ -231,7 +231,7 @@ class Engine:
                 ", ".join(f"{name} {list(p[name][0])} to {list(p[name][1])}" for name in shapes)
                 for p in self.profiles
             )
-            raise EngineError(f"the engine {self.name} takes no {asked}; it takes {ranges}", mend=self._mend)
+            raise EngineError(f"the engine {self.name} takes no {asked}; it takes {ranges}", fix=self._fix)
         return profile
 
 
@@ -269,7 +269,7 @@ class Context:
         if context is None:
             raise EngineError(
                 f"no context for the engine {engine.name}: {self._device.said()}",
-                mend="free the GPU's memory, give --low-memory, or build with a smaller --workspace",
+                fix="free the GPU's memory, give --low-memory, or build with a smaller --workspace",
             )
         self._raw = context
         if scratch is not None:
@@ -334,5 +334,5 @@ class Context:
     def _failure(self, what: str) -> EngineError:
         return EngineError(
             f"the engine {self._engine.name} {what}: {self._device.said()}",
-            mend="free the GPU's memory, or build the engines again with `fico build`",
+            fix="free the GPU's memory, or build the engines again with `fico build`",
         )

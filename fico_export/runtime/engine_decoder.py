@@ -157,7 +157,7 @@ class EngineDecoder:
         if len(positions) > most:
             raise InputError(
                 f"a prompt of {len(positions)} tokens with a picture; the engine of decoder_prefill takes {most}",
-                mend="shorten the prompt, or build the engines again with `fico build`",
+                fix="shorten the prompt, or build the engines again with `fico build`",
             )
         feeds = self._feeds(embeds, positions) | {"visual_start": np.asarray([visual_start], np.int64)}
         profile = self._starter.profile_of({name: array.shape for name, array in feeds.items()})
@@ -198,7 +198,7 @@ class EngineDecoder:
         if sizes is None:
             raise EngineError(
                 f"{count} tokens cannot be cut into pieces that the engine {self._engine.name} takes: {lengths}",
-                mend="build the engines again with `fico build`",
+                fix="build the engines again with `fico build`",
             )
         return sizes
 

@@ -57,7 +57,7 @@ def require_device_memory(
     raise ConfigError(
         f"the engines of {manifest.name} and their cache need {needed / 1e9:.1f} GB of the GPU's memory, "
         f"{cache_layout(manifest).size / 1e9:.1f} of them for the cache; {free / 1e9:.1f} GB are free",
-        mend=f"free memory, {'give --low-memory to load one engine at a time, ' if helps else ''}"
+        fix=f"free memory, {'give --low-memory to load one engine at a time, ' if helps else ''}"
         "or export with a smaller --max-context or --precision int4, and build again",
     )
 
@@ -72,5 +72,5 @@ def require_scratch(engine: Engine) -> None:
         raise EngineError(
             f"the engine {engine.name} needs {engine.scratch_bytes / 1e9:.2f} GB to compute in; {free / 1e9:.2f} GB "
             "of the GPU's memory are free",
-            mend="free memory, give --low-memory, or build with a smaller --workspace",
+            fix="free memory, give --low-memory, or build with a smaller --workspace",
         )

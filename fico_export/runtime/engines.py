@@ -80,9 +80,9 @@ class Engines:
 
     def _open(self, name: str) -> Engine:
         path = require_file(self._folder, self.build, name, full=False)
-        mend = rebuild(self._folder, self.build.target)
-        engine = Engine(self._device, path, mend, host_code=self.build.options.version_compatible)
-        require_tensors(name, self._manifest.graph(name), engine.shapes, mend)
+        fix = rebuild(self._folder, self.build.target)
+        engine = Engine(self._device, path, fix, host_code=self.build.options.version_compatible)
+        require_tensors(name, self._manifest.graph(name), engine.shapes, fix)
         engine_memory.require_scratch(engine)
         return engine
 
@@ -103,7 +103,7 @@ def fitting_build(folder: Path, manifest: Manifest, backend: str) -> Build:
     if manifest.cache_rows is None:
         raise ConfigError(
             f"{folder} is for target {manifest.target}, whose decoder has a cache that grows: it runs on ONNX Runtime alone",
-            mend=f"export again with --target {_target_of(backend)}, then `fico build`; or give --backend ort-cuda or ort-cpu",
+            fix=f"export again with --target {_target_of(backend)}, then `fico build`; or give --backend ort-cuda or ort-cpu",
         )
     builds, damaged = _builds(folder, LIBRARIES[backend])
     if not builds and damaged:
@@ -112,9 +112,7 @@ def fitting_build(folder: Path, manifest: Manifest, backend: str) -> Build:
         others = ", ".join(built_targets(folder))
         raise BundleError(
             f"{folder} has no engines of {NAMES[LIBRARIES[backend]]}{f', only for {others}' if others else ''}",
-            mend=rebuild(
-                folder, manifest.target if _is_of(manifest.target, backend) else _target_of(backend)
-            ),
+            fix=rebuild(folder, manifest.target if _is_of(manifest.target, backend) else _target_of(backend)),
         )
     here = host(backend)
     problems = [(build, _problem(folder, manifest, build, here)) for build in builds]
@@ -142,7 +140,7 @@ def best_backend(folder: Path, manifest: Manifest) -> str | None:
         try:
             fitting_build(folder, manifest, backend)
         except FicoError as error:
-            _log.warning("the engines for %s are not used: %s; %s", backend, error.what, error.mend)
+            _log.warning("the engines for %s are not used: %s; %s", backend, error.what, error.fix)
         else:
             return backend
     return None

@@ -142,7 +142,7 @@ class Conversation:
             InputError: a picture or the prompt cannot be used; the conversation stays as it was.
         """
         if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {max_new_tokens}", mend="give at least 1")
+            raise ConfigError(f"max_new_tokens is {max_new_tokens}", fix="give at least 1")
         answer, clock = Answer(), _Clock()
         given = [
             image if isinstance(image, ImageFeatures) else self._vlm.preprocess(image) for image in images
@@ -183,7 +183,7 @@ class Conversation:
         if picture.features.shape != expected:
             raise InputError(
                 f"a picture's features have the shape {picture.features.shape}, this bundle's are {expected}",
-                mend="encode the picture with the bundle that is to answer",
+                fix="encode the picture with the bundle that is to answer",
             )
         return picture
 
@@ -296,7 +296,7 @@ class Conversation:
         if self._vlm.manifest.reduction.in_decoder and count > 1:
             raise InputError(
                 f"{count} pictures in a conversation; this bundle reduces inside the decoder, which takes one",
-                mend="start a new conversation, or export with a method that acts before the decoder",
+                fix="start a new conversation, or export with a method that acts before the decoder",
             )
 
     def _require_room(self, ids: list[int]) -> None:
@@ -310,7 +310,7 @@ class Conversation:
         if needed >= context:
             raise InputError(
                 f"the prompt takes {needed} positions, {reduction.handed_over} tokens a picture; the model has {context}",
-                mend="shorten the prompt, give fewer pictures, or export with a smaller --keep",
+                fix="shorten the prompt, give fewer pictures, or export with a smaller --keep",
             )
 
     def _has_room(self, position: int) -> bool:

@@ -56,13 +56,13 @@ def load_image(source: str | Path | bytes | Image.Image) -> Image.Image:
     elif isinstance(source, bytes):
         name = f"the {len(source)} bytes given"
         if not source:
-            raise InputError("the picture given has no bytes", mend="give the bytes of a whole picture file")
+            raise InputError("the picture given has no bytes", fix="give the bytes of a whole picture file")
     elif isinstance(source, str | Path):
         name = repr(str(source))
         _check_file(source)
     else:
         raise InputError(
-            f"a picture cannot be a {type(source).__name__}", mend="give a path, bytes, or a PIL.Image.Image"
+            f"a picture cannot be a {type(source).__name__}", fix="give a path, bytes, or a PIL.Image.Image"
         )
     try:
         with _quiet_pillow():
@@ -74,12 +74,12 @@ def load_image(source: str | Path | bytes | Image.Image) -> Image.Image:
     except UnidentifiedImageError as error:
         raise InputError(
             f"{name} is not a picture in a format that Pillow {PIL.__version__} reads",
-            mend="convert it to PNG or JPEG",
+            fix="convert it to PNG or JPEG",
         ) from error
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes their parsers raise
         raise InputError(
             f"{name} is cut short or damaged: {error}",
-            mend="copy or download the file again, or save it anew",
+            fix="copy or download the file again, or save it anew",
         ) from error
 
 
@@ -119,23 +119,23 @@ def _upright_rgb(source: str | Path | bytes | Image.Image, name: str) -> Image.I
 def _check_file(source: str | Path) -> None:
     if str(source).lower().startswith(("http://", "https://")):
         raise InputError(
-            f"{str(source)!r} is an address, not a file", mend="download it first and give the file"
+            f"{str(source)!r} is an address, not a file", fix="download it first and give the file"
         )
     path = Path(source)
     try:
         if path.is_dir():
-            raise InputError(f"{str(source)!r} is a folder", mend="give one picture file in it")
+            raise InputError(f"{str(source)!r} is a folder", fix="give one picture file in it")
         if not path.is_file():
             raise InputError(
-                f"there is no file {str(source)!r}", mend=f"give a path that exists from {Path.cwd()}"
+                f"there is no file {str(source)!r}", fix=f"give a path that exists from {Path.cwd()}"
             )
         if path.stat().st_size == 0:
-            raise InputError(f"{str(source)!r} has no bytes", mend="copy or download the picture again")
+            raise InputError(f"{str(source)!r} has no bytes", fix="copy or download the picture again")
         with path.open("rb"):
             pass
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{str(source)!r} cannot be opened: {error}", mend="give the path of a file that you may read"
+            f"{str(source)!r} cannot be opened: {error}", fix="give the path of a file that you may read"
         ) from error
 
 
@@ -143,11 +143,11 @@ def _check_pixels(picture: Image.Image, name: str) -> None:
     if picture.width * picture.height > MAX_PIXELS:
         raise _too_large(f"{name}, {picture.width}×{picture.height},")
     if picture.width * picture.height == 0:
-        raise InputError(f"{name} has no pixels", mend="give a picture that has some")
+        raise InputError(f"{name} has no pixels", fix="give a picture that has some")
 
 
 def _too_large(name: str) -> InputError:
     return InputError(
         f"{name} has over {MAX_PIXELS:,} pixels",
-        mend="scale the picture down first; the tower sees far fewer",
+        fix="scale the picture down first; the tower sees far fewer",
     )

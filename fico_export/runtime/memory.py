@@ -38,7 +38,7 @@ def require_memory(
     helps = "give --low-memory to load one graph at a time, " if largest <= available else ""
     raise ConfigError(
         f"{manifest.name} needs {needed / 1e9:.1f} GB of memory on ort-cpu{why}, {available / 1e9:.1f} GB are free",
-        mend=f"free memory, {helps}run on a GPU, or take a machine with more memory",
+        fix=f"free memory, {helps}run on a GPU, or take a machine with more memory",
     )
 
 

@@ -154,7 +154,7 @@ class ImageProcessor:
         """(width, height) of the picture once padded, and once resized."""
         if width < 1 or height < 1:
             raise InputError(
-                f"a picture of {width}×{height} has no pixels", mend="give a picture that has some"
+                f"a picture of {width}×{height} has no pixels", fix="give a picture that has some"
             )
         padded = (width, height) if self.pad_color is None else (max(width, height),) * 2
         resized = padded
@@ -167,7 +167,7 @@ class ImageProcessor:
             if new_width * new_height > MAX_PIXELS:
                 raise InputError(
                     f"a picture of {width}×{height} is {new_width}×{new_height} when {stage}, over {MAX_PIXELS:,} pixels",
-                    mend="crop the picture to a part that is less long and thin",
+                    fix="crop the picture to a part that is less long and thin",
                 )
         return padded, resized
 
@@ -232,5 +232,5 @@ def _edges(value: Any, key: str, *, square: bool) -> int | tuple[int, int]:
 def _bad_value(key: str, value: object, expected: str) -> ConfigError:
     return ConfigError(
         f"the image processor's {key} is {value!r}, not {expected}",
-        mend=f"correct {key} in preprocessor_config.json (or under image_processor in processor_config.json)",
+        fix=f"correct {key} in preprocessor_config.json (or under image_processor in processor_config.json)",
     )

@@ -67,7 +67,7 @@ class PromptFormatter:
         except Exception as error:  # the tokenizers library raises bare Exception
             raise ConfigError(
                 f"tokenizer.json cannot be read: {error}",
-                mend="export the checkpoint again with its own tokenizer.json",
+                fix="export the checkpoint again with its own tokenizer.json",
             ) from error
         # A tokenizer.json saved after training may cut or pad every text.
         self.tokenizer.no_truncation()
@@ -76,7 +76,7 @@ class PromptFormatter:
         if found != tokens.image_id:
             raise ConfigError(
                 f"the tokenizer's id of {tokens.image!r} is {found}, the model's is {tokens.image_id}",
-                mend="use tokenizer.json and config.json of one checkpoint",
+                fix="use tokenizer.json and config.json of one checkpoint",
             )
         try:
             self._template = _environment().from_string(
@@ -85,7 +85,7 @@ class PromptFormatter:
         except jinja2.TemplateError as error:
             raise ConfigError(
                 f"the chat template cannot be read: {error}",
-                mend="correct chat_template.jinja (or .json) and export again",
+                fix="correct chat_template.jinja (or .json) and export again",
             ) from error
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
@@ -122,7 +122,7 @@ class PromptFormatter:
             roles = ", ".join(message.role for message in messages)
             raise ConfigError(
                 f"the chat template refuses messages of roles [{roles}]: {error}",
-                mend="give turns that it takes (most: user and assistant in turn), or correct the checkpoint's template",
+                fix="give turns that it takes (most: user and assistant in turn), or correct the checkpoint's template",
             ) from error
 
     def encode(self, messages: Sequence[Message], tokens_per_image: int) -> list[int]:
@@ -144,7 +144,7 @@ class PromptFormatter:
         if wanted != shown:
             raise InputError(
                 f"the messages have {wanted} pictures, the prompt made of them shows {shown}",
-                mend="put the pictures in a turn of the role user; a template may drop those of other roles",
+                fix="put the pictures in a turn of the role user; a template may drop those of other roles",
             )
         return [token for id_ in ids for token in [id_] * (tokens_per_image if id_ == image_id else 1)]
 
@@ -162,13 +162,13 @@ class PromptFormatter:
         if self.tokens.image in text:
             raise InputError(
                 f"the text holds {self.tokens.image!r}, which stands for a picture",
-                mend="give pictures by --image (in Python images=), and drop the marker from the text",
+                fix="give pictures by --image (in Python images=), and drop the marker from the text",
             )
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                f"the text is not Unicode at character {error.start}", mend="give the text as UTF-8"
+                f"the text is not Unicode at character {error.start}", fix="give the text as UTF-8"
             ) from error
 
 

@@ -39,21 +39,21 @@ class Sampling:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ConfigError(
                 f"temperature is {self.temperature}, not a finite number from 0",
-                mend="give 0 for the most probable token, or a number such as 0.7",
+                fix="give 0 for the most probable token, or a number such as 0.7",
             )
         if not 0 < self.top_p <= 1:
             raise ConfigError(
                 f"top_p is {self.top_p}, not in (0, 1]",
-                mend="give 1 to keep all tokens, or a number such as 0.9",
+                fix="give 1 to keep all tokens, or a number such as 0.9",
             )
         if not isinstance(self.top_k, int) or self.top_k < 0:
             raise ConfigError(
                 f"top_k is {self.top_k}, not an int from 0",
-                mend="give 0 to keep all tokens, or an int such as 50",
+                fix="give 0 to keep all tokens, or an int such as 50",
             )
         if self.seed is not None and (not isinstance(self.seed, int) or self.seed < 0):
             raise ConfigError(
-                f"seed is {self.seed}, not an int from 0", mend="give an int from 0, or none for a fresh one"
+                f"seed is {self.seed}, not an int from 0", fix="give an int from 0, or none for a fresh one"
             )
 
 
@@ -112,7 +112,7 @@ def _finite_peak(logits: npt.NDArray[np.float32]) -> float:
     if not math.isfinite(peak):
         raise EngineError(
             f"the largest of {logits.size} logits is {peak}: the graph overflowed or was given NaN",
-            mend="export again in fp32, which has the range that fp16 lacks",
+            fix="export again in fp32, which has the range that fp16 lacks",
         )
     return peak
 

@@ -41,12 +41,12 @@ def choose_backend(name: str, target: Target | None = None, engines: str | None 
     if target and name in PROVIDERS and name not in fit:
         raise ConfigError(
             f"backend {name} does not run a bundle for target {target.name}",
-            mend=f"give --backend {fit[0]}, or export with --target {targets.DEFAULT}",
+            fix=f"give --backend {fit[0]}, or export with --target {targets.DEFAULT}",
         )
     problem = _cuda_problem() if name == "ort-cuda" else None
     if problem is not None:
         raise ConfigError(
-            f"backend ort-cuda cannot run: {problem}", mend="give --backend ort-cpu, or see `fico doctor`"
+            f"backend ort-cuda cannot run: {problem}", fix="give --backend ort-cpu, or see `fico doctor`"
         )
     return name
 
@@ -67,7 +67,7 @@ def open_session(
         EngineError: ONNX Runtime cannot load it, or left the GPU for the CPU.
     """
     if threads < 0:
-        raise ConfigError(f"threads is {threads}", mend="give a number from 1, or 0 for one per core")
+        raise ConfigError(f"threads is {threads}", fix="give a number from 1, or 0 for one per core")
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or default_threads()
@@ -82,13 +82,13 @@ def open_session(
     except Exception as error:  # ONNX Runtime raises classes of its own without a common base
         raise EngineError(
             f"ONNX Runtime cannot load {path.name}: {error}",
-            mend="run `fico verify` on the bundle, and `fico doctor` on this machine",
+            fix="run `fico verify` on the bundle, and `fico doctor` on this machine",
         ) from error
     give_back()
     if provider not in session.get_providers():
         raise EngineError(
             f"ONNX Runtime could not start {provider} and would have run on {session.get_providers()}",
-            mend="install the CUDA and cuDNN that this onnxruntime-gpu needs, or give --backend ort-cpu",
+            fix="install the CUDA and cuDNN that this onnxruntime-gpu needs, or give --backend ort-cpu",
         )
     return session
 

@@ -73,7 +73,7 @@ class StopStrings:
 
     def __init__(self, stops: Sequence[str]) -> None:
         if isinstance(stops, str) or "" in stops:
-            raise ConfigError(f"stop strings are {stops!r}", mend="give a list of strings that are not empty")
+            raise ConfigError(f"stop strings are {stops!r}", fix="give a list of strings that are not empty")
         self._stops = tuple(stops)
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""

@@ -142,7 +142,7 @@ class Vlm:
         if prompt is None:
             raise InputError(
                 f"this bundle's method, {self.manifest.reduction.method}, reads the prompt with the picture, and there is none",
-                mend='give the question too: encode_image(picture, prompt="…")',
+                fix='give the question too: encode_image(picture, prompt="…")',
             )
         ids = self.formatter.text_ids(prompt)
         feeds: dict[str, npt.NDArray[Any]] = {}
@@ -151,7 +151,7 @@ class Vlm:
             if len(ids) > length:
                 raise InputError(
                     f"the prompt has {len(ids)} tokens, and this bundle's vision graph takes {length}",
-                    mend=f"shorten it, or export with --set text_length={len(ids)} or more",
+                    fix=f"shorten it, or export with --set text_length={len(ids)} or more",
                 )
             filled = np.arange(length) < len(ids)
             embeds = self.embed([*ids, *[0] * (length - len(ids))]) * filled[:, None]
@@ -245,7 +245,7 @@ class Vlm:
             raise
         except Exception as error:  # ONNX Runtime raises classes of its own without a common base
             raise EngineError(
-                f"the {what} failed: {error}", mend="free memory, or run `fico verify` on the bundle"
+                f"the {what} failed: {error}", fix="free memory, or run `fico verify` on the bundle"
             ) from error
 
     def _chat_template(self) -> str | None:
@@ -257,12 +257,12 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"cannot read {path}: {error}", mend="export or copy the bundle again") from error
+        raise BundleError(f"cannot read {path}: {error}", fix="export or copy the bundle again") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(_read(path))
     except ValueError as error:
-        raise BundleError(f"{path} is damaged: {error}", mend="export or copy the bundle again") from error
+        raise BundleError(f"{path} is damaged: {error}", fix="export or copy the bundle again") from error
     return content

@@ -54,7 +54,7 @@ def test_another_version_than_the_targets_is_refused(machine):
         find("trt-11")
 
 
-def test_without_the_library_the_mend_installs_it(machine):
+def test_without_the_library_the_fix_installs_it(machine):
     machine(ORIN)
 
     with pytest.raises(ConfigError, match=r"No module named 'tensorrt'\n.*pip install"):

@@ -220,8 +220,8 @@ def test_a_trtexec_that_is_missing_or_fails_is_told(tmp_path):
     )  # fmt: skip
 
     assert (missing.returncode, failed.returncode, engineless.returncode) == (2, 1, 2)
-    assert "mend:  install TensorRT 10.3" in missing.stderr
-    assert "mend:  fico build, or sh build.sh" in engineless.stderr
+    assert "hint:  install TensorRT 10.3" in missing.stderr
+    assert "hint:  fico build, or sh build.sh" in engineless.stderr
     assert not list((folder / "trt/trt-10.3/trtexec").glob("*.engine*"))
 
 

@@ -38,7 +38,7 @@ def export(capsys, tiny_checkpoint, out):
 
 @pytest.fixture
 def refused(export, out, tmp_path, monkeypatch):
-    """refused(*arguments, model=…, words=…): the export says why and how to mend it, and leaves nothing."""
+    """refused(*arguments, model=…, words=…): the export says why and how to fix it, and leaves nothing."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))

@@ -108,8 +108,8 @@ def test_an_error_is_one_json_object_where_json_was_asked_for(fico, own):
 
     for command in (["run", own, *RUN], ["inspect", own, "--check"], ["verify", own]):
         outcome = fico(*command, "--json")
-        assert outcome.code == outcome.json["exit_code"] == 2
-        assert outcome.json.keys() == {"error", "mend", "exit_code"}
+        assert outcome.code == outcome.json["exit"] == 2
+        assert outcome.json.keys() == {"error", "hint", "exit"}
 
 
 def test_verify_says_where_to_tell_it_that_the_checkpoint_has_moved(fico, own, tiny_checkpoint, tmp_path):

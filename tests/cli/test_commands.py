@@ -67,7 +67,7 @@ def test_doctor_looks_at_what_the_jobs_need(fico):
 
     assert report["ok"]
     assert {"Python", "ONNX Runtime", "GPU", "disk", "torch"} <= {f["what"] for f in report["findings"]}
-    assert all(f["mend"] for f in report["findings"] if f["status"] != "ok")
+    assert all(f["fix"] for f in report["findings"] if f["status"] != "ok")
     assert fico("doctor").out.count("\n") >= len(report["findings"])
 
 

@@ -13,7 +13,7 @@ def findings(tmp_path):
 
     def find(files, installed=None):
         found = look(build(tmp_path, files), installed or {})
-        assert all(f.mend for f in found if f.status != "ok")
+        assert all(f.fix for f in found if f.status != "ok")
         return {f.what: f for f in found}
 
     return find
@@ -28,10 +28,10 @@ def test_a_jetson_with_jetpack_6_2(findings):
     assert found["TensorRT"].found == "10.3.0.30"
     assert "TensorRT-RTX" not in found
     assert found["swap"].found == "0 B on disk, 3.99 GB of zram"
-    assert "fallocate" in found["swap"].mend
-    assert "zram" in found["swap"].mend
+    assert "fallocate" in found["swap"].fix
+    assert "zram" in found["swap"].fix
     assert found["CMA"].found == "97.0 MB of 268.4 MB of contiguous memory free"
-    assert "cma=950M" in found["CMA"].mend
+    assert "cma=950M" in found["CMA"].fix
     assert found["memory"].found.startswith("3.32 GB of 7.99 GB available")
     assert found["memory"].status == "note"
 
@@ -40,7 +40,7 @@ def test_a_power_mode_below_the_fastest_is_told_how_to_leave_it(findings):
     mode = findings(ORIN_NANO)["power mode"]
 
     assert (mode.found, mode.status) == ("25W", "note")
-    assert "sudo nvpmodel -m 2 (MAXN_SUPER)" in mode.mend
+    assert "sudo nvpmodel -m 2 (MAXN_SUPER)" in mode.fix
 
 
 def test_the_fastest_mode_is_let_be(findings):
@@ -63,7 +63,7 @@ def test_a_thor_needs_no_swap(findings):
     assert found["JetPack"].found == "7.1 (Jetson Linux 38.4.0): --target trt-10.13"
     assert {found[name].status for name in ("swap", "CMA", "memory", "power mode")} == {"ok"}
     assert (found["TensorRT"].status, found["CUDA"].status) == ("note", "note")
-    assert "nvidia-jetpack" in found["TensorRT"].mend
+    assert "nvidia-jetpack" in found["TensorRT"].fix
 
 
 def test_a_jetson_with_a_release_that_has_no_target(findings):
@@ -74,14 +74,14 @@ def test_a_jetson_with_a_release_that_has_no_target(findings):
     jetpack = findings(ORIN_NANO | old)["JetPack"]
 
     assert (jetpack.found, jetpack.status) == ("5.1.2 (Jetson Linux 35.4.1): no target", "problem")
-    assert "flash JetPack 6.2" in jetpack.mend
+    assert "flash JetPack 6.2" in jetpack.fix
 
 
 def test_a_jetson_that_is_not_in_the_catalog(findings):
     device = findings(ORIN_NANO | {"proc/device-tree/compatible": "nvidia,p3509-0000+p3668-0001\0"})["device"]
 
     assert device.status == "note"
-    assert "FICO_DEVICES" in device.mend
+    assert "FICO_DEVICES" in device.fix
 
 
 def test_a_desktop(findings):
@@ -102,7 +102,7 @@ def test_a_machine_that_can_build_engines_and_not_run_them(findings):
     bindings = findings(DESKTOP, {"tensorrt": "11.4.0.106"})["cuda-bindings"]
 
     assert bindings.status == "note"
-    assert "'cuda-bindings<13'" in bindings.mend
+    assert "'cuda-bindings<13'" in bindings.fix
 
 
 def test_a_machine_with_nothing(findings):

@@ -1,4 +1,4 @@
-"""Requests that `fico-export` refuses: it says what was wrong and what mends it, and writes nothing."""
+"""Requests that `fico-export` refuses: it says what was wrong and what fixes it, and writes nothing."""
 
 import json
 
@@ -86,9 +86,9 @@ def test_an_unknown_flag_and_a_flag_without_its_value_name_the_help(refused):
 def test_an_error_is_one_json_object_where_json_was_asked_for(export):
     answer = export("--keep", 0, "--json").json
 
-    assert answer.keys() == {"error", "mend", "exit_code"}
-    assert answer["exit_code"] == 2
-    assert "--keep" in answer["mend"]
+    assert answer.keys() == {"error", "hint", "exit"}
+    assert answer["exit"] == 2
+    assert "--keep" in answer["hint"]
 
 
 def test_an_error_has_its_trace_with_debug_only(export):

@@ -18,9 +18,9 @@ def ask(fico, bundle):
         outcome.refuses(*words)
         answer = fico(*question, "--json")
         assert answer.code == 2
-        assert answer.json.keys() == {"error", "mend", "exit_code"}
-        assert answer.json["exit_code"] == 2
-        assert f"error: {answer.json['error']}\nmend:  {answer.json['mend']}\n" == outcome.err
+        assert answer.json.keys() == {"error", "hint", "exit"}
+        assert answer.json["exit"] == 2
+        assert f"error: {answer.json['error']}\nhint:  {answer.json['fix']}\n" == outcome.err
 
     return run
 
@@ -107,14 +107,14 @@ def test_a_value_out_of_range_is_named(ask, option, value, word):
 
 def test_a_question_is_needed(fico, bundle):
     fico("run", bundle).refuses("--prompt", "fico run --help")
-    assert fico("run", bundle, "--json").json["exit_code"] == 2
+    assert fico("run", bundle, "--json").json["exit"] == 2
 
 
 def test_a_later_turn_that_fails_prints_one_json_object_all_the_same(fico, bundle):
     outcome = fico("run", bundle, "--prompt", "hi", "--prompt", "<image>", "--max-new-tokens", 2, "--json")
 
     assert outcome.code == 2
-    assert outcome.json.keys() == {"error", "mend", "exit_code"}
+    assert outcome.json.keys() == {"error", "hint", "exit"}
 
 
 def _png(width, height):

@@ -103,7 +103,7 @@ def remote_verbs(remote_fico):
     return {line.split()[0] for line in said.partition("Commands:")[2].splitlines() if line.strip()}
 
 
-def test_a_file_that_was_damaged_there_is_found_and_mended_by_force(fico, board, bundle, there, remote_fico):
+def test_a_file_that_was_damaged_there_is_found_and_fixed_by_force(fico, board, bundle, there, remote_fico):
     flags = [*board.flags, "--fico", remote_fico, "--dir", there, "--json", "--skip", "doctor"]
     flags += [w for name in ("build", "answer", "profile") for w in ("--skip", name)]
     assert fico("deploy", bundle, *flags).json["passed"]
@@ -113,13 +113,13 @@ def test_a_file_that_was_damaged_there_is_found_and_mended_by_force(fico, board,
     shutil.rmtree(bundle / "deploy")
 
     found = fico("deploy", bundle, *flags)
-    mended = fico("deploy", bundle, *flags, "--force")
+    fixed = fico("deploy", bundle, *flags, "--force")
 
     assert (found.code, found.json["passed"]) == (1, False)
     assert by_name(found)["inspect"]["status"] == "failed"
     assert "tokenizer.json does not have the SHA-256" in by_name(found)["inspect"]["line"]
-    assert mended.json["passed"]
-    assert mended.json["sent_bytes"] < 100
+    assert fixed.json["passed"]
+    assert fixed.json["sent_bytes"] < 100
     assert (there / "tokenizer.json").read_bytes() == (bundle / "tokenizer.json").read_bytes()
 
 
@@ -217,7 +217,7 @@ def test_an_rsync_that_is_killed_says_how_to_go_on_and_is_resumed(connection, tm
 
     with pytest.raises(DeployError) as caught:
         transfer.send(connection, here, ["big"], str(there), Killer(), kilobytes_per_second=2000)
-    assert "the same command again sends only what is missing" in caught.value.mend
+    assert "the same command again sends only what is missing" in caught.value.fix
     wait_for(lambda: (there / transfer.PARTIAL / "big").exists())
     part = (there / transfer.PARTIAL / "big").stat().st_size
     sent = transfer.send(connection, here, ["big"], str(there), Silent())

@@ -1,4 +1,4 @@
-"""What is wrong with another machine is an error with its mend."""
+"""What is wrong with another machine is an error with its fix."""
 
 import os
 import shutil
@@ -93,7 +93,7 @@ def test_names_and_addresses_are_hosts(name):
 
 
 @pytest.mark.parametrize(
-    ("said", "word", "mend"),
+    ("said", "word", "fix"),
     [
         ("ssh: Could not resolve hostname nano: Name or service not known", "not known", "address"),
         ("ssh: connect to host 10.0.0.1 port 22: Connection timed out", "did not answer", "192.168.55.1"),
@@ -103,11 +103,11 @@ def test_names_and_addresses_are_hosts(name):
         ("", "without a word", "ssh me@nano"),
     ],
 )
-def test_what_ssh_says_has_a_mend(said, word, mend):
+def test_what_ssh_says_has_a_fix(said, word, fix):
     error = refused(Host("me@nano"), said)
 
     assert word in error.what
-    assert mend in error.mend
+    assert fix in error.fix
 
 
 def test_a_machine_without_fico_is_told_how_to_get_it(deploy, tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 from stub_bundles import write_stub
 
-DOCTOR = {"ok": True, "findings": [{"what": "JetPack", "found": "6.2 (Jetson Linux 36.4.3): --target trt-10.3", "status": "ok", "mend": ""}]}  # fmt: skip
+DOCTOR = {"ok": True, "findings": [{"what": "JetPack", "found": "6.2 (Jetson Linux 36.4.3): --target trt-10.3", "status": "ok", "fix": ""}]}  # fmt: skip
 ALL = {
     "doctor": (0, json.dumps(DOCTOR), ""),
     "inspect": (0, '{"files": {"a": 1}}', ""),
@@ -111,12 +111,12 @@ def test_engines_are_for_what_was_asked_or_what_the_bundle_is_for(own, flags, do
 
 
 def test_a_step_that_fails_says_why_and_stops_the_rest(deploy):
-    error = json.dumps({"error": "no kernel for TopK", "mend": "--target trt-10.16", "exit_code": 1})
+    error = json.dumps({"error": "no kernel for TopK", "hint": "--target trt-10.16", "exit": 1})
     outcome, _ = deploy(ALL | {"build": (1, error, "trace\n")}, "--json")
 
     steps = steps_of(outcome)
     assert (outcome.code, outcome.json["passed"]) == (1, False)
-    assert (steps["build"]["line"], steps["build"]["mend"]) == ("no kernel for TopK", "--target trt-10.16")
+    assert (steps["build"]["line"], steps["build"]["fix"]) == ("no kernel for TopK", "--target trt-10.16")
     assert steps["answer"]["status"] == steps["profile"]["status"] == "not reached"
     # Put right, only what was not done is done.
     steps = steps_of(deploy(ALL, "--json")[0])

@@ -91,7 +91,7 @@ def test_a_target_that_does_not_build_for_the_gpu_is_refused():
     with pytest.raises(ConfigError, match=r"orin-nano-8gb has 8\.7") as refused:
         catalog.resolve(DEVICES["orin-nano-8gb"], "rtx", None)
 
-    assert "--target trt-10.3" in refused.value.mend
+    assert "--target trt-10.3" in refused.value.fix
 
 
 def test_a_precision_that_the_device_lacks_is_refused(own):
@@ -99,7 +99,7 @@ def test_a_precision_that_the_device_lacks_is_refused(own):
     with pytest.raises(ConfigError, match="my-board does not compute in fp32") as refused:
         catalog.resolve(board, None, "fp32")
 
-    assert "fp16" in refused.value.mend
+    assert "fp16" in refused.value.fix
 
 
 def test_weights_that_do_not_fit_are_refused():
@@ -113,7 +113,7 @@ def test_an_unknown_device_is_told_the_nearest():
     with pytest.raises(ConfigError) as refused:
         catalog.get("orin-nano-8g")
 
-    assert "did you mean 'orin-nano-8gb'?" in refused.value.mend
+    assert "did you mean 'orin-nano-8gb'?" in refused.value.fix
 
 
 def test_a_file_of_one_s_own_adds_replaces_and_changes(own):

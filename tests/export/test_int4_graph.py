@@ -153,15 +153,15 @@ def test_a_weight_that_feeds_something_else_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("shape", "block", "mend"),
+    ("shape", "block", "fix"),
     [((48, 33), 32, "matmul_nbits"), ((48, 160), 128, "--block 32"), ((47, 128), 128, "matmul_nbits")],
 )
-def test_matrices_that_do_not_divide_are_refused_where_nothing_fills_them(shape, block, mend):
+def test_matrices_that_do_not_divide_are_refused_where_nothing_fills_them(shape, block, fix):
     require_fit({NAME: shape}, record("matmul_nbits", block=block))
     require_fit({"lm_head.weight": shape}, record("dequantize", block=block))
     with pytest.raises(ConfigError, match="whole blocks") as caught:
         require_fit({NAME: shape}, record("dequantize", block=block))
-    assert mend in caught.value.mend
+    assert fix in caught.value.fix
 
 
 @pytest.mark.parametrize(

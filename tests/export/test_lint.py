@@ -47,7 +47,7 @@ def test_a_later_operator_is_named_with_its_first_version_and_the_targets_that_h
 
     assert str(violation) == f"node 'late': {operator} is not in the operators of trt-10.3 (first in {first})"
     assert violation.since == first
-    assert all(name in violation.mend for name in set(PARSED) - without)
+    assert all(name in violation.fix for name in set(PARSED) - without)
 
 
 def test_attention_in_fp16_is_taken_from_10_14_on():
@@ -84,7 +84,7 @@ def test_a_data_dependent_operator_is_refused_everywhere(operator, target):
     (violation,) = found(graph, target)
 
     assert str(violation) == f"node 'find': {operator} has a data-dependent shape"
-    assert "TopK of constant K" in violation.mend
+    assert "TopK of constant K" in violation.fix
 
 
 @pytest.mark.parametrize("target", PARSED)
@@ -96,7 +96,7 @@ def test_a_scatter_with_a_reduction_is_refused(operator, reduction, target):
     assert bool(violations) == (reduction == "add")
     for violation in violations:
         assert "reduction = 'add'" in violation.problem
-        assert "one-hot" in violation.mend
+        assert "one-hot" in violation.fix
 
 
 @pytest.mark.parametrize("target", PARSED)
@@ -136,7 +136,7 @@ def test_uint4_is_refused_wherever_it_appears(target):
         ("tensor", "w", "UINT4"),
         ("tensor", "z", "UINT4"),
     }
-    assert all("symmetric INT4" in v.mend for v in violations)
+    assert all("symmetric INT4" in v.fix for v in violations)
 
 
 def test_a_type_that_came_later_is_named_with_its_first_version():
@@ -236,8 +236,8 @@ def test_an_export_fails_with_the_same_words(tmp_path):
     with pytest.raises(ExportError, match=r"first in TensorRT 11\.0") as raised:
         check_graph(tmp_path / "g.onnx", targets.get("trt-10.3"), static=True)
 
-    assert "Sigmoid" in raised.value.mend
-    assert "file an issue" in raised.value.mend
+    assert "Sigmoid" in raised.value.fix
+    assert "file an issue" in raised.value.fix
 
 
 def test_the_command_lints_files_and_bundles(fico, tmp_path, make_bundle, tiny_checkpoint):
@@ -249,7 +249,7 @@ def test_the_command_lints_files_and_bundles(fico, tmp_path, make_bundle, tiny_c
     assert (violation["name"], violation["what"]) == ("attend", "Attention")
     plain = fico("lint", tmp_path / "g.onnx", "--target", "trt-10.3")
     assert "Attention is not in the operators of trt-10.3" in plain.out
-    assert "mend: write MatMul, Softmax, MatMul" in plain.out
+    assert "hint: write MatMul, Softmax, MatMul" in plain.out
     assert fico("lint", tmp_path / "g.onnx", "--target", "rtx").code == 0
 
     folder = make_bundle(tiny_checkpoint, 16)

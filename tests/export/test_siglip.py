@@ -257,7 +257,7 @@ def test_a_method_that_cannot_do_without_cls_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match="needs a tower with a CLS token") as caught:
         make_plan("cls-topk", 16, {}, LIMITS)
 
-    assert "another method" in caught.value.mend
+    assert "another method" in caught.value.fix
     assert make_plan("cls-topk", 16, {}, dataclasses.replace(LIMITS, has_cls=True)).keep == 16
 
 
@@ -279,7 +279,7 @@ def test_the_strategy_that_drops_a_first_row_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="drops the first patch") as caught:
         models.load(folder)
 
-    assert '"full"' in caught.value.mend
+    assert '"full"' in caught.value.fix
 
 
 def test_positions_for_another_grid_are_refused(tmp_path):

@@ -73,7 +73,7 @@ def test_a_log_that_cannot_be_used_names_the_line(tmp_path, text, line, words):
         read_logs([path])
     assert f"{path}, line {line}: " in error.value.what
     assert words in error.value.what
-    assert error.value.mend
+    assert error.value.fix
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

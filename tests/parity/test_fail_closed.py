@@ -38,7 +38,7 @@ def test_a_parity_error_names_the_value_and_the_threshold():
         ParityError, match=r"decoder: cosine is 0\.875, not at least 0\.99999\. on picture 2"
     ) as raised:
         require(report)
-    assert "--precision fp32" in raised.value.mend
+    assert "--precision fp32" in raised.value.fix
 
 
 def test_nan_points_at_the_weights():
@@ -46,7 +46,7 @@ def test_nan_points_at_the_weights():
 
     with pytest.raises(ParityError) as raised:
         require(report)
-    assert "NaN" in raised.value.mend
+    assert "NaN" in raised.value.fix
 
 
 def test_a_check_that_could_not_run_has_not_passed():

@@ -133,7 +133,7 @@ def test_bundles_that_do_not_fit_together_are_refused_before_one_is_loaded(monke
     monkeypatch.setattr(measure, "available_bytes", lambda: stored // 2)
     with pytest.raises(ConfigError, match="more memory") as refused:
         profile([reduced], Request())
-    assert "--in-turn" not in refused.value.mend
+    assert "--in-turn" not in refused.value.fix
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_bundle_that_cannot_be_run_is_named(fico, reduced, tmp_path):
     fico("profile", reduced, damaged, *QUICK, "--json")
     refused = fico("profile", reduced, damaged, *QUICK, "--json").json
     assert "vision_encoder.onnx" in refused["error"]
-    assert refused["exit_code"] == 2
+    assert refused["exit"] == 2
 
 
 def test_logs_are_shared_out_in_place_of_measuring(fico, reduced, whole, tmp_path):
@@ -233,7 +233,7 @@ def test_a_process_that_is_killed_is_an_error_that_says_so(job):
         os.kill(subject._process.pid, signal.SIGKILL)
         with pytest.raises(EngineError, match="signal 9") as error:
             subject.answer(1)
-    assert "memory" in error.value.mend
+    assert "memory" in error.value.fix
 
 
 def test_no_process_outlives_its_pipe(job):

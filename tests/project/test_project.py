@@ -25,10 +25,10 @@ def test_the_package_offers_what_it_says():
     assert callable(fico_export.verify)
 
 
-def test_every_error_has_a_mend_and_an_exit_code():
+def test_every_error_has_a_fix_and_an_exit_code():
     kinds = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, errors.FicoError)]
     for kind in kinds:
-        assert kind("what", mend="mend").exit_code == (2 if issubclass(kind, errors.ConfigError) else 1)
+        assert kind("what", fix="fix").exit_code == (2 if issubclass(kind, errors.ConfigError) else 1)
         with pytest.raises(TypeError):
             kind("what")
 

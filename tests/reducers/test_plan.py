@@ -118,7 +118,7 @@ def test_a_plan_is_made_again_from_what_it_says_of_itself(method):
 def test_what_makes_no_sense_is_refused_with_the_reason(method, keep, settings, words):
     with pytest.raises(ConfigError) as refused:
         make_plan(method, keep, settings, LLAVA)
-    said = f"{refused.value} {refused.value.mend}"
+    said = f"{refused.value} {refused.value.fix}"
     for word in words:
         assert word in said
 

@@ -214,4 +214,4 @@ def test_a_method_that_reads_the_prompt_needs_one():
         with pytest.raises(InputError) as refused:
             keeping.kept(vlm, Image.new("RGB", (9, 9)))
 
-        assert "--prompt" in refused.value.mend
+        assert "--prompt" in refused.value.fix

@@ -179,7 +179,7 @@ def test_profiles_that_lie_in_the_bundles_are_found_once(tmp_path):
         ConfigError, match="is of other bundles"
     ) as refused:  # what was there is another bundle now
         evidence.profiles([(tmp_path / "a", records.manifest(keep=8))], [])
-    assert "delete the file" in refused.value.mend
+    assert "delete the file" in refused.value.fix
     (tmp_path / "b" / "profile.json").write_text("{")
     with pytest.raises(ConfigError, match="is no profile"):
         evidence.profiles(folders, [])
@@ -222,7 +222,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     with pytest.raises(ConfigError, match="need matplotlib") as refused:
         render(content())
 
-    assert refused.value.mend == "pip install 'fico_export[report]'"
+    assert refused.value.fix == "pip install 'fico_export[report]'"
 
 
 def browse(page, width, scheme, folder):

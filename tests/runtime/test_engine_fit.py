@@ -282,13 +282,13 @@ def test_the_engine_of_another_graph_is_refused(built):
     shapes = {
         name: tuple(n if isinstance(n, int) else -1 for n in shape) for name, shape in graph.shapes().items()
     }
-    require_tensors("decoder", graph, shapes, "mend")
+    require_tensors("decoder", graph, shapes, "fix")
 
     fewer = {name: shape for name, shape in shapes.items() if name != "logits"}
-    refused(require_tensors, "decoder", graph, fewer, "mend", words=["another graph", "logits"])
+    refused(require_tensors, "decoder", graph, fewer, "fix", words=["another graph", "logits"])
     cache = "past_key_values.0.key"
     other = shapes | {cache: (*shapes[cache][:2], 99, shapes[cache][3])}
-    refused(require_tensors, "decoder", graph, other, "mend", words=["another graph", cache, "99"])
+    refused(require_tensors, "decoder", graph, other, "fix", words=["another graph", cache, "99"])
 
 
 def test_inspect_shows_engines_and_checks_them(own, capsys):
@@ -337,7 +337,7 @@ def test_a_bundle_with_a_growing_cache_is_refused(own):
             ConfigError, match="target portable, whose decoder has a cache that grows"
         ) as refusal:
             fico_export.load(own, backend=backend)
-        assert target in refusal.value.mend
+        assert target in refusal.value.fix
     assert fico_export.load(own, backend="auto").backend in ("ort-cpu", "ort-cuda")
 
 
@@ -346,7 +346,7 @@ def test_without_a_gpu_the_backend_is_refused_and_auto_says_so_once(built, caplo
     with pytest.raises(FicoError) as refusal:
         fico_export.load(built, backend="rtx")
     assert "cuda" in refusal.value.what.lower()
-    assert "driver" in refusal.value.mend
+    assert "driver" in refusal.value.fix
 
     with caplog.at_level(logging.WARNING):
         assert fico_export.load(built).backend == "ort-cpu"
@@ -372,7 +372,7 @@ def test_memory_is_counted_before_anything_is_loaded(built):
         require(whole - 1, low_memory=False)
     with pytest.raises(ConfigError, match="--max-context") as refusal:
         require(parted - 1, low_memory=False)
-    assert "--low-memory" not in refusal.value.mend
+    assert "--low-memory" not in refusal.value.fix
 
 
 @pytest.mark.parametrize(("value", "wanted"), [(None, True), ("1", True), ("0", False)])

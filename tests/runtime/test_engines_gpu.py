@@ -163,7 +163,7 @@ def test_the_last_row_is_used_and_one_past_it_refused(backend, built):
     decoder, cache = caches[0]
     with pytest.raises(InputError, match=f"{ROWS} tokens and 1 more") as refusal:
         decoder.append(cache, vlm.embed([3]), [ROWS])
-    assert "--max-context" in refusal.value.mend
+    assert "--max-context" in refusal.value.fix
     assert set(cache.lengths) == {ROWS}
 
 
@@ -198,4 +198,4 @@ def test_a_plan_that_the_library_does_not_know_is_refused(backend, built, target
 
     with pytest.raises(EngineError, match="cannot load") as refusal:
         fico_export.load(folder, backend=backend)
-    assert "fico build" in refusal.value.mend
+    assert "fico build" in refusal.value.fix

@@ -159,7 +159,7 @@ def test_a_chunk_that_fails_takes_back_those_before_it(pair, monkeypatch):
     def fails_the_second_time(*given):
         calls.append(given)
         if len(calls) == 2:
-            raise EngineError("no memory", mend="free some")
+            raise EngineError("no memory", fix="free some")
         return step(*given)
 
     monkeypatch.setattr(vlm.decoder, "_step", fails_the_second_time)

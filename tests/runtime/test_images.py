@@ -256,19 +256,19 @@ def test_the_crop_box_of_a_padded_picture_reaches_outside():
 def test_a_config_that_cannot_be_followed_is_refused(wrong, named):
     with pytest.raises(ConfigError, match=named) as caught:
         ImageProcessor.from_config({**CLIP, **wrong})
-    assert caught.value.mend
+    assert caught.value.fix
 
 
 def test_the_supported_processors_are_listed():
     with pytest.raises(ConfigError) as caught:
         ImageProcessor.from_config({"image_processor_type": "PixtralImageProcessor"})
-    assert "CLIPImageProcessorFast, LlavaImageProcessor," in caught.value.mend
+    assert "CLIPImageProcessorFast, LlavaImageProcessor," in caught.value.fix
 
 
 def refusal(source):
     with pytest.raises(InputError) as caught:
         load_image(source)
-    assert caught.value.mend
+    assert caught.value.fix
     return caught.value
 
 
@@ -315,12 +315,12 @@ def test_a_damaged_picture_is_read_or_refused(form):
         try:
             assert load_image(bytes(damaged)).mode == "RGB"
         except InputError as error:
-            assert error.mend  # noqa: PT017 - either outcome is right
+            assert error.fix  # noqa: PT017 - either outcome is right
 
 
 @pytest.mark.parametrize("address", ["http://example.org/cat.png", "HTTPS://example.org/cat.png"])
 def test_an_address_is_refused(address):
-    assert "download" in refusal(address).mend
+    assert "download" in refusal(address).fix
 
 
 @pytest.mark.parametrize("size", [(50_000, 50_000), (14_143, 14_143)])
@@ -371,7 +371,7 @@ def test_a_picture_too_long_and_thin_is_refused(config):
     processor = ImageProcessor.from_config(config)
     with pytest.raises(InputError, match="20000×1") as caught:
         processor(Image.new("RGB", (20_000, 1)))
-    assert "crop" in caught.value.mend
+    assert "crop" in caught.value.fix
     with pytest.raises(InputError):
         processor.crop_box(1, 20_000)
 

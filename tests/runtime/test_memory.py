@@ -26,7 +26,7 @@ def test_a_bundle_that_does_not_fit_is_refused_before_it_is_loaded(bundle, monke
 
     with pytest.raises(ConfigError, match=r"widens FP16 .* 0\.0 GB are free") as refusal:
         fico_export.load(bundle, backend="ort-cpu", low_memory=low_memory)
-    assert "--low-memory" not in refusal.value.mend  # which would not help
+    assert "--low-memory" not in refusal.value.fix  # which would not help
 
 
 def test_low_memory_needs_room_for_the_largest_graph_alone(bundle, monkeypatch):

@@ -167,20 +167,20 @@ def test_a_tokenizer_saved_with_truncation_cuts_nothing(tiny_checkpoint):
 def test_text_with_the_image_token_is_refused(formatter):
     with pytest.raises(InputError, match="<image>") as caught:
         formatter.encode([Message("user", "What is <image>?", images=1)], 64)
-    assert "--image" in caught.value.mend
+    assert "--image" in caught.value.fix
 
 
 def test_text_that_is_not_unicode_is_refused(formatter):
     with pytest.raises(InputError, match="character 3") as caught:
         formatter.encode([Message("user", "caf\udce9")], 64)
-    assert "UTF-8" in caught.value.mend
+    assert "UTF-8" in caught.value.fix
 
 
 @pytest.mark.parametrize("template", ["{{ messages[0].content[-1].text }}", "{{ (image_token + ' ') * 2 }}"])
 def test_a_template_that_loses_or_doubles_a_picture_is_refused(tiny_checkpoint, template):
     with pytest.raises(InputError, match="1 pictures") as caught:
         formatter_of(tiny_checkpoint, template).encode(CONVERSATIONS["one picture"], 64)
-    assert caught.value.mend
+    assert caught.value.fix
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_template_that_fails_says_why(tiny_checkpoint, template, why):
     with pytest.raises(ConfigError, match=why) as caught:
         formatter_of(tiny_checkpoint, template).render([Message("user", "hi")])
     assert "user" in caught.value.what
-    assert caught.value.mend
+    assert caught.value.fix
 
 
 def test_files_that_do_not_fit_are_refused(tiny_checkpoint):
@@ -364,4 +364,4 @@ def test_how_text_is_cut_into_pieces_changes_nothing(stops, pieces):
 def test_stop_strings_that_cannot_be_are_refused(stops):
     with pytest.raises(ConfigError, match="stop strings") as caught:
         StopStrings(stops)
-    assert "list" in caught.value.mend
+    assert "list" in caught.value.fix

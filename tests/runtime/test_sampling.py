@@ -107,7 +107,7 @@ def test_the_logits_given_are_left_as_they_are():
 def test_logits_that_are_not_numbers_are_refused(logits, temperature):
     with pytest.raises(EngineError, match="logits") as caught:
         Sampler(Sampling(temperature=temperature))(np.array(logits, np.float32))
-    assert "fp32" in caught.value.mend
+    assert "fp32" in caught.value.fix
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def test_logits_that_are_not_numbers_are_refused(logits, temperature):
         {"seed": 0.5},
     ],
 )
-def test_a_setting_outside_its_range_is_refused_with_a_mend(wrong):
+def test_a_setting_outside_its_range_is_refused_with_a_fix(wrong):
     (name,) = wrong
     with pytest.raises(ConfigError, match=name) as caught:
         Sampling(**wrong)
-    assert caught.value.mend
+    assert caught.value.fix

@@ -149,7 +149,7 @@ def test_the_fast_processor_gives_the_pillow_result():
 def test_a_config_that_cannot_be_followed_is_refused(wrong, named):
     with pytest.raises(ConfigError, match=named) as caught:
         ImageProcessor.from_config({**PUBLIC, **wrong})
-    assert caught.value.mend
+    assert caught.value.fix
 
 
 def test_the_crop_box_is_the_whole_picture():

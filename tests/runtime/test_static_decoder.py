@@ -100,7 +100,7 @@ def test_what_goes_past_the_cache_is_refused_and_nothing_is_lost(vlm, reference)
     vlm.decoder.append(cache, embeds[: ROWS - 1], range(ROWS - 1))
     with pytest.raises(InputError, match=f"{ROWS - 1} tokens and 2 more; .* has {ROWS} rows") as refused:
         vlm.decoder.append(cache, rows(2), [ROWS - 1, ROWS])
-    assert "--max-context" in refused.value.mend
+    assert "--max-context" in refused.value.fix
     got = vlm.decoder.append(cache, embeds[-1:], [ROWS - 1])
     np.testing.assert_allclose(got, want[-1], atol=1e-4)
     with pytest.raises(InputError, match=f"{ROWS} tokens and 1 more"):
@@ -158,7 +158,7 @@ def test_a_prompt_that_does_not_fit_is_refused_and_the_conversation_stays(vlm, p
     first = chat.ask("Hi", max_new_tokens=4)
     with pytest.raises(InputError, match=rf"has {ROWS} rows") as refused:
         chat.ask("x", photographs[:5], max_new_tokens=4)
-    assert "--max-context" in refused.value.mend
+    assert "--max-context" in refused.value.fix
     second = chat.ask("Hm", max_new_tokens=4)
 
     assert second.cached_tokens >= first.prompt_tokens
@@ -252,7 +252,7 @@ def test_export_verifies(target, precision, checkpoint, make_bundle):
 
 
 @pytest.mark.parametrize(
-    ("target", "rows", "what", "mend"),
+    ("target", "rows", "what", "fix"),
     [
         ("portable", 128, "grows", "trt-10.3"),
         ("ort", 128, "grows", "rtx"),
@@ -260,9 +260,9 @@ def test_export_verifies(target, precision, checkpoint, make_bundle):
         ("rtx", 79, "a picture takes 16", "--max-context 80"),
     ],
 )
-def test_rows_that_cannot_be_are_refused(target, rows, what, mend, checkpoint, tmp_path):
+def test_rows_that_cannot_be_are_refused(target, rows, what, fix, checkpoint, tmp_path):
     with pytest.raises(ConfigError, match=what) as refused:
         fico_export.export(checkpoint, 16, target=target, max_context=rows, out=tmp_path / "b")
 
-    assert mend in refused.value.mend
+    assert fix in refused.value.fix
     assert not (tmp_path / "b").exists()

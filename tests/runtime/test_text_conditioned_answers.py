@@ -93,7 +93,7 @@ def test_a_picture_asked_about_anew_is_not_taken_from_the_cache(vlm, photographs
 def test_a_picture_without_a_question_is_refused(vlm, photographs):
     with pytest.raises(InputError, match="reads the prompt") as refused:
         vlm.encode_image(photographs[0])
-    assert 'encode_image(picture, prompt="…")' in refused.value.mend
+    assert 'encode_image(picture, prompt="…")' in refused.value.fix
 
 
 def test_text_that_is_no_prompt_is_refused(vlm, photographs):
@@ -122,7 +122,7 @@ def test_a_prompt_longer_than_the_graph_takes_is_refused_and_changes_nothing(
     with pytest.raises(InputError, match="takes 40") as refused:
         chat.ask(long, photographs[:1], max_new_tokens=4)
     needed = len(vlm.formatter.text_ids(long))
-    assert f"--set text_length={needed}" in refused.value.mend
+    assert f"--set text_length={needed}" in refused.value.fix
     answer = chat.ask(QUESTION, photographs[:1], max_new_tokens=4)
 
     assert answer.token_ids == vlm.generate(QUESTION, photographs[:1], max_new_tokens=4).token_ids
@@ -204,7 +204,7 @@ def test_verify_wants_the_clip_model_that_the_bundle_came_from(
     edit_json(bundle / "manifest.json", clip_text__source=str(tmp_path / "gone"))
     with pytest.raises(CheckpointError, match="no longer at") as gone:
         fico_export.verify(bundle)
-    assert "--clip-text FOLDER" in gone.value.mend
+    assert "--clip-text FOLDER" in gone.value.fix
     report = fico_export.verify(bundle, clip_text=str(moved))
     assert not report.failed
     other = write_clip(tmp_path / "other", text={"num_hidden_layers": 2})

@@ -115,7 +115,7 @@ def load(folder: Path | None = None) -> dict[str, Device]:
     if given is not None:
         if not given.is_dir():
             raise ConfigError(
-                f"no folder {given}", mend=f"--devices FOLDER, or {FOLDER_VARIABLE}, with TOML files"
+                f"no folder {given}", fix=f"--devices FOLDER, or {FOLDER_VARIABLE}, with TOML files"
             )
         for file, text in _texts(given):
             for name, content in _devices(text, file).items():
@@ -148,7 +148,7 @@ def resolve(device: Device | None, target: str | None, precision: str | None) ->
         raise ConfigError(
             f"target {chosen.name} builds for compute capability {', '.join(chosen.compute_capabilities)}; "
             f"{device.name} has {device.compute_capability}",
-            mend=f"--target {device.target}, or drop --target",
+            fix=f"--target {device.target}, or drop --target",
         )
     if precision is None:
         offered = [p for p in device.precisions if p in chosen.precisions]
@@ -156,7 +156,7 @@ def resolve(device: Device | None, target: str | None, precision: str | None) ->
     if precision not in device.precisions:
         raise ConfigError(
             f"{device.name} does not compute in {precision}",
-            mend=f"--precision one of: {', '.join(device.precisions)}",
+            fix=f"--precision one of: {', '.join(device.precisions)}",
         )
     return chosen, precision
 
@@ -175,7 +175,7 @@ def require_memory(device: Device | None, weights: int, cache: int = 0) -> None:
         smaller = "--precision, --max-context" if cache else "--precision"
         raise ConfigError(
             f"the weights take {weights / 1e9:.1f} GB{beside}, {device.name} has {room:g} GB for them",
-            mend=f"a smaller {smaller} or model, or another --device",
+            fix=f"a smaller {smaller} or model, or another --device",
         )
 
 
@@ -194,7 +194,7 @@ def _devices(text: str, file: str) -> dict[str, dict[str, Any]]:
     for name, table in content.items():
         if not isinstance(table, dict):
             raise ConfigError(
-                f"{file}: {name!r} is not in the table of a device", mend=f"put it below [NAME] in {file}"
+                f"{file}: {name!r} is not in the table of a device", fix=f"put it below [NAME] in {file}"
             )
     defaults = content.pop("defaults", {})
     return {name: _merged(_for(table, defaults), table) for name, table in content.items()}
@@ -213,7 +213,7 @@ def _based(content: dict[str, Any], raw: dict[str, tuple[dict[str, Any], str]], 
     base = content["like"]
     if base not in raw:
         error = unknown_name("device", str(base), raw)
-        raise ConfigError(f"{place}: like: {error.what}", mend=error.mend)
+        raise ConfigError(f"{place}: like: {error.what}", fix=error.fix)
     changes = {key: value for key, value in content.items() if key != "like"}
     old = raw[base][0]
     evidence = {key: text for key, text in old.get("evidence", {}).items() if key not in changes}
@@ -232,5 +232,5 @@ def _checked(name: str, content: dict[str, Any], file: str) -> Device:
     device = tables.checked(Device, {"name": name, **content}, place)
     if device.target not in targets.names():
         error = unknown_name("target", device.target, targets.names())
-        raise ConfigError(f"{place}: target: {error.what}", mend=error.mend)
+        raise ConfigError(f"{place}: target: {error.what}", fix=error.fix)
     return device

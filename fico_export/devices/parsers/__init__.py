@@ -50,7 +50,7 @@ class Rule(Record):
 
     operators: list[str]
     says: str
-    mend: str
+    fix: str
     attribute: str | None = None
     values: list[str | int] | None = None
     without: str | None = None

@@ -89,7 +89,7 @@ class Target(Record):
         """The error of a precision that is not one of the target's."""
         return ConfigError(
             f"precision {precision!r} is not offered for target {self.name}",
-            mend=f"--precision one of: {', '.join(self.precisions)}",
+            fix=f"--precision one of: {', '.join(self.precisions)}",
         )
 
     def beside(self, *, quantized: bool) -> frozenset[str]:

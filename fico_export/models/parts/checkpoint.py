@@ -68,7 +68,7 @@ class Checkpoint:
             if missing:
                 raise CheckpointError(
                     f"model.safetensors.index.json names {len(missing)} tensors that no shard holds, first {missing[0]!r}",
-                    mend=f"download the checkpoint again: the shards in {folder} are from another revision than the index",
+                    fix=f"download the checkpoint again: the shards in {folder} are from another revision than the index",
                 )
         for name, source in (tied or {}).items():
             if name not in self.tensors and source in self.tensors:
@@ -88,23 +88,23 @@ class Checkpoint:
             if stored is None:
                 raise CheckpointError(
                     f"the checkpoint has no tensor {name!r}",
-                    mend=f"download the checkpoint again, or check that {self.folder / 'config.json'} belongs to it",
+                    fix=f"download the checkpoint again, or check that {self.folder / 'config.json'} belongs to it",
                 )
             if stored.shape != shape:
                 raise CheckpointError(
                     f"tensor {stored.key!r} has shape {list(stored.shape)}, but config.json makes it {list(shape)}",
-                    mend=f"use the config.json of this checkpoint in {self.folder}",
+                    fix=f"use the config.json of this checkpoint in {self.folder}",
                 )
             if stored.dtype not in _DTYPES:
                 raise CheckpointError(
                     f"tensor {stored.key!r} is stored as {stored.dtype}; read are {', '.join(_DTYPES)}",
-                    mend="use the checkpoint that was not quantized",
+                    fix="use the checkpoint that was not quantized",
                 )
         for name, stored in self.tensors.items():
             if name.startswith("language_model.") and name not in expected and not _BUFFER.search(name):
                 raise CheckpointError(
                     f"the checkpoint has a tensor {stored.key!r} that config.json has no place for",
-                    mend=f"use the config.json of this checkpoint in {self.folder}, and weights that were not quantized",
+                    fix=f"use the config.json of this checkpoint in {self.folder}, and weights that were not quantized",
                 )
 
     def load(self, name: str) -> torch.Tensor:
@@ -134,7 +134,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}", mend="download the checkpoint again") from error
+        raise CheckpointError(f"cannot read {path}: {error}", fix="download the checkpoint again") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -146,9 +146,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"cannot read {path}: {error}", mend="download the checkpoint again") from error
+        raise CheckpointError(f"cannot read {path}: {error}", fix="download the checkpoint again") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object", mend="download the checkpoint again")
+        raise CheckpointError(f"{path} holds no JSON object", fix="download the checkpoint again")
     return content
 
 
@@ -160,7 +160,7 @@ def _read_index(folder: Path) -> dict[str, str] | None:
     # Path(...).name: an index is data and must not reach out of its folder.
     named = isinstance(index, dict) and all(isinstance(n, str) and Path(n).name for n in index.values())
     if not index or not named:
-        raise CheckpointError(f"{path} has no weight_map", mend="download the checkpoint again")
+        raise CheckpointError(f"{path} has no weight_map", fix="download the checkpoint again")
     return {key: Path(name).name for key, name in index.items()}
 
 
@@ -171,7 +171,7 @@ def _shards(folder: Path, index: dict[str, str] | None) -> list[Path]:
             if not file.is_file():
                 raise CheckpointError(
                     f"shard {file.name} named by model.safetensors.index.json is missing",
-                    mend=f"download it into {folder}",
+                    fix=f"download it into {folder}",
                 )
         return files
     single = folder / "model.safetensors"
@@ -180,12 +180,12 @@ def _shards(folder: Path, index: dict[str, str] | None) -> list[Path]:
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
         raise CheckpointError(
             f"{folder} holds only pickled weights, which can run code when loaded and are not read",
-            mend='convert them on a machine you trust: `python -c "from transformers import '
+            fix='convert them on a machine you trust: `python -c "from transformers import '
             "LlavaForConditionalGeneration as M; M.from_pretrained('IN').save_pretrained('OUT')\"`",
         )
     raise CheckpointError(
         f"{folder} holds no model.safetensors and no model.safetensors.index.json",
-        mend="point --model at the folder with config.json and the .safetensors files",
+        fix="point --model at the folder with config.json and the .safetensors files",
     )
 
 
@@ -200,7 +200,7 @@ def _read_header(file: Path) -> dict[str, Stored]:
             }
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{file.name} is truncated or damaged: {error}", mend=f"download it again into {file.parent}"
+            f"{file.name} is truncated or damaged: {error}", fix=f"download it again into {file.parent}"
         ) from error
 
 

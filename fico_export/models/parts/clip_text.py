@@ -177,8 +177,8 @@ def _for_clip_text() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        mend = error.mend.replace("--model", "--clip-text")
-        raise CheckpointError(f"--clip-text: {error.what}", mend=mend) from error
+        fix = error.fix.replace("--model", "--clip-text")
+        raise CheckpointError(f"--clip-text: {error.what}", fix=fix) from error
 
 
 def _load(folder: Path, revision: str | None, source: str) -> Clip:
@@ -186,10 +186,10 @@ def _load(folder: Path, revision: str | None, source: str) -> Clip:
     if raw.get("model_type") != "clip":
         raise CheckpointError(
             f"model_type {raw.get('model_type')!r} in {folder / 'config.json'} is no CLIP model's",
-            mend=f"give the CLIP model that the vision tower comes from, such as {next(iter(ALIASES))}",
+            fix=f"give the CLIP model that the vision tower comes from, such as {next(iter(ALIASES))}",
         )
     if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(f"{folder} holds no .safetensors; pickled weights are not read", mend=_CONVERT)
+        raise CheckpointError(f"{folder} holds no .safetensors; pickled weights are not read", fix=_CONVERT)
     try:
         config = CLIPConfig.from_dict(raw)
         text, vision = config.text_config, config.vision_config
@@ -220,7 +220,7 @@ def _load(folder: Path, revision: str | None, source: str) -> Clip:
     except Exception as error:  # whatever transformers or a module raises over a value of the config
         raise CheckpointError(
             f"config.json describes no CLIP model: {type(error).__name__}: {' '.join(str(error).split())}",
-            mend="use the config.json that was published with this checkpoint",
+            fix="use the config.json that was published with this checkpoint",
         ) from error
     clip.checkpoint.check(shapes)
     _check_tokenizer(clip)
@@ -233,11 +233,11 @@ def _check_tokenizer(clip: Clip) -> None:
         frame = Tokenizer.from_str(clip.tokenizer).encode("").ids
     except Exception as error:  # the tokenizers library raises bare Exception
         raise CheckpointError(
-            f"tokenizer.json cannot be read: {error}", mend="use the tokenizer.json of this checkpoint"
+            f"tokenizer.json cannot be read: {error}", fix="use the tokenizer.json of this checkpoint"
         ) from error
     if len(frame) != 2 or max(frame) >= clip.text.vocab_size:
         raise CheckpointError(
             f"tokenizer.json puts the ids {frame} around a text, where a CLIP model of {clip.text.vocab_size} tokens "
             "has a begin and an end",
-            mend="use the tokenizer.json of this checkpoint",
+            fix="use the tokenizer.json of this checkpoint",
         )

@@ -97,7 +97,7 @@ class Vlm(Architecture):
             raise CheckpointError(
                 f"--clip-text: the vision tower of {clip.folder} has {clip.vision_size} channels, "
                 f"and what feeds this model's projector has {channels}",
-                mend="give the CLIP model that the vision tower comes from; without one, choose a method that needs none",
+                fix="give the CLIP model that the vision tower comes from; without one, choose a method that needs none",
             )
         checkpoint = copy.copy(self.checkpoint)
         mine, its = self.checkpoint.tensors, clip.checkpoint.tensors

@@ -163,5 +163,5 @@ class Cues:
 def _not_offered(what: str) -> ConfigError:
     return ConfigError(
         f"the method reads {what}, which this site does not offer",
-        mend="use a method of this site: `fico list methods --verbose` shows each method's site",
+        fix="use a method of this site: `fico list methods --verbose` shows each method's site",
     )

@@ -137,12 +137,12 @@ def make_plan(method: str, keep: int | None, settings: dict[str, Any], limits: L
             raise ConfigError(
                 f"{name if len(chain) > 1 else '--keep'} {budget} is outside {least} … {limits.total}, "
                 "the visual tokens this model has",
-                mend=f"--keep K with K in {least} … {limits.total}",
+                fix=f"--keep K with K in {least} … {limits.total}",
             )
         if budget > before:
             raise ConfigError(
                 f"{name} is to keep {budget} of the {before} tokens that the method before it leaves",
-                mend="give budgets that fall from left to right",
+                fix="give budgets that fall from left to right",
             )
         if budget == before:
             continue
@@ -177,21 +177,21 @@ def _parse(method: str, keep: int | None, total: int) -> list[tuple[str, int]]:
         if at and not text.isdecimal():
             raise ConfigError(
                 f"{part!r} has no budget after @",
-                mend=f"METHOD@K with a whole number K, such as {reducers.DEFAULT}@192",
+                fix=f"METHOD@K with a whole number K, such as {reducers.DEFAULT}@192",
             )
         budget = int(text) if at else keep if last else None
         if last and at and keep not in (None, budget):
             raise ConfigError(
                 f"--keep {keep}, and --method {method} ends with {budget}",
-                mend="drop --keep, or give the same number in both",
+                fix="drop --keep, or give the same number in both",
             )
         if name == "none":
             if len(parts) > 1:
-                raise ConfigError("none is no part of a chain", mend="drop it")
+                raise ConfigError("none is no part of a chain", fix="drop it")
             if budget not in (None, total):
                 raise ConfigError(
                     f"--keep {budget} with --method none, which keeps all {total} visual tokens",
-                    mend=f"drop --keep, or choose a method: {', '.join(n for n in reducers.names() if n != 'none')}",
+                    fix=f"drop --keep, or choose a method: {', '.join(n for n in reducers.names() if n != 'none')}",
                 )
             budget = total
         if budget is None:
@@ -200,11 +200,11 @@ def _parse(method: str, keep: int | None, total: int) -> list[tuple[str, int]]:
                 if last
                 else f"{name}@K, such as {name}@192"
             )
-            raise ConfigError(f"--method {name} needs a budget", mend=where)
+            raise ConfigError(f"--method {name} needs a budget", fix=where)
         result.append((name, budget))
     names = [name for name, _ in result]
     if len(set(names)) < len(names):
-        raise ConfigError(f"--method {method} names a method twice", mend="name each method once")
+        raise ConfigError(f"--method {method} names a method twice", fix="name each method once")
     return result
 
 
@@ -241,12 +241,12 @@ def _share(settings: dict[str, Any], wanted: list[tuple[str, int]]) -> dict[str,
         elif owners:
             raise ConfigError(
                 f"--set {key}: {' and '.join(owners)} both have such an option",
-                mend=f"--set {owners[0]}.{key}=…",
+                fix=f"--set {owners[0]}.{key}=…",
             )
         else:
             raise ConfigError(
                 f"--set {key}: none of {', '.join(shared)} has such an option",
-                mend="`fico list methods --verbose` shows each method's options",
+                fix="`fico list methods --verbose` shows each method's options",
             )
     return shared
 
@@ -258,7 +258,7 @@ def _step(
     if reducer.without_cls is None and not limits.has_cls:
         raise ConfigError(
             f"--method {name} needs a tower with a CLS token, and this model's has none",
-            mend="choose another method: `fico list methods --verbose` says how each does without",
+            fix="choose another method: `fico list methods --verbose` says how each does without",
         )
     decoder = reducer.site is Site.DECODER_LAYER
     depth = limits.decoder if decoder else limits.tower
@@ -269,12 +269,12 @@ def _step(
     if "following" in reducer.cues and depth.used == depth.total:
         raise ConfigError(
             f"--method {name} reads the layer after the features, and this model takes them from the last layer",
-            mend="choose another method: `fico list methods`",
+            fix="choose another method: `fico list methods`",
         )
     if reducer.whole_grid and before < limits.total:
         raise ConfigError(
             f"--method {name} works on the whole grid of patches, and here another method is to act before it",
-            mend="name it first, or choose another method for this place",
+            fix="name it first, or choose another method for this place",
         )
     earlier = reducer.earlier_layer(depth) if reducer.earlier_layer else None
     return Step(name, reducer, options, before, budget, schedule, earlier)
@@ -287,5 +287,5 @@ def _check_order(steps: list[Step], step: Step) -> None:
             raise ConfigError(
                 f"{step.method} acts at the {step.reducer.site.value}, "
                 f"which the tokens have passed when {earlier.method} has acted (at the {earlier.reducer.site.value})",
-                mend=f"a chain goes through these sites, each at most once: {', '.join(s.value for s in sites)}",
+                fix=f"a chain goes through these sites, each at most once: {', '.join(s.value for s in sites)}",
             )

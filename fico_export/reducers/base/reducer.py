@@ -154,7 +154,7 @@ def parse(options: type[OptionsT], settings: dict[str, Any]) -> OptionsT:
     for name in settings:
         if name not in options.model_fields:
             if not options.model_fields:
-                raise ConfigError(f"this method has no option {name!r}", mend="drop --set: it has no options")
+                raise ConfigError(f"this method has no option {name!r}", fix="drop --set: it has no options")
             raise unknown_name("option", name, options.model_fields)
     try:
         return options.model_validate(settings)
@@ -163,5 +163,5 @@ def parse(options: type[OptionsT], settings: dict[str, Any]) -> OptionsT:
         name = str(first["loc"][0])
         raise ConfigError(
             f"--set {name}={settings[name]}: {first['msg']}",
-            mend=f"{name}: {next(option for option in describe(options) if option.name == name)}",
+            fix=f"{name}: {next(option for option in describe(options) if option.name == name)}",
         ) from error

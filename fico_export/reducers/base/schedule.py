@@ -45,7 +45,7 @@ def by_equal_ratios(
     if layers != sorted(set(layers)) or layers[-1] > last:
         raise ConfigError(
             f"layers={asked} for a decoder in which a method may act in layers 0 … {last}",
-            mend=f"--set layers=A,B,C with ascending numbers of at most {last}",
+            fix=f"--set layers=A,B,C with ascending numbers of at most {last}",
         )
     counts = [round(tokens * (keep / tokens) ** ((i + 1) / len(layers))) for i in range(len(layers))]
     counts[-1] = keep
