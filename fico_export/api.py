@@ -12,7 +12,7 @@ from fico_export.progress import Progress, Silent
 if TYPE_CHECKING:
     from fico_export.bundle.manifest import Manifest
     from fico_export.bundle.manifest import Model as Origin
-    from fico_export.models.parts.clip_text import Clip
+    from fico_export.models.clip_text import Clip
     from fico_export.models.parts.family import Architecture
     from fico_export.models.parts.family import Vlm as Checkpoint
     from fico_export.parity.report import Report
@@ -86,7 +86,7 @@ def export(
     from fico_export.calibration import read_prompts
     from fico_export.devices import catalog
     from fico_export.exporter.write import Request, write_bundle
-    from fico_export.models.parts.clip_text import open_clip
+    from fico_export.models.clip_text import open_clip
     from fico_export.parity.report import require
     from fico_export.parity.verify import verify_bundle
 
@@ -253,7 +253,7 @@ def checkpoint_of(folder: Path, manifest: Manifest, model: str | None, clip_text
     Raises:
         CheckpointError: one of them has moved, or is not the one the bundle came from.
     """
-    from fico_export.models.parts.clip_text import open_clip
+    from fico_export.models.clip_text import open_clip
 
     checkpoint = _origin(folder, manifest.model, "--model", model, open_checkpoint)
     if manifest.clip_text is not None:

@@ -10,7 +10,7 @@ import torch
 
 from fico_export.errors import ConfigError
 from fico_export.exporter.stream import Tokens
-from fico_export.models.parts.decoder import EMBEDDINGS
+from fico_export.models.decoders.base import EMBEDDINGS
 from fico_export.models.parts.family import Vlm
 from fico_export.runtime.images import load_image
 from fico_export.runtime.preprocess import ImageProcessor

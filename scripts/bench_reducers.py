@@ -43,7 +43,6 @@ from fico_export.devices import targets
 from fico_export.errors import ConfigError
 from fico_export.exporter import checks, trace, weights
 from fico_export.exporter.cost import cost, of_reducer
-from fico_export.exporter.graphs import trace_vision
 from fico_export.models.parts.family import Vlm
 from fico_export.reducers.base.cues import Cues, Prompt
 from fico_export.reducers.base.plan import Plan, Step
@@ -148,7 +147,7 @@ class Bench:
         target = targets.get(targets.DEFAULT)
         path = self.folder / f"{plan.method}-k{plan.keep}.onnx"
         say(f"{plan.method} at {plan.keep}: export")
-        graph = trace_vision(self.model, plan, torch.float32, target.opset)
+        graph = trace.trace(lambda: self.model.vision(plan, torch.float32), target.opset)
         graph.ir_version = target.ir_version
         weights.bind(graph, self.model.checkpoint, say)
         trace.simplify(graph)

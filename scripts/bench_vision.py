@@ -32,7 +32,6 @@ from fico_export.demo.checkpoint import write_random_checkpoint
 from fico_export.devices import targets
 from fico_export.exporter import checks, trace, weights
 from fico_export.exporter.cost import cost, of_reducer
-from fico_export.exporter.graphs import trace_vision
 from fico_export.logs.read import read_logs
 from fico_export.logs.records import Timed
 from fico_export.logs.stages import stage_of
@@ -92,7 +91,7 @@ def export_vision(model: Vlm, method: str, keep: int | None, folder: Path) -> Pa
     plan = model.plan(method, keep, {})
     path = folder / f"{method}-k{plan.keep}.onnx"
     say(f"export {path.stem}")
-    graph = trace_vision(model, plan, torch.float32, target.opset)
+    graph = trace.trace(lambda: model.vision(plan, torch.float32), target.opset)
     graph.ir_version = target.ir_version
     weights.bind(graph, model.checkpoint, say)
     trace.simplify(graph)

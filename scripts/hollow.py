@@ -17,8 +17,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from fico_export import models
 from fico_export.demo.checkpoint import write_random_checkpoint
+from fico_export.models.clip_text import Clip, TextConfig
 from fico_export.models.parts.checkpoint import Checkpoint
-from fico_export.models.parts.clip_text import Clip, TextConfig
 from fico_export.models.parts.family import Vlm
 
 VISION: dict[str, Any] = {

@@ -127,7 +127,7 @@ def _verbose_targets() -> dict[str, dict[str, Any]]:
             "summary": target.description,
             "parser": f"{parsers.NAMES[parser.runtime]} {parser.version}" if parser else "",
             "jetpack": target.jetpack,
-            "decoder_dialect": target.dialect,
+            "decoder": target.decoder,
             "opset": f"{target.opset}, IR {target.ir_version}",
             "precisions": target.precisions,
             "compute_capabilities": target.compute_capabilities,

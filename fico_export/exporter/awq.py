@@ -23,8 +23,8 @@ from fico_export.bundle.manifest import AWQ_FILE, Quantization
 from fico_export.exporter.rounding import quantize
 from fico_export.exporter.stream import Streamed, Tokens
 from fico_export.exporter.views import View
+from fico_export.models.decoders.base import DecoderConfig, DecoderLayer
 from fico_export.models.parts.checkpoint import Checkpoint
-from fico_export.models.parts.decoder import DecoderConfig, DecoderLayer
 from fico_export.progress import Progress
 
 Factors = Mapping[str, npt.NDArray[np.float32]]

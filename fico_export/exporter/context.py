@@ -5,7 +5,7 @@ from __future__ import annotations
 from fico_export.devices import targets
 from fico_export.devices.targets import Target
 from fico_export.errors import ConfigError
-from fico_export.models.parts.decoder import DecoderConfig
+from fico_export.models.decoders.base import DecoderConfig
 from fico_export.reducers.base.plan import Plan
 
 DEFAULT = 1024  # rows where none are asked for
@@ -16,7 +16,7 @@ def cache_rows(target: Target, plan: Plan, context: int, asked: int | None) -> i
     """Rows of the KV cache; None where the target's decoder has one that grows.
 
     Args:
-        target: whose dialect says which.
+        target: whose form of the decoder says which.
         plan: of the reduction.
         context: the model's own.
         asked: --max-context; None for `DEFAULT`, or the model's context where that is less.
@@ -24,7 +24,7 @@ def cache_rows(target: Target, plan: Plan, context: int, asked: int | None) -> i
     Raises:
         ConfigError: --max-context for a cache that grows, beyond the model's context, or too small for a picture and some text.
     """
-    if target.dialect == "plain":
+    if not target.static_cache:
         if asked is None:
             return None
         raise ConfigError(

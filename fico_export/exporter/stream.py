@@ -8,8 +8,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fico_export.models.decoders.base import Decoder, DecoderConfig, DecoderLayer, causal_mask
 from fico_export.models.parts.checkpoint import Checkpoint
-from fico_export.models.parts.decoder import Decoder, DecoderConfig, DecoderLayer, causal_mask
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

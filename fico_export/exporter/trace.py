@@ -8,9 +8,8 @@ from __future__ import annotations
 import ast
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import onnx_ir as ir
@@ -21,8 +20,10 @@ from onnxscript.rewriter.rules import common as rules
 from torch import nn
 
 from fico_export.errors import ExportError, FicoError
+from fico_export.models.ports import GraphModule, Port, Ports
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
 
 # Those of onnxscript's default rules that find something in our graphs: all of them together take several times as long.
 _RULES = (
@@ -41,25 +42,6 @@ _RULES = (
 )
 
 
-@dataclass(frozen=True)
-class Signature:
-    """Inputs of a graph: names, example tensors, and which of their axes are free.
-
-    Attributes:
-        inputs: names in the order of the graph.
-        examples: arguments of the module's forward; nested sequences are flattened into `inputs`.
-        axes: like `examples`, with {axis: name} for each tensor's free axes; None where all is static.
-        outputs: names in the order of the graph.
-        least: of a free axis by name, the smallest length it can have.
-    """
-
-    inputs: Sequence[str]
-    examples: tuple[Any, ...]
-    axes: tuple[Any, ...] | None
-    outputs: Sequence[str]
-    least: Mapping[str, int] = field(default_factory=dict)
-
-
 def weightless(make: Callable[[], ModuleT]) -> ModuleT:
     """The module that `make` builds, each parameter a single zero expanded to its shape.
 
@@ -74,12 +56,14 @@ def weightless(make: Callable[[], ModuleT]) -> ModuleT:
     return module.eval()
 
 
-def graph_from_module(module: nn.Module, signature: Signature, opset: int) -> ir.Model:
-    """Trace a module whose parameters hold no weights; the initializers keep their parameters' names.
+def trace(make: Callable[[], GraphModule], opset: int) -> ir.Model:
+    """The graph of the module that `make` builds, without weights; the initializers keep their parameters' names.
 
     Raises:
         ExportError: torch's exporter failed.
     """
+    module = weightless(make)
+    ports = module.ports()
     try:
         with warnings.catch_warnings(), torch.no_grad():
             # The exporter warns about its own internals, which nobody here can fix.
@@ -87,8 +71,8 @@ def graph_from_module(module: nn.Module, signature: Signature, opset: int) -> ir
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             program = torch.export.export(
                 module,
-                signature.examples,
-                dynamic_shapes=_dynamic(signature.axes, signature.least, {}),
+                _for_each(ports, ports.example),
+                dynamic_shapes=_dynamic(ports),
                 strict=False,
             )
             exported = torch.onnx.export(
@@ -97,8 +81,8 @@ def graph_from_module(module: nn.Module, signature: Signature, opset: int) -> ir
                 optimize=False,
                 verbose=False,
                 opset_version=opset,
-                input_names=signature.inputs,
-                output_names=signature.outputs,
+                input_names=[port.name for port in ports.flat],
+                output_names=[port.name for port in ports.outputs],
             )
     except FicoError:
         raise
@@ -108,8 +92,12 @@ def graph_from_module(module: nn.Module, signature: Signature, opset: int) -> ir
             fix="run again with --debug and file an issue with the trace and your torch version",
         ) from error
     assert exported is not None
-    name_nodes(exported.model)
-    return exported.model
+    graph = exported.model
+    name_nodes(graph)
+    _name_axes(graph.graph.inputs, ports.flat)
+    _name_axes(graph.graph.outputs, ports.outputs)
+    _drop_unread_outputs(graph)
+    return graph
 
 
 def name_nodes(model: ir.Model) -> None:
@@ -179,7 +167,7 @@ def _weights_hidden(graph: ir.Graph) -> Iterator[None]:
             value.const_value = tensor
 
 
-def drop_unread_outputs(model: ir.Model) -> None:
+def _drop_unread_outputs(model: ir.Model) -> None:
     """Leave out the optional outputs of ONNX Runtime's own operators that nothing reads, or it computes them."""
     kept = set(model.graph.outputs)
     for node in model.graph.all_nodes():
@@ -188,20 +176,28 @@ def drop_unread_outputs(model: ir.Model) -> None:
                 output.name, output.shape, output.type = "", None, None
 
 
-def _dynamic(axes: Any, least: Mapping[str, int], dims: dict[str, Any]) -> Any:
+def _for_each(ports: Ports, of: Callable[[Port], Any]) -> tuple[Any, ...]:
+    """Something of every input, in the form of the arguments of `forward`."""
+    return tuple(
+        [of(port) for port in given] if isinstance(given, tuple) else of(given) for given in ports.inputs
+    )
+
+
+def _dynamic(ports: Ports) -> tuple[Any, ...] | None:
     """Axis names → torch.export's symbols, one for each name: fewer unknowns trace several times faster."""
-    if axes is None:
-        return None
-    if isinstance(axes, dict):
-        for name in axes.values():
-            symbol = name.replace(".", "_")
-            dims.setdefault(name, torch.export.Dim(symbol, min=least.get(name)))
-        return {axis: dims[name] for axis, name in axes.items()}
-    return type(axes)(_dynamic(a, least, dims) for a in axes)
+    dims: dict[str, Any] = {}
+
+    def symbols(port: Port) -> dict[int, Any] | None:
+        for name in port.free.values():
+            dims.setdefault(name, torch.export.Dim(name.replace(".", "_"), min=ports.least.get(name)))
+        return {axis: dims[name] for axis, name in port.free.items()} or None
+
+    found = _for_each(ports, symbols)
+    return found if dims else None
 
 
-def name_axes(values: Sequence[ir.Value], axes: Sequence[dict[int, str] | None]) -> None:
+def _name_axes(values: Sequence[ir.Value], ports: Sequence[Port]) -> None:
     """Give the free axes of inputs or outputs their words instead of the tracer's symbols."""
-    for value, names in zip(values, axes, strict=True):
-        if names and value.shape is not None:
-            value.shape = ir.Shape([names.get(i, d) for i, d in enumerate(value.shape)])
+    for value, port in zip(values, ports, strict=True):
+        if port.free and value.shape is not None:
+            value.shape = ir.Shape([port.free.get(i, d) for i, d in enumerate(value.shape)])

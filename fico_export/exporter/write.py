@@ -20,7 +20,7 @@ from fico_export.errors import ConfigError
 from fico_export.exporter import awq, checks, context, precision, quantize, stream, trace, weights
 from fico_export.exporter.graphs import GraphJob, graph_jobs
 from fico_export.exporter.links import Links, link_files, written_bytes
-from fico_export.models.parts import clip_text
+from fico_export.models import clip_text
 from fico_export.models.parts.family import Files, Vlm
 from fico_export.progress import Progress
 from fico_export.reducers.base.plan import Plan

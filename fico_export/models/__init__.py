@@ -1,4 +1,4 @@
-"""Model families, one file each: checkpoint layout, tower, sites, prompt, names. The folder is the registry."""
+"""Models: families, and the towers, mergers and decoders that they are made of, one file each."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ _FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 
 def families() -> dict[str, Family]:
     """File name → family. Imports torch and transformers."""
-    stems = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem != "__init__")
-    return {stem: importlib.import_module(f"{__name__}.{stem}").FAMILY for stem in stems}
+    folder = Path(__file__).parent / "families"
+    stems = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    return {stem: importlib.import_module(f"{__name__}.families.{stem}").FAMILY for stem in stems}
 
 
 def aliases() -> dict[str, str]:

@@ -15,8 +15,8 @@ import torch
 from fico_export.bundle.manifest import Quantization
 from fico_export.exporter import awq, quantize
 from fico_export.exporter.stream import Streamed, Tokens
+from fico_export.models.decoders.base import EMBEDDINGS, DecoderConfig
 from fico_export.models.parts.checkpoint import Checkpoint
-from fico_export.models.parts.decoder import EMBEDDINGS, DecoderConfig
 from fico_export.parity.report import Check, Report
 from fico_export.progress import Progress
 

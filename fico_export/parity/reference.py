@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from transformers import CLIPModel, LlavaForConditionalGeneration
 
+from fico_export.models.decoders.reducing import Prefill, WithPast
 from fico_export.models.parts.family import Vlm as Checkpoint
-from fico_export.models.parts.prefill import Prefill, WithPast
 from fico_export.models.parts.transformers_quiet import quiet_transformers
 from fico_export.reducers.base.plan import Plan
 from fico_export.reducers.base.reducer import Site

@@ -20,9 +20,10 @@ from fico_export.errors import ConfigError
 from fico_export.exporter.context import bytes_per_row
 from fico_export.exporter.graphs import DTYPES
 from fico_export.exporter.quantize import bits_of
-from fico_export.models.parts.decoder import Decoder, DecoderConfig
+from fico_export.models.decoders.base import Decoder, DecoderConfig
+from fico_export.models.decoders.plain import PlainDecoder
+from fico_export.models.decoders.reducing import Prefill
 from fico_export.models.parts.family import Architecture
-from fico_export.models.parts.prefill import Prefill
 from fico_export.reducers.base.plan import Plan
 from fico_export.reducers.base.reducer import Site
 
@@ -180,7 +181,7 @@ def _peak(rows: int, channels: int, hidden: int, scores: int, size: int) -> tupl
 
 def _decoder_flops(config: DecoderConfig, new: int, past: int) -> Mapping[str, int]:
     with torch.device("meta"):
-        module = Decoder(config, torch.float16)
+        module = PlainDecoder(config, torch.float16)
         cache = [
             torch.zeros(1, config.kv_heads, past, config.head_dim, dtype=torch.float16)
             for _ in range(2 * config.layers)

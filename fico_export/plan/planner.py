@@ -12,6 +12,8 @@ from fico_export.devices.targets import Target
 from fico_export.errors import ConfigError
 from fico_export.exporter import context
 from fico_export.exporter.precision import quantization
+from fico_export.models import decoders
+from fico_export.models.decoders.base import DecoderForm
 from fico_export.models.parts.family import Architecture
 from fico_export.plan import costs, roofline
 from fico_export.plan.costs import Flops, Storage
@@ -244,7 +246,7 @@ def _memory(
     copies = 1 if _in_place(target, made) else 2
     cache = copies * costs.cache_bytes_per_row(config, storage) * sum(rows) // config.layers
     inside = made.at(Site.DECODER_LAYER) is not None  # then prefill is a graph without a past
-    columns = prompt + (max(rows) if target.dialect == "legacy" and not inside else 0)
+    columns = prompt + (max(rows) if _form(target, made).apart and not inside else 0)
     head_rows = 1 if _last_row_only(target, made) else prompt
     activations = [
         costs.vision_activations(model, made, storage),
@@ -266,12 +268,16 @@ def _memory(
 
 def _in_place(target: Target, made: Plan) -> bool:
     """Whether a step writes its rows into the cache that it reads."""
-    return target.dialect != "plain" or (bool(target.contrib) and made.at(Site.DECODER_LAYER) is None)
+    return _form(target, made).in_place
 
 
 def _last_row_only(target: Target, made: Plan) -> bool:
     """Whether prefill computes the logits of the last row alone."""
-    return _in_place(target, made) or made.at(Site.DECODER_LAYER) is not None
+    return _form(target, made).last_row_only or made.at(Site.DECODER_LAYER) is not None
+
+
+def _form(target: Target, made: Plan) -> DecoderForm:
+    return decoders.form(target.decoder, per_layer=made.at(Site.DECODER_LAYER) is not None)
 
 
 def _exactly(count: int) -> Range:

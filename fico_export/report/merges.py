@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fico_export.models.parts.family import Vlm as Checkpoint
-from fico_export.models.parts.vision import Reduce, VisionEncoder, text_inputs
+from fico_export.models.vision import Reduce, VisionEncoder, text_inputs
 from fico_export.reducers.base.cues import Cues
 from fico_export.reducers.base.plan import Step
 from fico_export.reducers.base.reducer import Reduction

@@ -12,7 +12,7 @@ from fico_export.devices import targets
 from fico_export.errors import ConfigError
 from fico_export.exporter import quantize, trace, weights
 from fico_export.exporter.graphs import graph_jobs
-from fico_export.models.parts.clip_text import open_clip
+from fico_export.models.clip_text import open_clip
 from fico_export.reducers.base.reducer import Site
 
 rtx = pytest.importorskip(

@@ -10,7 +10,6 @@ import torch
 from fico_export import models
 from fico_export.devices import targets
 from fico_export.exporter import checks, trace, weights
-from fico_export.exporter.graphs import trace_vision
 from fico_export.reducers.base.reducer import Reduction, Site
 from fico_export.reducers.stages.compress import self_preserving
 from fico_export.reducers.stages.correlate import pair, strongest
@@ -37,7 +36,7 @@ def test_a_hybrid_of_two_methods_is_short_and_exports(grid24_checkpoint, tmp_pat
     step = plan.at(Site.ENCODER_LAYER)
     own = replace(step, method="hybrid", reducer=replace(step.reducer, apply=hybrid))
     plan = replace(plan, method="hybrid", steps=(own,))
-    graph = trace_vision(model, plan, torch.float32, target.opset)
+    graph = trace.trace(lambda: model.vision(plan, torch.float32), target.opset)
     graph.ir_version = target.ir_version
     weights.bind(graph, model.checkpoint, lambda text: None)
     trace.simplify(graph)

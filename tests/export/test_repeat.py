@@ -5,13 +5,12 @@ import collections
 import numpy as np
 import onnxruntime as ort
 import pytest
-import torch
 from checkpoints import write_tiny
+from tracing import decoder_graph
 
 from fico_export import models
 from fico_export.errors import ExportError
 from fico_export.exporter import graphs, repeat, trace, weights
-from fico_export.exporter.graphs import trace_decoder
 
 LAYERS = 5
 AXES = {"batch_size": 2, "sequence_length": 3, "total_sequence_length": 8, "past_sequence_length": 5}
@@ -24,9 +23,9 @@ def model(tmp_path_factory):
 
 
 def test_copied_layers_compute_what_traced_layers_do(model, monkeypatch, tmp_path):
-    copied = trace_decoder(model, torch.float32, 18)
+    copied = decoder_graph(model)
     monkeypatch.setattr(graphs, "TRACED", LAYERS)
-    traced = trace_decoder(model, torch.float32, 18)
+    traced = decoder_graph(model)
 
     names = [[v.name for v in (*g.graph.inputs, *g.graph.outputs)] for g in (copied, traced)]
     assert names[0] == names[1]
@@ -45,7 +44,7 @@ def test_copied_layers_compute_what_traced_layers_do(model, monkeypatch, tmp_pat
 
 def test_layers_that_are_not_alike_are_not_copied(model, monkeypatch):
     monkeypatch.setattr(graphs, "repeat_layers", lambda *given: None)
-    graph = trace_decoder(model, torch.float32, 18)
+    graph = decoder_graph(model)
     node = next(
         n for n in graph.graph if n.name.startswith("language_model.layers.2.") and n.op_type == "Sigmoid"
     )

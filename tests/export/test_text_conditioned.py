@@ -18,9 +18,8 @@ from fico_export.bundle.manifest import CLIP_TOKENIZER, Graph, TensorSpec
 from fico_export.devices import targets
 from fico_export.errors import ConfigError
 from fico_export.exporter import checks, trace, weights
-from fico_export.exporter.graphs import trace_clip_text, trace_vision
 from fico_export.exporter.lint import lint
-from fico_export.models.parts.clip_text import open_clip
+from fico_export.models.clip_text import open_clip
 from fico_export.models.parts.transformers_quiet import quiet_transformers
 from fico_export.runtime.clip_text import ClipText
 from fico_export.runtime.preprocess import ImageProcessor
@@ -42,7 +41,7 @@ def saved(graph, checkpoint, path):
 
 
 def vision_session(model, plan, path, dtype=torch.float32):
-    return saved(trace_vision(model, plan, dtype, 18), model.checkpoint, path)
+    return saved(trace.trace(lambda: model.vision(plan, dtype), 18), model.checkpoint, path)
 
 
 def torch_module(model, plan):
@@ -355,7 +354,7 @@ def test_the_text_graph_equals_transformers(old_eos, precision, tmp_path):
     clip, dtype = open_clip(str(folder)), torch.float32 if precision == "fp32" else torch.float16
     # The names under which a bundle's export binds them.
     checkpoint = models.load(write_tiny(tmp_path / "tiny")).with_clip(clip).checkpoint
-    session = saved(trace_clip_text(clip, dtype, 18), checkpoint, tmp_path / "clip_text.onnx")
+    session = saved(trace.trace(lambda: clip.text_graph(dtype), 18), checkpoint, tmp_path / "clip_text.onnx")
     quiet_transformers()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -384,7 +383,7 @@ def test_a_prompt_is_cut_into_segments_whose_mean_counts(
 ):
     clip = open_clip(str(clip_checkpoint))
     checkpoint = models.load(write_tiny(tmp_path / "tiny")).with_clip(clip).checkpoint
-    saved(trace_clip_text(clip, torch.float32, 18), checkpoint, tmp_path / "clip_text.onnx")
+    saved(trace.trace(lambda: clip.text_graph(torch.float32), 18), checkpoint, tmp_path / "clip_text.onnx")
     (tmp_path / CLIP_TOKENIZER).write_text(clip.tokenizer)
     tokenizer = AutoTokenizer.from_pretrained(clip_checkpoint)
 

@@ -1,7 +1,7 @@
 """The vision graph on a 24×24 tower: K is exact, ONNX Runtime equals torch, nothing is dynamic."""
 
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 from fico_export import demo, models, reducers
 from fico_export.devices import targets
 from fico_export.errors import ConfigError
-from fico_export.exporter import checks, graphs, trace, weights
+from fico_export.exporter import checks, trace, weights
 from fico_export.exporter.lint import lint
 from fico_export.parity.verify import pictures
 from fico_export.reducers.base.reducer import Site
@@ -45,7 +45,7 @@ def torch_module(model, plan):
 def vision_session(model, plan, path, dtype=torch.float32):
     """Export the vision graph alone, check it, open it."""
     target = targets.get("portable")
-    graph = graphs.trace_vision(model, plan, dtype, target.opset)
+    graph = trace.trace(lambda: model.vision(plan, dtype), target.opset)
     graph.ir_version = target.ir_version
     weights.bind(graph, model.checkpoint, lambda text: None)
     trace.simplify(graph)
@@ -277,7 +277,8 @@ def test_the_projector_runs_on_the_kept_tokens_alone(grid24_checkpoint, tmp_path
     model = load(grid24_checkpoint)
     for method in ("ficoco-v", "pool", "divprune"):
         rows = 576 if reducers.get(method).site is Site.PROJECTOR_OUTPUT else 64
-        graph = graphs.trace_vision(model, model.plan(method, 64, {}), torch.float32, 18)
+        plan = model.plan(method, 64, {})
+        graph = trace.trace(partial(model.vision, plan, torch.float32), 18)
         linear = next(n for n in graph.graph if n.name.startswith("multi_modal_projector.linear_1/MatMul"))
 
         assert list(linear.outputs[0].shape or linear.inputs[0].shape)[1] == rows, method

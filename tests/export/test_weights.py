@@ -3,18 +3,17 @@
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-import torch
+from tracing import decoder_graph
 
 from fico_export import models
 from fico_export.errors import ConfigError
 from fico_export.exporter import trace, weights
-from fico_export.exporter.graphs import trace_decoder
 from fico_export.models.parts.checkpoint import Checkpoint
 
 
 def test_no_large_weight_is_read_before_the_graph_is_written(grid24_checkpoint, monkeypatch, tmp_path):
     model = models.load(grid24_checkpoint)
-    graph = trace_decoder(model, torch.float32, 18)
+    graph = decoder_graph(model)
     read = []
     load = Checkpoint.load
     monkeypatch.setattr(Checkpoint, "load", lambda self, name: read.append(name) or load(self, name))
@@ -28,7 +27,7 @@ def test_no_large_weight_is_read_before_the_graph_is_written(grid24_checkpoint, 
 
 def test_matrices_are_stored_as_matmul_takes_them(grid24_checkpoint, tmp_path):
     model = models.load(grid24_checkpoint)
-    graph = trace_decoder(model, torch.float32, 18)
+    graph = decoder_graph(model)
     weights.bind(graph, model.checkpoint, lambda text: None)
     trace.simplify(graph)
     weights.save(graph, tmp_path / "decoder.onnx", lambda count: None)
@@ -42,7 +41,7 @@ def test_matrices_are_stored_as_matmul_takes_them(grid24_checkpoint, tmp_path):
 
 def test_a_value_that_fp16_cannot_hold_is_refused(grid24_checkpoint, monkeypatch, tmp_path):
     model = models.load(grid24_checkpoint)
-    graph = trace_decoder(model, torch.float16, 18)
+    graph = decoder_graph(model, "fp16")
     load = Checkpoint.load
     monkeypatch.setattr(Checkpoint, "load", lambda self, name: load(self, name) * 1e7)
     weights.bind(graph, model.checkpoint, lambda text: None)

@@ -14,7 +14,6 @@ from fico_export import models
 from fico_export.api import open_architecture
 from fico_export.bundle.manifest import Manifest
 from fico_export.exporter import cost, trace
-from fico_export.exporter.graphs import trace_vision
 from fico_export.plan import advice, planner
 from fico_export.plan.costs import Storage, vision_flops, vision_weights
 from fico_export.plan.planner import Request
@@ -222,7 +221,7 @@ def test_llava_7b_in_int4_has_the_published_size(llava_7b):
 def test_the_vision_graph_of_llava_7b_is_counted_with_its_constants(tmp_path, llava_7b):
     model = hollow.llava_7b(tmp_path)
     plan = model.plan("g-prune", 64, {})
-    graph = trace_vision(model, plan, Storage("fp16").floats, 18)
+    graph = trace.trace(lambda: model.vision(plan, Storage("fp16").floats), 18)
     trace.simplify(graph)
 
     made, constants = weight_bytes(graph.graph)

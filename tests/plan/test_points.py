@@ -7,7 +7,7 @@ import tomllib
 
 from fico_export.devices import catalog, targets
 from fico_export.exporter import quantize
-from fico_export.models.parts.decoder import DecoderConfig
+from fico_export.models.decoders.base import DecoderConfig
 from fico_export.plan import costs, roofline
 
 POINTS = tomllib.loads((resources.files("fico_export.plan") / "points.toml").read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from fico_export.devices import targets
 from fico_export.errors import ConfigError, InputError
 from fico_export.exporter.graphs import graph_jobs
 from fico_export.exporter.lint import lint, read
-from fico_export.models.parts.prefill import Prefill, WithPast
+from fico_export.models.decoders.reducing import Prefill, WithPast
 from fico_export.runtime.prompt import Message
 
 QUESTION = "What is in this picture?"

@@ -11,8 +11,8 @@ from test_greedy import Reference
 import fico_export
 from fico_export import models
 from fico_export.errors import ConfigError, InputError
-from fico_export.exporter import graphs, trace, weights
-from fico_export.models.parts.static import ModernAttention, ModernDecoder
+from fico_export.exporter import trace, weights
+from fico_export.models.decoders.in_place import InPlaceAttention, InPlaceDecoder
 from fico_export.runtime import decoder as runtime_decoder
 from fico_export.runtime.prompt import Message
 
@@ -188,12 +188,9 @@ def test_attention_as_one_operator_equals_transformers(pieces, checkpoint, refer
 
 @pytest.fixture(scope="module")
 def operator_form(checkpoint, tmp_path_factory):
-    class WithTheOperator(ModernDecoder):
-        def __init__(self, config, dtype):
-            super().__init__(config, dtype, ModernAttention)
-
     model = models.load(checkpoint)
-    graph = graphs.trace_static(model, torch.float32, 24, kind=WithTheOperator, rows=ROWS)
+    config = model.decoder_config
+    graph = trace.trace(lambda: InPlaceDecoder(config, torch.float32, ROWS, attention=InPlaceAttention), 24)
     assert sum(node.op_type == "Attention" for node in graph.graph) == 4
     graph.ir_version = 10
     weights.bind(graph, model.checkpoint, lambda text: None)

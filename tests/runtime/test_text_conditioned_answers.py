@@ -10,7 +10,7 @@ from clip_checkpoints import write_clip
 
 import fico_export
 from fico_export.errors import CheckpointError, ConfigError, InputError
-from fico_export.models.parts.clip_text import open_clip
+from fico_export.models.clip_text import open_clip
 
 QUESTION = "What is in this picture?"
 OTHER = "the colour of a red circle"

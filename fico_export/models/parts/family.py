@@ -13,10 +13,10 @@ from torch import nn
 
 from fico_export.bundle.manifest import Tokens
 from fico_export.errors import CheckpointError
+from fico_export.models.clip_text import PREFIX, Clip
+from fico_export.models.decoders.base import DecoderConfig, EmbedTokens
 from fico_export.models.parts.checkpoint import Checkpoint
-from fico_export.models.parts.clip_text import PREFIX, Clip
-from fico_export.models.parts.decoder import Decoder, DecoderConfig, EmbedTokens
-from fico_export.models.parts.vision import VisionEncoder
+from fico_export.models.vision import VisionEncoder
 from fico_export.reducers.base.plan import Plan
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -56,10 +56,6 @@ class Architecture:
     decoder_config: DecoderConfig
     plan: Callable[[str, int | None, dict[str, Any]], Plan]
     vision: Callable[[Plan, torch.dtype], VisionEncoder]
-
-    def decoder(self, dtype: torch.dtype) -> Decoder:
-        """The decoder graph's module, parameters uninitialised."""
-        return Decoder(self.decoder_config, dtype)
 
     def embed_tokens(self, dtype: torch.dtype) -> EmbedTokens:
         """The embedding graph's module, parameters uninitialised."""

@@ -1,4 +1,4 @@
-"""The vision graph: tower, reducer and projector in one module.
+"""The vision graph: tower, reducer and merger in one module, whichever tower and merger they are.
 
 | tensor | shape | dtype |
 |---|---|---|
@@ -16,46 +16,14 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
-from fico_export.models.parts.clip import ClipLayer, ClipTower
-from fico_export.models.parts.layers import LayerNorm
-from fico_export.models.parts.siglip import SiglipTower
+from fico_export.models.layers import LayerNorm
+from fico_export.models.mergers.base import Merger
+from fico_export.models.ports import GraphModule, Port, Ports
+from fico_export.models.towers.base import Tower, TowerLayer
 from fico_export.reducers.base.cues import Cues, Prompt
 from fico_export.reducers.base.plan import Plan, Step
 from fico_export.reducers.base.reducer import Reduction, Site
-
-Tower = ClipTower | SiglipTower
-
-_NUDGE = 0.01  # on a hidden unit, to take the slope of its activation
-
-
-class Projector(nn.Module):
-    """Two linear layers from the tower's channels to the decoder's."""
-
-    def __init__(self, inputs: int, outputs: int, activation: str, bias: bool, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(inputs, outputs, bias=bias, dtype=dtype)
-        self.linear_2 = nn.Linear(outputs, outputs, bias=bias, dtype=dtype)
-        self.activation = ACT2FN[activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, C] → [B, N, D]."""
-        return self.linear_2(self.activation(self.linear_1(x)))
-
-    def sensitivity(self, x: Tensor) -> Tensor:
-        """How far a small change of each token [B, N, C] moves its projection: [B, N], FP32.
-
-        The Frobenius norm of the derivative W₂·diag(g′)·W₁, as if what the hidden units add were orthogonal: exactly, it
-        takes a product as large as the second layer's. The order of the tokens is nearly that of the exact norm.
-        """
-        # Transposed as the layers read them: the graph then holds each weight once.
-        inwards, outwards = (layer.weight.T.to(torch.float32) for layer in (self.linear_1, self.linear_2))
-        unit = inwards.square().sum(0) * outwards.square().sum(1)  # [H]
-        hidden = self.linear_1(x).to(torch.float32)
-        # A difference, not a formula: it serves every activation.
-        slope = (self.activation(hidden + _NUDGE) - self.activation(hidden - _NUDGE)) / (2 * _NUDGE)
-        return (slope.square() @ unit[:, None]).squeeze(-1).sqrt()
 
 
 class Reduce(nn.Module):
@@ -79,19 +47,24 @@ class ClipSpace(nn.Module):
         self.vision_model = nn.ModuleDict({"post_layernorm": LayerNorm(inputs, norm_eps)})
         self.visual_projection = nn.Linear(inputs, outputs, bias=False, dtype=dtype)
 
+    @property
+    def outputs(self) -> int:
+        """P."""
+        return self.visual_projection.out_features
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, n, C] → [B, n, P]."""
         return self.visual_projection(self.vision_model["post_layernorm"](x))
 
 
-class VisionEncoder(nn.Module):
+class VisionEncoder(GraphModule):
     """Pixels to features, with the reducers that act before the decoder at their sites.
 
     Args:
         tower: the transformer.
-        projector: to the decoder's channels.
+        merger: to the decoder's channels.
         plan: what to reduce, and where.
-        feature_layers: hidden states that feed the projector, counted from 0 = the embeddings.
+        feature_layers: hidden states that feed the merger, counted from 0 = the embeddings.
         keeps_cls: whether the CLS token is handed to the decoder too.
 
     Attributes:
@@ -103,16 +76,17 @@ class VisionEncoder(nn.Module):
     def __init__(
         self,
         tower: Tower,
-        projector: Projector,
+        merger: Merger,
         plan: Plan,
         feature_layers: tuple[int, ...],
         keeps_cls: bool,
     ) -> None:
         super().__init__()
         self.vision_tower = tower
-        self.multi_modal_projector = projector
+        self.multi_modal_projector = merger
         self.feature_layers = feature_layers
         self.keeps_cls = keeps_cls
+        self.keep, self.text_length = plan.handed_over, plan.text_length or 0
         self.text_inputs = text_inputs(plan)
         self.reads_sensitivity = plan.reads("sensitivity")
         self.clip = None
@@ -130,14 +104,14 @@ class VisionEncoder(nn.Module):
     def forward(self, pixel_values: Tensor, *text: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, S, S] and what `text_inputs` names → image_features [B, K, D], keep_index [B, K]."""
         config, first = self.vision_tower.config, self.vision_tower.cls_tokens
-        hidden = self.vision_tower.embed(pixel_values.to(self.multi_modal_projector.linear_1.weight.dtype))
+        hidden = self.vision_tower.embed(pixel_values.to(self.multi_modal_projector.dtype))
         positions = torch.arange(config.patches, device=hidden.device).expand(hidden.shape[0], -1)
         states = {0: hidden}
         cues = Cues(config.grid, positions)
         earlier: Cues | None = None
         sizes: Tensor | None = None
-        for i, layer in enumerate(self.vision_tower.encoder.layers[: config.layers]):
-            assert isinstance(layer, ClipLayer)
+        layers: list[TowerLayer] = self.vision_tower.encoder.layers[: config.layers]
+        for i, layer in enumerate(layers):
             rows = None if sizes is None else _join(torch.ones_like(sizes[:, :first]), sizes)
             hidden, queries, keys = layer.attend(hidden, rows)
             cues = Cues(config.grid, cues.positions, queries, keys, config.heads, first > 0, sizes, earlier)
@@ -173,6 +147,22 @@ class VisionEncoder(nn.Module):
             first_row = torch.zeros_like(cues.positions[:, :1])
             return features, torch.cat([first_row, cues.positions + 1], dim=1)
         return features, cues.positions
+
+    def ports(self) -> Ports:
+        """As in the table above, for one image."""
+        side, dtype = self.vision_tower.config.image_size, self.multi_modal_projector.dtype
+        channels = self.multi_modal_projector.outputs
+        text = {
+            "text_embeds": Port("text_embeds", (1, self.text_length, channels), dtype),
+            "text_mask": Port("text_mask", (1, self.text_length)),
+            "clip_text": Port("clip_text", (1, self.clip.outputs if self.clip else 0), torch.float32),
+        }
+        pixels = Port("pixel_values", (1, 3, side, side), torch.float32)
+        outputs = (
+            Port("image_features", (1, self.keep, channels), dtype),
+            Port("keep_index", (1, self.keep)),
+        )
+        return Ports((pixels, *(text[name] for name in self.text_inputs)), outputs)
 
     def _with_text(self, cues: Cues, text: dict[str, Tensor], tokens: Tensor) -> Cues:
         """The cues of the tokens [B, n, D] beside those of the prompt."""

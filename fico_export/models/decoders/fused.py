@@ -10,7 +10,7 @@
 | present.{i}.key / .value (out) | [B, kv heads, M, D] | the bundle's precision; P + S of the M rows are filled |
 
 Past and present are one buffer of M ≥ P + S rows, bound as input and as output: only the S new rows are written, and no
-token costs a copy of the cache. Letters as in `decoder.py`.
+token costs a copy of the cache. Letters as in `base.py`.
 
 Source: GroupQueryAttention, RotaryEmbedding and SkipSimplifiedLayerNormalization in ONNX Runtime's docs/ContribOperators.md.
 """
@@ -24,9 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fico_export.models.parts.decoder import Decoder, DecoderAttention, DecoderConfig, DecoderLayer
-from fico_export.models.parts.layers import RmsNorm
-from fico_export.models.parts.operators import rms_norm
+from fico_export.models.decoders.base import DecoderAttention, DecoderConfig, DecoderForm, DecoderLayer
+from fico_export.models.decoders.plain import PlainDecoder
+from fico_export.models.layers import RmsNorm
+from fico_export.models.operators import rms_norm
+from fico_export.models.ports import Port
 
 
 class _Rows(NamedTuple):
@@ -105,8 +107,13 @@ class FusedLayer(DecoderLayer):
         return x, self.mlp(normed), present
 
 
-class FusedDecoder(Decoder):
-    """The decoder graph of the `ort` target."""
+class FusedDecoder(PlainDecoder):
+    """The decoder graph of the `ort` target.
+
+    Past and present have one free axis, by which a runtime knows that they are one buffer.
+    """
+
+    past_axis = present_axis = "max_sequence_length"
 
     def __init__(self, config: DecoderConfig, dtype: torch.dtype) -> None:
         super().__init__(config, dtype)
@@ -128,6 +135,10 @@ class FusedDecoder(Decoder):
         _, normed = self.language_model.norm(x[:, -1:], update[:, -1:])
         return self.lm_head(normed).to(torch.float32), *present
 
+    def logits_port(self, batch: str) -> Port:
+        """Logits after the last token."""
+        return Port("logits", (batch, 1, self.config.vocab_size), torch.float32)
+
     def rotary_tables(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines [context, D/2] of every position, as constants of the graph."""
         positions = np.arange(self.config.context, dtype=np.float32)
@@ -146,3 +157,12 @@ def rotate(x: Tensor, rows: _Rows) -> Tensor:
         version=1,
     )
     return rotated
+
+
+# The fused operators have one number of rows for all layers.
+FORM = DecoderForm(
+    lambda config, dtype, rows, per_layer: FusedDecoder(config, dtype),
+    in_place=True,
+    last_row_only=True,
+    per_layer="plain",
+)

@@ -21,7 +21,7 @@
 | logits (out) | [1, S, V] | float32 |
 | present.{i}.key / .value (out) | [1, kv heads, Pᵢ + S, D] | the bundle's precision |
 
-Tokens keep the position ids that they had in the whole prompt. Letters as in `decoder.py`; n live visual tokens.
+Tokens keep the position ids that they had in the whole prompt. Letters as in `base.py`; n live visual tokens.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fico_export.models.parts.decoder import Decoder, DecoderConfig, DecoderLayer, causal_mask
-from fico_export.models.parts.layers import join_heads
-from fico_export.models.parts.vision import Reduce
+from fico_export.models.decoders.base import Decoder, DecoderConfig, DecoderLayer, causal_mask
+from fico_export.models.layers import join_heads
+from fico_export.models.ports import Port, Ports
+from fico_export.models.vision import Reduce
 from fico_export.reducers.base.cues import Cues, Prompt
 from fico_export.reducers.base.plan import Step
 from fico_export.reducers.stages.select import take
@@ -66,7 +67,7 @@ class Prefill(Decoder):
             {f"layer_{i}": Reduce(step, keep) for i, keep in step.schedule.items()}
         )
 
-    def forward(  # type: ignore[override]  # another graph on the same weights
+    def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, visual_start: Tensor
     ) -> tuple[Tensor, ...]:
         """Logits [1, 1, V], kept visual tokens [1, K], then key and value of each layer."""
@@ -91,6 +92,22 @@ class Prefill(Decoder):
                 rows = self._reduce(i, rows, queries, cache[0], visual_start, pictured)
             rows = rows._replace(hidden=layer.feed_forward(rows.hidden))
         return self.logits(rows.hidden[:, -1:]), rows.live, *present
+
+    def ports(self) -> Ports:
+        """As in the first table above."""
+        length = "sequence_length"
+        inputs = (
+            Port("inputs_embeds", (1, length, self.config.hidden_size), self.dtype),
+            Port("position_ids", (1, length)),
+            Port("visual_start", (1,)),
+        )
+        outputs = (
+            Port("logits", (1, 1, self.config.vocab_size), torch.float32),
+            Port("keep_index", (1, self.step.keep)),
+            *self.caches("present", 1, lambda layer: f"total_sequence_length.{layer}"),
+        )
+        before = self.step.before
+        return Ports(inputs, outputs, lengths={length: before + 5}, least={length: before + 2})
 
     def _reduce(
         self, i: int, rows: _Rows, queries: Tensor, keys: Tensor, start: Tensor, pictured: Tensor
@@ -127,7 +144,7 @@ class Prefill(Decoder):
 class WithPast(Decoder):
     """New tokens after caches that each have a length of their own."""
 
-    def forward(  # type: ignore[override]  # another graph on the same weights
+    def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, past: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
         """Logits [1, S, V], then key and value of each layer; `past` holds key, value, key, value and so on."""
@@ -140,3 +157,20 @@ class WithPast(Decoder):
             )
             present += cache
         return self.logits(hidden), *present
+
+    def ports(self) -> Ports:
+        """As in the second table above."""
+        inputs = (
+            Port("inputs_embeds", (1, "sequence_length", self.config.hidden_size), self.dtype),
+            Port("position_ids", (1, "sequence_length")),
+            self.caches("past_key_values", 1, _past),
+        )
+        outputs = (
+            Port("logits", (1, "sequence_length", self.config.vocab_size), torch.float32),
+            *self.caches("present", 1, lambda layer: f"total_sequence_length.{layer}"),
+        )
+        return Ports(inputs, outputs, lengths={_past(i): 5 + i for i in range(self.config.layers)})
+
+
+def _past(layer: int) -> str:
+    return f"past_sequence_length.{layer}"

@@ -1,27 +1,22 @@
-"""Llama-shaped decoders (Llama, Vicuna, Mistral, Qwen2) with a KV cache that goes in and comes out.
+"""What every decoder form is made of: Llama-shaped layers (Llama, Vicuna, Mistral, Qwen2), and the record of a form.
 
-| tensor | shape | dtype |
-|---|---|---|
-| inputs_embeds (in) | [B, S, C] | the bundle's precision |
-| attention_mask (in) | [B, P + S] | int64, 1 where a token is |
-| position_ids (in) | [B, S] | int64 |
-| past_key_values.{i}.key / .value (in) | [B, kv heads, P, D] | the bundle's precision |
-| logits (out) | [B, S, V] | float32 |
-| present.{i}.key / .value (out) | [B, kv heads, P + S, D] | the bundle's precision |
+Parameters have the checkpoints' names. A form is one file of this folder: a module that runs the layers on a KV cache, and a
+`FORM` that says how the cache is kept.
 
 Letters: B batch, S new tokens, P past tokens, C channels, D head size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from fico_export.models.parts.layers import RmsNorm, attend, join_heads, split_heads
+from fico_export.models.layers import RmsNorm, attend, join_heads, split_heads
+from fico_export.models.ports import GraphModule, Port, Ports
 
 EMBEDDINGS = "language_model.embed_tokens.weight"  # of a checkpoint, by its canonical name
 
@@ -131,29 +126,14 @@ class DecoderStack(nn.Module):
         self.norm = RmsNorm(config.hidden_size, config.norm_eps)
 
 
-class Decoder(nn.Module):
-    """The decoder graph: embeddings and a cache in, logits and the grown cache out; prefill and decode alike."""
+class Decoder(GraphModule):
+    """Layers, norm and head on the checkpoint's weights; a form adds how they run: `forward`, and the `ports` of its graph."""
 
     def __init__(self, config: DecoderConfig, dtype: torch.dtype) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.dtype = config, dtype
         self.language_model = DecoderStack(config, dtype)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
-
-    def forward(
-        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past: Sequence[Tensor]
-    ) -> tuple[Tensor, ...]:
-        """Logits [B, S, V], then key and value of each layer; `past` holds key, value, key, value and so on."""
-        cos, sin = self.rotary(position_ids, inputs_embeds.dtype)
-        allowed = (
-            causal_mask(attention_mask.shape[1], inputs_embeds)
-            & (attention_mask != 0)[:, None, None, None, :]
-        )
-        hidden, present = inputs_embeds, []
-        for i, layer in enumerate(self.language_model.layers):
-            hidden, cache = layer(hidden, (past[2 * i], past[2 * i + 1]), cos, sin, allowed)
-            present += cache
-        return self.logits(hidden), *present
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, S, C] → [B, S, V], FP32."""
@@ -167,12 +147,42 @@ class Decoder(nn.Module):
         scale = self.config.rope_scale
         return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
 
+    def caches(self, name: str, batch: int | str, rows: Callable[[int], int | str]) -> tuple[Port, ...]:
+        """Key and value [batch, kv heads, rows, D] of each layer, whose number gives its rows."""
+        heads, size = self.config.kv_heads, self.config.head_dim
+        return tuple(
+            Port(f"{name}.{i}.{part}", (batch, heads, rows(i), size), self.dtype)
+            for i in range(self.config.layers)
+            for part in ("key", "value")
+        )
 
-class EmbedTokens(nn.Module):
+
+@dataclass(frozen=True)
+class DecoderForm:
+    """How a decoder's graph keeps its KV cache.
+
+    Attributes:
+        module: (config, dtype, rows, per_layer) → the graph's module. `rows` of a static cache are fixed at export; `per_layer`
+            gives each layer's cache a length of its own, as after a prompt that was reduced inside the decoder.
+        in_place: whether a step writes its rows into the cache that it reads.
+        last_row_only: whether logits are computed after the last token alone.
+        apart: whether cached rows and new rows are attended to in two parts, each with scores of its own.
+        per_layer: name of the form that serves where each layer has a length of its own; None for this one.
+    """
+
+    module: Callable[[DecoderConfig, torch.dtype, int | None, bool], Decoder]
+    in_place: bool = False
+    last_row_only: bool = False
+    apart: bool = False
+    per_layer: str | None = None
+
+
+class EmbedTokens(GraphModule):
     """The embedding graph: input_ids [B, S] int64 → inputs_embeds [B, S, C]."""
 
     def __init__(self, config: DecoderConfig, dtype: torch.dtype) -> None:
         super().__init__()
+        self.channels, self.dtype = config.hidden_size, dtype
         self.language_model = nn.ModuleDict(
             {"embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size, dtype=dtype)}
         )
@@ -180,6 +190,11 @@ class EmbedTokens(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         """[B, S] → [B, S, C]."""
         return self.language_model["embed_tokens"](input_ids)
+
+    def ports(self) -> Ports:
+        """Of the embedding graph."""
+        axes = ("batch_size", "sequence_length")
+        return Ports((Port("input_ids", axes),), (Port("inputs_embeds", (*axes, self.channels), self.dtype),))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

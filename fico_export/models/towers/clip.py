@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from fico_export.models.parts.layers import LayerNorm, attend, join_heads, split_heads
+from fico_export.models.layers import LayerNorm, attend, join_heads, split_heads
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fico_export.models.parts.clip import ClipConfig, ClipEncoder
+from fico_export.models.towers.clip import ClipConfig, ClipEncoder
 
 
 class SiglipEmbeddings(nn.Module):

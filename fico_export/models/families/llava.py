@@ -16,16 +16,17 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from fico_export.bundle.manifest import Tokens
 from fico_export.errors import CheckpointError, FicoError
+from fico_export.models.decoders.base import Decoder, DecoderConfig, EmbedTokens
+from fico_export.models.mergers.mlp import Projector
 from fico_export.models.parts.checkpoint import Checkpoint, read_json, read_text
-from fico_export.models.parts.clip import ClipConfig, ClipTower
-from fico_export.models.parts.decoder import Decoder, DecoderConfig, EmbedTokens
 from fico_export.models.parts.family import Architecture, Family, Files, Vlm
-from fico_export.models.parts.siglip import SiglipTower
-from fico_export.models.parts.vision import Projector, Tower, VisionEncoder
+from fico_export.models.towers.clip import ClipConfig, ClipTower
+from fico_export.models.towers.siglip import SiglipTower
+from fico_export.models.vision import VisionEncoder
 from fico_export.reducers.base.plan import Limits, Plan, make_plan
 from fico_export.reducers.base.reducer import Depth, Site
 
-_TOWERS: dict[str, type[Tower]] = {
+_TOWERS: dict[str, type[ClipTower | SiglipTower]] = {
     "clip_vision_model": ClipTower,
     "clip": ClipTower,
     "siglip_vision_model": SiglipTower,

@@ -23,10 +23,11 @@ from transformers import CLIPConfig
 
 from fico_export import models
 from fico_export.errors import CheckpointError, ConfigError, unknown_name
+from fico_export.models.layers import LayerNorm
 from fico_export.models.parts.checkpoint import Checkpoint, read_json, read_text
-from fico_export.models.parts.clip import ClipEncoder, ClipLayer, StackConfig
-from fico_export.models.parts.layers import LayerNorm
-from fico_export.models.parts.vision import ClipSpace
+from fico_export.models.ports import GraphModule, Port, Ports
+from fico_export.models.towers.clip import ClipEncoder, ClipLayer, StackConfig
+from fico_export.models.vision import ClipSpace
 from fico_export.reducers.stages.filter import normalize
 from fico_export.reducers.stages.select import take
 
@@ -102,16 +103,22 @@ class TextTower(nn.Module):
         return self.text_projection(take(self.text_model(input_ids), first)[:, 0])
 
 
-class ClipText(nn.Module):
+class ClipText(GraphModule):
     """The graph."""
 
     def __init__(self, config: TextConfig, dtype: torch.dtype) -> None:
         super().__init__()
+        self.config = config
         self.clip = TextTower(config, dtype)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """[B, L] → [B, P]."""
         return normalize(self.clip(input_ids).to(torch.float32))
+
+    def ports(self) -> Ports:
+        """As in the table above, for one prompt."""
+        text = Port("clip_text", (1, self.config.projection), torch.float32)
+        return Ports((Port("input_ids", (1, self.config.context)),), (text,))
 
 
 @dataclass(frozen=True)

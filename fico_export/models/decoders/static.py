@@ -1,0 +1,106 @@
+"""What the two forms with a static KV cache have alike: a fixed number of rows, of which the first are filled.
+
+Rows from P on are never attended to, but must be finite numbers. Letters as in `base.py`; M rows of the cache, L layers,
+G query heads for each key-value head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fico_export.models.decoders.base import Decoder, DecoderAttention, DecoderConfig
+from fico_export.models.layers import RmsNorm
+from fico_export.models.ports import Port, Ports
+
+
+class Rows(NamedTuple):
+    """Where the S new rows stand: from row `start` [1] int64 on; `allowed` bool says which keys each query sees."""
+
+    start: Tensor
+    allowed: Tensor
+
+
+class StaticDecoder(Decoder):
+    """Prefill in pieces and decode alike, on a cache of fixed rows.
+
+    Args:
+        config: of the decoder.
+        dtype: of weights and arithmetic.
+        rows: M, of the cache.
+        per_layer: whether each layer has a length of its own.
+        attention: module of a layer's attention; the form's own by default.
+    """
+
+    attention: ClassVar[type[DecoderAttention]]
+    norm: ClassVar[type[RmsNorm]] = RmsNorm
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        dtype: torch.dtype,
+        rows: int,
+        per_layer: bool = False,
+        attention: type[DecoderAttention] | None = None,
+    ) -> None:
+        super().__init__(config, dtype)
+        self.rows, self.per_layer = rows, per_layer
+        stack = self.language_model
+        stack.norm = self.norm(config.hidden_size, config.norm_eps)
+        for layer in stack.layers:
+            layer.input_layernorm = self.norm(config.hidden_size, config.norm_eps)
+            layer.post_attention_layernorm = self.norm(config.hidden_size, config.norm_eps)
+            layer.self_attn = (attention or self.attention)(config, dtype)
+
+    def forward(
+        self, inputs_embeds: Tensor, position_ids: Tensor, past_lengths: Tensor, past: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Logits [1, 1, V], then key and value of each layer; `past` holds key, value, key, value and so on."""
+        cos, sin = self.rotary(position_ids, inputs_embeds.dtype)
+        slots, new = past[0].shape[2], inputs_embeds
+        rows = [Rows(start, self.allowed(start, slots, new)) for start in past_lengths.split(1)]
+        hidden, present = inputs_embeds, []
+        for i, layer in enumerate(self.language_model.layers):
+            where = rows[i if len(rows) > 1 else 0]
+            hidden, cache = layer(hidden, (past[2 * i], past[2 * i + 1]), cos, sin, where)
+            present += cache
+        return self.logits(hidden[:, -1:]), *present
+
+    def allowed(self, start: Tensor, slots: int, new: Tensor) -> Tensor:
+        """Bool: which keys the S rows of `new` may see after `start` [1] rows of a cache of M `slots`."""
+        raise NotImplementedError
+
+    def ports(self) -> Ports:
+        """As in the table of each form."""
+        lengths = self.config.layers if self.per_layer else 1
+        inputs = (
+            Port("inputs_embeds", (1, "sequence_length", self.config.hidden_size), self.dtype),
+            Port("position_ids", (1, "sequence_length")),
+            Port("past_lengths", (lengths,)),
+            self.caches("past_key_values", 1, lambda layer: self.rows),
+        )
+        present = self.caches("present", 1, lambda layer: self.present_rows())
+        return Ports(inputs, (Port("logits", (1, 1, self.config.vocab_size), torch.float32), *present))
+
+    def present_rows(self) -> int | str:
+        """Rows of what a step gives back for each layer."""
+        raise NotImplementedError
+
+
+def by_group(queries: Tensor, kv_heads: int) -> Tensor:
+    """[1, heads, S, D] → [1, kv heads, G·S, D]: a head of the cache is read once for all that share it, and not repeated."""
+    return queries.unflatten(1, (kv_heads, -1)).flatten(2, 3)
+
+
+def by_head(attended: Tensor, heads: int) -> Tensor:
+    """[1, kv heads, G·S, D] → [1, heads, S, D]."""
+    kv_heads = attended.shape[1]
+    return attended.unflatten(2, (heads // kv_heads, -1)).flatten(1, 2)
+
+
+def for_groups(allowed: Tensor, config: DecoderConfig) -> Tensor:
+    """[S, T] → [G·S, T], the same for each head of a group."""
+    return allowed.repeat(config.heads // config.kv_heads, 1)

@@ -1,0 +1,26 @@
+"""What the vision graph asks of a merger."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Merger(Protocol):
+    """Tokens of the tower [B, N, C] to tokens of the decoder [B, n, D]; a projector gives as many as it gets."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights and of the tower's."""
+
+    @property
+    def outputs(self) -> int:
+        """D."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[B, N, C] → [B, n, D]."""
+
+    def sensitivity(self, x: Tensor) -> Tensor:
+        """How far a small change of each token [B, N, C] moves what it becomes: [B, N], FP32."""
