@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fico_export.errors import CheckpointError, ConfigError, unknown_name
+from fico_export.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from fico_export.models.parts.family import Architecture, Family, Vlm
@@ -49,22 +49,19 @@ def describe(folder: Path) -> Architecture:
 
 def _family(folder: Path) -> tuple[Family, dict[str, Any]]:
     """The family of a checkpoint, and the content of its config.json."""
+    from fico_export.models.parts import identify, layouts
     from fico_export.models.parts.checkpoint import read_json
 
-    config_path = folder / "config.json"
+    config_path = folder / identify.CONFIG
     if not config_path.exists():
-        raise CheckpointError(
-            f"{folder} has no config.json",
-            fix="point --model at the checkpoint folder itself: config.json lies beside the .safetensors files",
-        )
+        raise identify.no_config(folder)
     config = read_json(config_path)
+    layouts.check(config, folder)
     model_type = config.get("model_type")
     supported = {t: family for family in families().values() for t in family.model_types}
     if not isinstance(model_type, str) or model_type not in supported:
-        raise CheckpointError(
-            f"model_type {model_type!r} in {config_path} is not supported",
-            fix=f"supported: {', '.join(sorted(supported))}",
-        )
+        named = {t: tuple(family.aliases) for t, family in supported.items()}
+        raise layouts.unsupported(model_type, config, config_path, named)
     return supported[model_type], config
 
 
@@ -79,11 +76,13 @@ def find(model: str, revision: str | None = None, files: Sequence[str] = _FILES)
     Raises:
         ConfigError: no such folder or alias, or the hub cannot be reached.
     """
+    from fico_export.models.parts import identify
+
     place = Path(model).expanduser()
     if place.is_dir():
         return place.resolve(), None
     if place.exists():
-        raise ConfigError(f"{model} is a file", fix="give the checkpoint's folder, the one with config.json")
+        raise identify.file(place)
     known = aliases()
     hub_id = known.get(model, model)
     if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):

@@ -5,8 +5,10 @@ Source: Liu et al., arXiv 2310.03744; checkpoints as llava-hf publishes them and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from fico_export.bundle.manifest import Tokens
 from fico_export.errors import CheckpointError, FicoError
+from fico_export.models.parts import identify
 from fico_export.models.parts.checkpoint import Checkpoint, read_json, read_text
 from fico_export.models.parts.clip import ClipConfig, ClipTower
 from fico_export.models.parts.decoder import Decoder, DecoderConfig, EmbedTokens
@@ -33,6 +36,18 @@ _TOWERS: dict[str, type[Tower]] = {
 _DECODERS = ("llama", "mistral", "qwen2")
 _STRATEGIES = ("default", "full")
 _STATIC_ROPES = ("linear", "llama3", "yarn")  # frequencies that do not depend on the length of the prompt
+_ROPES = (
+    *_STATIC_ROPES,
+    "dynamic",
+)  # nor do those of dynamic, up to max_position_embeddings, where the context ends
+_IMAGE_PROCESSOR = "LlavaImageProcessor"
+_HEAD_AND_EMBEDDING = ("lm_head.weight", "language_model.embed_tokens.weight")
+_LAYERS = "vision_tower.encoder.layers."
+_AFTER_TOWER = re.compile(
+    r"vision_tower\.(post_layernorm\.(weight|bias)|head\.(probe|attention\.in_proj_(weight|bias)|attention\.out_proj\.(weight|bias)"
+    r"|layernorm\.(weight|bias)|mlp\.fc[12]\.(weight|bias))|text_model\..*|(text|visual)_projection\.weight|logit_(scale|bias))"
+)
+"""The last norm, SigLIP's pooling head, and CLIP's text tower: LLaVA takes the hidden states of a layer."""
 
 
 def load(folder: Path, revision: str | None) -> Vlm:
@@ -47,18 +62,43 @@ def load(folder: Path, revision: str | None) -> Vlm:
         getattr(config, "tie_word_embeddings", False)
         or getattr(config.text_config, "tie_word_embeddings", False)
     )
-    checkpoint = Checkpoint(
-        folder, {"lm_head.weight": "language_model.embed_tokens.weight"} if tied else None
-    )
-    checkpoint.check(dict(described.shapes))
+    if (adapter := identify.beside_weights(folder)) is not None:
+        raise adapter
+    checkpoint = Checkpoint(folder, _HEAD_AND_EMBEDDING if tied else None)
+    checkpoint.check(described.shapes, _unread(_tower_config(config)[0], described.shapes))
     return Vlm(
         **vars(described),
         folder=folder,
         revision=revision,
         checkpoint=checkpoint,
         tokens=_tokens(folder, config),
-        files=lambda: _files(folder, raw),
+        files=lambda: _with_processor_named(_files(folder, raw)),
     )
+
+
+def _unread(tower: ClipConfig, shapes: Mapping[str, tuple[int, ...]]) -> Callable[[str], bool]:
+    """Tells whether a tensor is one that the tower has and LLaVA does not need: what comes after the layer it takes."""
+    layer = f"{_LAYERS}0."
+    within = {name.removeprefix(layer) for name in shapes if name.startswith(layer)}
+
+    def unread(name: str) -> bool:
+        number, _, rest = name.removeprefix(_LAYERS).partition(".")
+        if name.startswith(_LAYERS) and number.isdecimal():
+            return tower.layers <= int(number) < tower.total_layers and (rest in within or not within)
+        return _AFTER_TOWER.fullmatch(name) is not None
+
+    return unread
+
+
+def _with_processor_named(files: Files) -> Files:
+    """The texts, with the image processor that transformers takes for this model type where none is named."""
+    named, config = files.preprocessor, files.config
+    if any(
+        named.get(key) for key in ("image_processor_type", "feature_extractor_type", "video_processor_type")
+    ):
+        return files
+    name = config.get("image_processor_type") or _IMAGE_PROCESSOR
+    return replace(files, preprocessor={**named, "image_processor_type": name})
 
 
 def describe(raw: dict[str, Any]) -> Architecture:
@@ -225,11 +265,16 @@ def _rope(text: Any, head_dim: int) -> tuple[tuple[float, ...], float]:
         theta = parameters["rope_theta"]
         exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).to(torch.float32) / head_dim
         return tuple((1.0 / (theta**exponents)).tolist()), 1.0
-    if kind not in _STATIC_ROPES:
+    if kind not in _ROPES:
         raise CheckpointError(
-            f"rope_type {kind!r} is not supported", fix=f"supported: default, {', '.join(_STATIC_ROPES)}"
+            f"rope_type {kind!r} is not supported", fix=f"supported: default, {', '.join(_ROPES)}"
         )
     inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](text, torch.device("cpu"))
+    if len(inv_freq) != head_dim // 2:
+        raise CheckpointError(
+            f"partial_rotary_factor {parameters.get('partial_rotary_factor')!r} of the decoder is not supported",
+            fix="supported: 1.0, where all channels of a head are rotated",
+        )
     return tuple(inv_freq.tolist()), float(scale)
 
 

@@ -37,15 +37,12 @@ _SIGLIP = {
 }
 _PROCESSORS: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": _CLIP,
-    "CLIPImageProcessorFast": _CLIP,
     "LlavaImageProcessor": _CLIP,
-    "LlavaImageProcessorFast": _CLIP,
     "SiglipImageProcessor": _SIGLIP,
-    "SiglipImageProcessorFast": _SIGLIP,
 }
 """Processor name → what it does where the config is silent."""
 
-_SQUARES = ("LlavaImageProcessor", "LlavaImageProcessorFast")
+_SQUARES = ("LlavaImageProcessor",)
 """Those whose ``do_pad`` means a square of the mean colour."""
 
 
@@ -76,11 +73,7 @@ class ImageProcessor:
         Raises:
             ConfigError: the processor is not one of the supported, or a value is not one it can have.
         """
-        # Configs of old transformers call the processor a feature extractor.
-        older = str(config.get("feature_extractor_type") or "").replace("FeatureExtractor", "ImageProcessor")
-        name = str(config.get("image_processor_type") or older)
-        if name not in _PROCESSORS:
-            raise unknown_name("image processor", name, _PROCESSORS)
+        name = _processor_name(config)
         config = {**_PROCESSORS[name], **config}
         pads, squares = bool(config.get("do_pad")), name in _SQUARES
         if pads and not squares and config.get("pad_size") is not None:
@@ -176,6 +169,26 @@ class ImageProcessor:
         """The centre crop's box; rounds down on both sides of zero, as the reference does in two cases."""
         left, top = (width - crop[1]) // 2, (height - crop[0]) // 2
         return left, top, left + crop[1], top + crop[0]
+
+
+def _processor_name(config: Mapping[str, Any]) -> str:
+    """Which of the supported processors a configuration names; Fast and Pil name the same one by how it is computed."""
+    key = next((k for k in ("image_processor_type", "feature_extractor_type") if config.get(k)), None)
+    if key is None:
+        video = config.get("video_processor_type")
+        what = f"is of a video processor ({video!r})" if video else "names no image processor"
+        raise ConfigError(
+            f"preprocessor_config.json {what}: it has no image_processor_type",
+            fix=f'write "image_processor_type" into it, one of: {", ".join(sorted(_PROCESSORS))}',
+        )
+    named = config[key]
+    if not isinstance(named, str):
+        raise _bad_value(key, named, "a name")
+    # Configs of old transformers call the processor a feature extractor.
+    name = named.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    if name not in _PROCESSORS:
+        raise unknown_name("image processor", named, _PROCESSORS)
+    return name
 
 
 def _table(config: Mapping[str, Any]) -> npt.NDArray[np.float32]:

@@ -28,14 +28,22 @@ def test_a_config_that_is_no_json_object_is_refused(refused, checkpoint, text):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "llava_next"}, ["model_type 'llava_next'", "supported: llava"]),
-        ({"model_type": ...}, ["model_type None", "supported: llava"]),
+        ({"model_type": "llava_next"}, ["model_type 'llava_next'", "another family of vision-language models", "supported: llava (llava-1.5-7b"]),
+        ({"model_type": "llama"}, ["model_type 'llama'", "language model without a vision tower", "supported: llava"]),
+        ({"model_type": "clip"}, ["model_type 'clip'", "vision tower without a decoder", "supported: llava"]),
+        ({"model_type": "dinov2"}, ["model_type 'dinov2'", "images alone", "supported: llava"]),
+        ({"model_type": "lava"}, ["model_type 'lava' in", "did you mean 'llava'?", "supported: llava"]),
+        ({"model_type": "phi3_v", "auto_map": {"AutoConfig": "c.C"}}, ["model_type 'phi3_v'", "auto_map", "never run", "supported: llava"]),
+        ({"model_type": ...}, ["model_type is None", 'write "model_type": "llava"']),
+        ({"model_type": ..., "architectures": ...}, ["model_type None", "supported: llava"]),
+        ({"model_type": 3, "architectures": 3}, ["model_type 3", "supported: llava"]),
         ({"vision_config__model_type": "siglip2_vision_model"}, ["vision tower 'siglip2_vision_model'", "siglip_vision_model"]),
         ({"vision_config__model_type": "siglip_vision_model"}, ["'default' drops the first patch", '"full"']),
         ({"vision_config__model_type": "new_tower"}, ["vision tower 'new_tower'", "clip_vision_model"]),
         ({"text_config__model_type": "gemma"}, ["decoder 'gemma'", "llama, mistral, qwen2"]),
         ({"text_config__model_type": "new_decoder"}, ["decoder 'new_decoder'", "llama, mistral, qwen2"]),
-        ({"text_config__rope_scaling": {"type": "dynamic", "factor": 2.0}}, ["rope_type 'dynamic'", "linear, llama3, yarn"]),
+        ({"text_config__rope_scaling": {"type": "longrope", "factor": 2.0, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}}, ["rope_type 'longrope'", "yarn, dynamic"]),
+        ({"text_config__rope_scaling": {"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}}, ["partial_rotary_factor 0.5", "1.0"]),
         ({"text_config__rope_scaling": {"rope_type": "new", "factor": 2.0}}, ["rope_type 'new'", "linear, llama3, yarn"]),
         ({"vision_feature_select_strategy": "cls"}, ["vision_feature_select_strategy 'cls'", "default, full"]),
         ({"vision_feature_layer": -20}, ["vision_feature_layer -20", "6 layers"]),
@@ -127,11 +135,14 @@ def test_an_index_without_a_weight_map_is_refused(refused, checkpoint, index):
     refused("--keep", 4, model=checkpoint, words=[INDEX, "has no weight_map", "download"])
 
 
-def test_an_index_cannot_reach_out_of_its_folder(refused, checkpoint):
+@pytest.mark.parametrize(
+    "name", ["../tiny/model.safetensors", "/etc/passwd", "..", "", "a\0b", "b\\c", "\x1b[31m/x"]
+)
+def test_an_index_cannot_reach_out_of_its_folder(refused, checkpoint, name):
     split_weights(checkpoint)
-    (checkpoint / INDEX).write_text(json.dumps({"weight_map": {"a": "../tiny/model.safetensors"}}))
+    (checkpoint / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
 
-    refused("--keep", 4, model=checkpoint, words=["shard model.safetensors", "is missing"])
+    refused("--keep", 4, model=checkpoint, words=[INDEX, json.dumps(name), "no name of a file"])
 
 
 @pytest.mark.parametrize(

@@ -222,9 +222,14 @@ def _load(folder: Path, revision: str | None, source: str) -> Clip:
             f"config.json describes no CLIP model: {type(error).__name__}: {' '.join(str(error).split())}",
             fix="use the config.json that was published with this checkpoint",
         ) from error
-    clip.checkpoint.check(shapes)
+    clip.checkpoint.check(shapes, _unread)
     _check_tokenizer(clip)
     return clip
+
+
+def _unread(name: str) -> bool:
+    """Whether a tensor is of what a prompt does not go through: the vision tower, and the scale that CLIP was trained with."""
+    return name == "logit_scale" or name.startswith("vision_model.")
 
 
 def _check_tokenizer(clip: Clip) -> None:
