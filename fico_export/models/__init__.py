@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 CONFIG = ("config.json",)
+_HUB = "https://huggingface.co/"
 _FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 
 
@@ -84,14 +85,33 @@ def find(model: str, revision: str | None = None, files: Sequence[str] = _FILES)
     if place.exists():
         raise identify.file(place)
     known = aliases()
-    hub_id = known.get(model, model)
-    if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
+    hub_id = known.get(model, model).removeprefix(_HUB).strip("/")
+    if hub_id.count("/") != 1 or hub_id.startswith((".", "~")) or model.startswith("/"):
         if "/" in model:
             raise ConfigError(
                 f"no folder {model}", fix="give the checkpoint's folder, a hub id (owner/name) or an alias"
             )
         raise unknown_name("model", model, [DEMO, *known])
+    if files != CONFIG:
+        _refuse_before_download(hub_id, revision)
     return _download(hub_id, revision, files)
+
+
+def _refuse_before_download(hub_id: str, revision: str | None) -> None:
+    """Look at the small files that say what a hub repository is, before its weights are downloaded."""
+    from fico_export.models.parts import identify, layouts
+    from fico_export.models.parts.checkpoint import read_json
+
+    folder, _ = _download(hub_id, revision, identify.SMALL)
+    if (folder / identify.CONFIG).is_file():
+        layouts.check(read_json(folder / identify.CONFIG), folder)
+    elif (folder / identify.ADAPTER).is_file():
+        raise identify.no_config(folder)
+    else:
+        raise ConfigError(
+            f"{hub_id} has no config.json, as a repository of GGUF or ONNX files has none",
+            fix="give the checkpoint in transformers' layout that it was made from",
+        )
 
 
 def _download(hub_id: str, revision: str | None, files: Sequence[str]) -> tuple[Path, str | None]:

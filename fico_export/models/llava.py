@@ -62,9 +62,9 @@ def load(folder: Path, revision: str | None) -> Vlm:
         getattr(config, "tie_word_embeddings", False)
         or getattr(config.text_config, "tie_word_embeddings", False)
     )
+    checkpoint = Checkpoint(folder, _HEAD_AND_EMBEDDING if tied else None)
     if (adapter := identify.beside_weights(folder)) is not None:
         raise adapter
-    checkpoint = Checkpoint(folder, _HEAD_AND_EMBEDDING if tied else None)
     checkpoint.check(described.shapes, _unread(_tower_config(config)[0], described.shapes))
     return Vlm(
         **vars(described),

@@ -101,13 +101,10 @@ class Checkpoint:
         Raises:
             CheckpointError: naming the first such tensor.
         """
-        extra = [
-            stored
-            for name, stored in self.tensors.items()
-            if name not in expected and not _BUFFERS.search(name) and not unread(name)
-        ]
-        for stored in extra:
+        others = {name: stored for name, stored in self.tensors.items() if name not in expected}
+        for stored in others.values():
             self._name(stored)
+        extra = [s for name, s in others.items() if not _BUFFERS.search(name) and not unread(name)]
         for name, shape in expected.items():
             self._check_one(name, shape)
         if extra:
@@ -141,6 +138,11 @@ class Checkpoint:
             raise CheckpointError(
                 f"tensor {stored.key!r} is stored as {stored.dtype}; read are {', '.join(_DTYPES)}",
                 fix="use the checkpoint that was not quantized",
+            )
+        if len(shape) == 4 and stored.shape == (shape[0], *shape[2:], shape[1]) != shape:
+            raise CheckpointError(
+                f"tensor {stored.key!r} has shape {list(stored.shape)}, channels last, as MLX stores it",
+                fix="give --model the checkpoint that it was converted from",
             )
         if stored.shape != shape:
             raise CheckpointError(

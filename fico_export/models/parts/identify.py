@@ -15,9 +15,13 @@ from pathlib import Path
 
 from fico_export import documents
 from fico_export.errors import CheckpointError, ConfigError
+from fico_export.models.parts import layouts
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
+SMALL = (CONFIG, ADAPTER)
+"""Files of a hub repository that say what it is."""
+
 _MOST_FILES = 10_000  # of a folder, that are looked at
 _MOST_NAMED = 5
 _AGAIN = "download it again"
@@ -32,27 +36,38 @@ class Sign:
     patterns: tuple[str, ...]
     what: str
     fix: str
+    but: tuple[str, ...] = ()
 
     def found(self, names: list[str]) -> str | None:
         """The first name that is a sign."""
-        return next((name for name in names if any(fnmatch(name, p) for p in self.patterns)), None)
+        return next((n for n in names if _any(n, self.patterns) and not _any(n, self.but)), None)
 
 
 def resave(model: str = "LlavaForConditionalGeneration") -> str:
     """A command that saves what transformers reads of IN as safetensors to OUT, with its texts."""
     return (
         f'`python -c "from transformers import {model} as M, AutoProcessor as P; '
-        "M.from_pretrained('IN').save_pretrained('OUT'); P.from_pretrained('IN').save_pretrained('OUT')\"`"
+        "M.from_pretrained('IN').save_pretrained('OUT'); P.from_pretrained('IN').save_pretrained('OUT')\"` "
+        "(IN: that folder, OUT: a new one)"
     )
 
 
-_NOT_WEIGHTS = ("training_args.bin", "optimizer*", "scheduler*", "scaler*", "rng_state*", "openvino_*.bin")
-"""Pickles and binary files that lie beside weights or graphs, and hold none."""
+_NOT_PICKLES = (
+    "training_args.*",
+    "optimizer*",
+    "scheduler*",
+    "scaler*",
+    "rng_state*",
+    "openvino_*",
+    "ggml-*",
+)
+"""Files called like pickled weights that are none."""
 
 _PICKLES = Sign(
     ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle"),
     "pickled weights, which can run code when loaded and are not read",
     f"convert them on a machine you trust: {resave()}, then give --model OUT",
+    but=_NOT_PICKLES,
 )
 _TRAINING = Sign(
     ("zero_to_fp32.py", "*.distcp", "global_step*", "pytorch_model_fsdp*", "*zero_pp_rank*", "mp_rank_*"),
@@ -61,7 +76,7 @@ _TRAINING = Sign(
     "and put the checkpoint's config.json and tokenizer beside it",
 )
 _OTHER_FORMATS = (
-    Sign(("*.gguf",), "a GGUF model of llama.cpp", _ORIGIN),
+    Sign(("*.gguf", "ggml-*", "*.ggml*"), "a GGUF model of llama.cpp", _ORIGIN),
     Sign(("*.npz",), "weights of MLX", _ORIGIN),
     Sign(("*.onnx", "*.onnx_data", "onnx"), "an ONNX export: graphs, no weights to export from", _ORIGIN),
     Sign(("openvino_*.xml", "openvino_*.bin"), "an OpenVINO export", _ORIGIN),
@@ -88,9 +103,10 @@ _NO_MODEL = (
 
 def file(path: Path) -> ConfigError:
     """The error for a file that was given in the place of a checkpoint's folder."""
-    with path.open("rb") as opened:
-        if opened.read(4) == b"GGUF":
-            return ConfigError(f"{path} is a GGUF model of llama.cpp", fix=_ORIGIN)
+    if not path.is_file():
+        return ConfigError(f"{path} is neither a folder nor a file", fix=_PARENT)
+    if _starts_with(path, b"GGUF"):
+        return ConfigError(f"{path} is a file: a GGUF model of llama.cpp", fix=_ORIGIN)
     if path.name.endswith((".safetensors", ".json", ".jinja")):
         whole = (path.parent / CONFIG).is_file()
         fix = f"--model {path.parent}" if whole else _PARENT
@@ -113,8 +129,8 @@ def no_config(folder: Path) -> CheckpointError:
         return inner
     what = f"{folder} has no config.json"
     if not any(fnmatch(name, "*.safetensors") for name in names):
-        for sign in (_TRAINING, *_OTHER_FORMATS, _PICKLES, _ARCHIVES):
-            if (found := sign.found(_weights_only(names))) is not None:
+        for sign in (_TRAINING, _PICKLES, *_OTHER_FORMATS, _ARCHIVES):
+            if (found := sign.found(names)) is not None:
                 return CheckpointError(f"{what}; its {found!r} is {_article(sign.what)}", fix=sign.fix)
     return CheckpointError(
         what,
@@ -133,9 +149,9 @@ def no_weights(folder: Path) -> CheckpointError:
     if (error := _adapter(folder, names) or _misnamed(folder, names)) is not None:
         return error
     for sign in (*_NO_MODEL, _TRAINING, _PICKLES, *_OTHER_FORMATS):
-        if (found := sign.found(_weights_only(names))) is not None:
+        if (found := sign.found(names)) is not None:
             return CheckpointError(
-                f"{folder} holds no safetensors; its {found!r} is {_article(sign.what)}", fix=sign.fix
+                f"{folder} holds no model.safetensors; its {found!r} is {_article(sign.what)}", fix=sign.fix
             )
     return CheckpointError(
         f"{folder} holds no model.safetensors and no model.safetensors.index.json",
@@ -161,7 +177,11 @@ def _adapter(folder: Path, names: list[str]) -> CheckpointError | None:
     content = content if isinstance(content, dict) else {}
     base, kind = _word(content.get("base_model_name_or_path")), _word(content.get("peft_type"))
     what = f"{folder} is an adapter ({kind or 'LoRA'}){f' for {base}' if base else ''}, not a model"
-    if "non_lora_trainables.bin" in names:
+    if (
+        "non_lora_trainables.bin" in names
+        or layouts.is_authors_name(base)
+        or layouts.is_authors_class(content)
+    ):
         return CheckpointError(
             f"{what}, of a LLaVA in its authors' layout",
             fix="merge it with scripts/merge_lora_weights.py of https://github.com/haotian-liu/LLaVA, and convert the result with "
@@ -185,6 +205,11 @@ def _misnamed(folder: Path, names: list[str]) -> CheckpointError | None:
             f"{folder} holds weights of a variant: {index!r}, and no model.safetensors",
             fix=f"`ln -s {shlex.quote(index)} {shlex.quote(str(folder / 'model.safetensors.index.json'))}`",
         )
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        if (folder / name).is_symlink():
+            return CheckpointError(
+                f"{folder / name} is a link to a file that is gone", fix="download the checkpoint again"
+            )
     files = [name for name in names if name.endswith(".safetensors")]
     if not files:
         return None
@@ -233,12 +258,24 @@ def _word(value: object) -> str:
 
 
 def _names(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in islice(entries, _MOST_FILES))
+    """Names in a folder, sorted; none where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in islice(entries, _MOST_FILES))
+    except OSError:
+        return []
 
 
-def _weights_only(names: list[str]) -> list[str]:
-    return [name for name in names if not any(fnmatch(name, pattern) for pattern in _NOT_WEIGHTS)]
+def _any(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
+    try:
+        with path.open("rb") as opened:
+            return opened.read(len(magic)) == magic
+    except OSError:
+        return False
 
 
 def _article(what: str) -> str:

@@ -51,7 +51,7 @@ def check(config: Mapping[str, Any], folder: Path) -> None:
         raise quantized(f"{folder / 'config.json'} says that the weights are quantized ({packed})", packed)
     for name in ("hf_quant_config.json", "quantize_config.json", "quant_config.json"):
         if (folder / name).is_file():
-            raise quantized(f"{folder / name} says that the weights are quantized", name)
+            raise quantized(f"{folder / name} says that the weights are quantized", "")
 
 
 def quantization(config: Mapping[str, Any]) -> str | None:
@@ -95,6 +95,18 @@ def quantized(what: str, method: str) -> CheckpointError:
     if "bitsandbytes" in name:
         fix += '; if a fine-tune was merged and saved in FP16, remove "quantization_config" from config.json'
     return CheckpointError(what, fix=fix)
+
+
+def is_authors_name(name: str) -> bool:
+    """Whether a hub id or folder is called like a checkpoint in its authors' layout."""
+    return _last(name) in TWINS or name.startswith("liuhaotian/")
+
+
+def is_authors_class(adapter: Mapping[str, Any]) -> bool:
+    """Whether an adapter_config.json says that the adapter was trained on a LLaVA in its authors' layout."""
+    mapping = adapter.get("auto_mapping")
+    name = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
+    return _decoder({"architectures": [name]}) is not None
 
 
 def _is_authors(config: Mapping[str, Any]) -> bool:
