@@ -196,6 +196,8 @@ def unsupported(
         supported = f"code that comes with a checkpoint (auto_map) is never run; {supported}"
     what, word = f"model_type {model_type[:80]!r} in {place}", _kind(model_type)
     near = difflib.get_close_matches(model_type.lower(), families, n=1, cutoff=0.8)
+    if model_type == "clip":
+        supported += "; --clip-text takes a CLIP model beside one of these"
     if word is not None:
         return CheckpointError(f"{what} is {word}, and not supported", fix=supported)
     hint = f"did you mean {near[0]!r}? " if near else ""
