@@ -114,7 +114,7 @@ def test_the_hubs_cache_of_a_model_points_at_the_snapshot_of_main(refused, tmp_p
         ("model.onnx", b"\x08", ["an ONNX export", ORIGIN]),
         ("model.engine", b"ftrt", ["a TensorRT engine", ORIGIN]),
         ("llava.tar.gz", b"\x1f\x8b", ["an archive", "unpack it"]),
-        ("model.safetensors", b"\x08", ["one file of a checkpoint", "the folder, the one with config.json"]),
+        ("model.safetensors", b"\x08", ["a file of a checkpoint", "the folder, the one with config.json"]),
         ("notes.txt", b"", ["is a file", "the one with config.json"]),
     ],
 )  # fmt: skip
@@ -127,9 +127,7 @@ def test_a_file_in_the_place_of_a_folder_is_named_for_what_it_is(refused, tmp_pa
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_file_of_a_checkpoint_points_at_its_folder(refused, checkpoint, name):
-    refused(
-        "--keep", 4, model=checkpoint / name, words=["one file of a checkpoint", f"--model {checkpoint}\n"]
-    )
+    refused("--keep", 4, model=checkpoint / name, words=["a file of a checkpoint", f"--model {checkpoint}\n"])
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])

@@ -110,7 +110,7 @@ def file(path: Path) -> ConfigError:
     if path.name.endswith((".safetensors", ".json", ".jinja")):
         whole = (path.parent / CONFIG).is_file()
         fix = f"--model {path.parent}" if whole else _PARENT
-        return ConfigError(f"{path} is one file of a checkpoint", fix=fix)
+        return ConfigError(f"{path} is a file of a checkpoint, not its folder", fix=fix)
     for sign in (_ARCHIVES, *_OTHER_FORMATS, _PICKLES):
         if sign.found([path.name]):
             return ConfigError(f"{path} is a file: {sign.what}", fix=sign.fix)
