@@ -60,14 +60,14 @@ class Decoder:
             return self._static_cache()
         heads, head_dim = self._shape.kv_heads, self._shape.head_dim
         if self._shares:
-            return SharedCache(self._session, self._past, heads, head_dim, self.dtype, self._shape.context)
+            return SharedCache(self._past, heads, head_dim, self.dtype, self._shape.context)
         empty = np.zeros((1, heads, 0, head_dim), self.dtype)
         tensors = [ort.OrtValue.ortvalue_from_numpy(empty, self._device, 0) for _ in self._past]
         return GrowingCache(tensors, self._past, self._device)
 
     def _static_cache(self, filled: Sequence[Array] = ()) -> KvCache:
         kind = StaticCache if self._shares else RowsCache
-        return kind(self._session, self._graph, self.dtype, self._device, filled)
+        return kind(self._graph, self.dtype, self._device, filled)
 
     def append(self, cache: KvCache, embeds: Array, positions: Sequence[int]) -> npt.NDArray[np.float32]:
         """Run new tokens after those in the cache, which grows by them.

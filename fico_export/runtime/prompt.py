@@ -148,6 +148,25 @@ class PromptFormatter:
             )
         return [token for id_ in ids for token in [id_] * (tokens_per_image if id_ == image_id else 1)]
 
+    def require_system(self, system: str) -> None:
+        """Refuse a system message that the template does not put into the prompt.
+
+        Raises:
+            InputError: its text cannot be used, as of `render`.
+            ConfigError: the template refuses it, or leaves it out.
+        """
+        question = Message("user", "?")
+        without = self.render([question])
+        fix = "leave --system (in Python system=) out, and say it in the first question"
+        try:
+            shown = self.render([Message("system", system), question])
+        except InputError:
+            raise
+        except ConfigError as error:
+            raise ConfigError(f"no system message is possible here: {error.what}", fix=fix) from error
+        if shown == without or system.strip() not in shown:
+            raise ConfigError("the chat template leaves a system message out of the prompt", fix=fix)
+
     def text_ids(self, text: str) -> list[int]:
         """A text alone as token ids, without special tokens.
 
