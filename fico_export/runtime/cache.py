@@ -72,6 +72,11 @@ class GrowingCache:
             rows = [np.ascontiguousarray(t.numpy()[:, :, : t.shape()[2] - count]) for t in self._tensors]
             self._tensors = [ort.OrtValue.ortvalue_from_numpy(r, self._device, 0) for r in rows]
 
+    def release(self) -> None:
+        """Copy the tensors out of the session that made them, which they keep in memory."""
+        for i, tensor in enumerate(self._tensors):
+            self._tensors[i] = ort.OrtValue.ortvalue_from_numpy(np.array(tensor.numpy()), self._device, 0)
+
     def reserve(self, count: int) -> None:
         """Nothing: each step makes tensors of its own."""
 

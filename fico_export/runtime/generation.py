@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +34,21 @@ class _History:
 
     messages: list[Message] = field(default_factory=list)
     features: list[ImageFeatures] = field(default_factory=list)
+    # Keys of the prompt that was reduced in the decoder: what was kept of its picture holds for all turns after it.
+    reduced: list[Hashable] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Turn:
-    """A turn that is ready to run: the conversation up to its question, the pictures encoded."""
+    """A turn that is ready to run: the conversation up to its question, the pictures encoded.
+
+    Attributes:
+        together: how many of the prompt's first tokens are reduced together in the decoder.
+    """
 
     asked: _History
     prompt: LaidOut
+    together: int
 
 
 class Conversation:
@@ -206,7 +213,16 @@ class Conversation:
 
         answer.prompt_tokens = len(ids)
         answer.visual_tokens = per_image * len(features)
-        return _Turn(_History(messages, features), lay_out(self._vlm.manifest, ids, features))
+        laid_out = lay_out(self._vlm.manifest, ids, features)
+        together = self._together(laid_out.keys)
+        return _Turn(_History(messages, features, laid_out.keys[:together]), laid_out, together)
+
+    def _together(self, keys: list[Hashable]) -> int:
+        """How many of a prompt's first tokens are reduced together: as many as in the turn before it that did so, if any."""
+        if not (self._vlm.manifest.reduction.in_decoder and any(isinstance(key, tuple) for key in keys)):
+            return 0
+        before = self._history.reduced
+        return len(before) if before and keys[: len(before)] == before else len(keys)
 
     def _encode(
         self, picture: ImageFeatures | npt.NDArray[np.float32], text: Mapping[str, npt.NDArray[Any]]
@@ -270,14 +286,19 @@ class Conversation:
     def _prefill(self, turn: _Turn, answer: Answer, clock: _Clock) -> npt.NDArray[np.float32]:
         """Logits [V] after the prompt, of which the cache may hold a beginning."""
         self._require_open()
-        prompt, image_id = turn.prompt, self._vlm.manifest.tokens.image_id
-        answer.cached_tokens = known = self._prefix.share(prompt.keys)
+        prompt, together = turn.prompt, turn.together
+        answer.cached_tokens = known = self._prefix.share(prompt.keys, together)
         embeds = self._embed(prompt, turn.asked.features, known)
         answer.stages_ms["embed"] = clock.lap_ms()
-        visual = prompt.ids.index(image_id) if image_id in prompt.ids else None
-        if self._vlm.decoder.reduces and visual is not None and known <= visual:
-            logits, self.kept = self._prefix.begin(prompt.keys, embeds, prompt.positions, visual)
-            return logits
+        if known < together:
+            visual = prompt.ids.index(self._vlm.manifest.tokens.image_id)
+            start = slice(together)
+            logits, self.kept = self._prefix.begin(
+                prompt.keys[start], embeds[start], prompt.positions[start], visual
+            )
+            if together == len(prompt.keys):
+                return logits
+            known, embeds = together, embeds[together:]
         return self._prefix.extend(prompt.keys[known:], embeds, prompt.positions[known:])
 
     def _enter(self, turn: _Turn, answer: Answer, reason: str) -> None:
@@ -285,7 +306,7 @@ class Conversation:
         answer.finish_reason = reason
         if reason != "stopped" or answer.text:
             messages = [*turn.asked.messages, Message("assistant", answer.text)]
-            self._history = _History(messages, turn.asked.features)
+            self._history = replace(turn.asked, messages=messages)
 
     def _limit_reached(self, answer: Answer, limit: int, position: int) -> str:
         """Which of the limits ends an answer here; empty where it may go on."""

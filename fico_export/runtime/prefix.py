@@ -26,8 +26,8 @@ class Prefix:
         # Made when it is first needed: pictures come before, and memory may hold the tower alone.
         self._cache: Cache | None = None
         self._keys: list[Hashable] = []
-        # Tokens of the cache that only make sense together: those of a prompt reduced in the decoder.
-        self._fixed = 0
+        # The first tokens that were reduced together in the decoder.
+        self._together = 0
         self._sound = False
 
     @property
@@ -38,12 +38,20 @@ class Prefix:
     def forget(self) -> None:
         """Give the cache back."""
         self._sound = False
-        self._cache, self._keys, self._fixed = None, [], 0
+        self._cache, self._keys, self._together = None, [], 0
 
-    def share(self, keys: Sequence[Hashable]) -> int:
-        """Cut the cache to what it has in common with a new prompt, and say how many tokens that is; one at least is left to run."""
+    def share(self, keys: Sequence[Hashable], together: int) -> int:
+        """Cut the cache to what it has in common with a new prompt.
+
+        Args:
+            keys: of the prompt.
+            together: how many of its first tokens are reduced together in the decoder.
+
+        Returns:
+            How many tokens of the prompt are in the cache; one at least is left to run.
+        """
         with self._vlm.owned():
-            shared = self._shared(keys) if self._sound else 0
+            shared = self._shared(keys, together) if self._sound else 0
             self._sound = False
             if shared and self._cache is not None:
                 self._cache.drop_last(len(self._keys) - shared)
@@ -68,20 +76,17 @@ class Prefix:
     def begin(
         self, keys: Sequence[Hashable], embeds: Array, positions: Sequence[int], visual_start: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Logits [V] and kept tokens [K] of a whole prompt with one picture, reduced on the way; its cache replaces the old."""
+        """Logits [V] and kept tokens [K] after tokens [S, C] with one picture, reduced together; their cache replaces the old."""
         with self._vlm.owned():
             self._sound = False
             logits, self._cache, kept = self._vlm.decoder.prefill(embeds, positions, visual_start)
-            self._keys, self._fixed = [*keys], len(keys)
+            self._keys, self._together = [*keys], len(keys)
             self._sound = True
         return logits, kept
 
-    def _shared(self, keys: Sequence[Hashable]) -> int:
+    def _shared(self, keys: Sequence[Hashable], together: int) -> int:
         shared = 0
         while shared < min(len(keys) - 1, len(self._keys)) and keys[shared] == self._keys[shared]:
             shared += 1
-        pictured = any(isinstance(key, tuple) for key in keys[shared:])
-        if self._vlm.decoder.reduces and (shared < self._fixed or pictured):
-            # What the decoder kept of a picture depends on the whole prompt, and it reduces into an empty cache only.
-            return 0
-        return shared
+        # What the decoder kept of a picture depends on all tokens it was reduced with, and it reduces into an empty cache only.
+        return shared if together == self._together <= shared else 0

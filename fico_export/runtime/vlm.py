@@ -139,7 +139,7 @@ class Vlm:
         """Give the graphs back, after the step that is under way; keys and values go with their conversations. A second time changes nothing."""
         with self.lock:
             self._closed = True
-            self._open.clear()
+            self._let_go()
             self._engines = self._table = self._embed = None
 
     def __enter__(self) -> Vlm:
@@ -157,10 +157,16 @@ class Vlm:
         with self.owned():
             if name not in self._open:
                 if self._low_memory:
-                    self._open.clear()
+                    self._let_go()
                 self._open[name] = load()
             graph: _Graph = self._open[name]
             return graph
+
+    def _let_go(self) -> None:
+        decoder: AnyDecoder | None = self._open.get("decoder")
+        self._open.clear()
+        if decoder is not None:
+            decoder.close()
 
     def _open_decoder(self) -> AnyDecoder:
         if self._engines is not None:
