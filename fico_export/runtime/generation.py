@@ -256,6 +256,9 @@ class Conversation:
         answer.ttft_ms = sum(answer.stages_ms.values())
         text = StreamDecoder(vlm.formatter.tokenizer)
         while not wish.leave:
+            if wish.stop:
+                self._enter(turn, answer, "stopped")
+                return
             answer.token_ids.append(token)
             piece = ""
             if token in vlm.manifest.tokens.eos_ids and not sampler.sampling.ignore_eos:
@@ -274,8 +277,7 @@ class Conversation:
             if reason:
                 return
             if wish.stop:
-                self._enter(turn, answer, "stopped")
-                return
+                continue
             clock.lap_ms()  # what the reader did with the piece is not the model's time
             logits = self._prefix.extend([token], vlm.embed([token]), [position])
             token = sampler(logits)
