@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fico_export.cli.console import print_json
+from fico_export.cli.console import print_json, put
 from fico_export.cli.options import DebugOption, DevicesOption, JsonOption
 from fico_export.errors import unknown_name
 
@@ -39,9 +39,9 @@ def command(
         print_json({kind: entries})
         return
     for name, details in entries.items():
-        print(f"{name:<19} {details.pop('summary', '')}")
+        put(f"{name:<19} {details.pop('summary', '')}")
         for line in _device_lines(details) if "evidence" in details else _lines(details):
-            print(f"{'':<22}{line}")
+            put(f"{'':<22}{line}")
 
 
 def _lines(details: dict[str, Any]) -> Iterator[str]:
