@@ -88,9 +88,9 @@ def invoke(application: typer.Typer, name: str, arguments: list[str]) -> int:
     try:
         code = _run(application, name, arguments)
         output.finish()
-    except SystemExit as ended:  # the reader of a pipe left
-        return ended.code if isinstance(ended.code, int) else 1
     except BaseException as error:  # whatever it is, it is told and not thrown at the user
+        if isinstance(error, SystemExit) and isinstance(error.code, int) and not stop.came():
+            return error.code  # the reader of a pipe left
         return output.report(failures.explained(error))
     return code
 

@@ -24,6 +24,7 @@ _EXTRAS = {
     "tensorrt": ("tensorrt", "polygraphy", "cuda"),
     "rtx": ("tensorrt_rtx",),
 }
+REPORT = "run it again with --debug, and report the trace with what `fico doctor` prints"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -39,10 +40,19 @@ class StoppedError(FicoError):
 
 def explained(error: BaseException) -> FicoError:
     """The error that a person is told of an exception, whatever raised it."""
+    told = _explained(error)
+    if told is not error:
+        told.__cause__ = error  # --debug shows both
+    return told
+
+
+def _explained(error: BaseException) -> FicoError:
     if stop.came() or isinstance(error, KeyboardInterrupt):
         return StoppedError()  # also where a library has made an error of its own of the signal
     if isinstance(error, FicoError):
         return error
+    if isinstance(error, SystemExit):
+        return FicoError(f"ended by a library: {error.code}", fix=REPORT)
     if isinstance(error, ImportError):
         return _of_imports(error)
     if isinstance(error, MemoryError):
@@ -55,7 +65,7 @@ def explained(error: BaseException) -> FicoError:
     what = " ".join(str(error).split())
     return FicoError(
         f"unexpected {type(error).__name__}{': ' + what if what else ''}; this is a bug of fico_export",
-        fix="run it again with --debug, and report the trace with what `fico doctor` prints",
+        fix=REPORT,
     )
 
 

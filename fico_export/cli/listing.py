@@ -14,10 +14,17 @@ from fico_export.cli.console import print_json, put
 from fico_export.cli.options import DebugOption, DevicesOption, JsonOption
 from fico_export.errors import unknown_name
 
+_KINDS = ("models", "methods", "targets", "devices", "backends")
+
+
+def _kinds(incomplete: str) -> list[str]:
+    return [kind for kind in _KINDS if kind.startswith(incomplete)]
+
 
 def command(
     kind: Annotated[
-        str, typer.Argument(metavar="models|methods|targets|devices|backends", help="What to list.")
+        str,
+        typer.Argument(metavar="|".join(_KINDS), help="What to list.", autocompletion=_kinds),
     ],
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With all that is known.")] = False,
     devices: DevicesOption = None,

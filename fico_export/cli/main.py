@@ -48,8 +48,6 @@ def _enter(application: str, name: str, arguments: Sequence[str] | None, alone: 
 
 def _failed_early(error: BaseException) -> int:
     """A signal or a broken installation, before the commands were there, or while an error was reported."""
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 1
     from fico_export.cli import failures
 
     return output.report(failures.explained(error))
