@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fico_export.cli.console import print_json, say
+from fico_export.cli.console import print_json, put, say, write
 from fico_export.cli.options import (
     BackendOption,
     BundleArgument,
@@ -70,11 +69,10 @@ def command(
         )
         for piece in stream:
             if not as_json:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
+                write(piece)
         answers.append(stream.answer)
         if not as_json:
-            print()
+            put()
             say(_timings(stream.answer))
     if as_json:
         turns = [_describe(a) for a in answers]
