@@ -117,7 +117,7 @@ class Conversation:
         prompt: str,
         images: Sequence[ImageSource | ImageFeatures] = (),
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
     ) -> Answer:
@@ -132,7 +132,7 @@ class Conversation:
         prompt: str,
         images: Sequence[ImageSource | ImageFeatures] = (),
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
     ) -> Stream:
@@ -141,7 +141,7 @@ class Conversation:
         Raises:
             InputError: a picture or the prompt cannot be used; the conversation stays as it was.
         """
-        if max_new_tokens < 1:
+        if max_new_tokens is not None and max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}", fix="give at least 1")
         answer, clock = Answer(), _Clock()
         given = [
@@ -153,6 +153,7 @@ class Conversation:
         per_image = self._vlm.manifest.reduction.handed_over
         ids = self._vlm.formatter.encode(messages, per_image)
         self._require_room(ids)
+        sampler = self._vlm.sampler(sampling, ids)
         answer.stages_ms["preprocess"] = clock.lap_ms()
         text = (
             {}
@@ -165,9 +166,8 @@ class Conversation:
         turn = _Turn(messages, features, self._lay_out(ids, features))
         answer.prompt_tokens = len(ids)
         answer.visual_tokens = per_image * len(features)
-        pieces = self._run(
-            turn, answer, clock, max_new_tokens, Sampler(sampling or Sampling()), StopStrings(stop)
-        )
+        stops = StopStrings(stop or sampler.stops)
+        pieces = self._run(turn, answer, clock, max_new_tokens or sampler.new_tokens, sampler, stops)
         return Stream(pieces, answer)
 
     def restart(self) -> None:
