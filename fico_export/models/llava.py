@@ -56,8 +56,8 @@ def load(folder: Path, revision: str | None) -> Vlm:
         folder=folder,
         revision=revision,
         checkpoint=checkpoint,
-        tokens=texts.tokens(folder, config),
-        files=lambda: texts.files(folder, raw),
+        tokens=texts.tokens(folder, raw, config),
+        files=lambda: texts.files(folder, raw, config),
     )
 
 

@@ -1,4 +1,4 @@
-"""The text files of a checkpoint: tokenizer, special tokens, chat template, configs of generation and of images."""
+"""The text files of a checkpoint: tokenizer, special tokens, chat template, configs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ from typing import Any
 
 from fico_export.bundle.manifest import Tokens
 from fico_export.errors import CheckpointError
+from fico_export.models.parts import special_tokens, stops, templates
 from fico_export.models.parts.checkpoint import read_json, read_text
 from fico_export.models.parts.family import Files
 
 
-def tokens(folder: Path, config: Any) -> Tokens:
-    """The special tokens that config.json and the tokenizer's files name."""
+def tokens(folder: Path, raw: dict[str, Any], config: Any) -> Tokens:
+    """The special tokens that the configs and the tokenizer's files name.
+
+    Args:
+        folder: of the checkpoint.
+        raw: content of its config.json.
+        config: the same as transformers reads it.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the image token is not the tokenizer's.
+    """
     tokenizer = read_json(_tokenizer_file(folder))
     try:
         added = {token["id"]: token["content"] for token in tokenizer.get("added_tokens", [])}
@@ -27,20 +37,20 @@ def tokens(folder: Path, config: Any) -> Tokens:
             f"image token id {image_id} of config.json is no added token of tokenizer.json",
             fix="use the tokenizer.json of this checkpoint",
         )
-    settings = _optional_json(folder / "tokenizer_config.json")
-    generation = _optional_json(folder / "generation_config.json")
-    eos = generation.get("eos_token_id", getattr(config.text_config, "eos_token_id", None))
+    named, additional = special_tokens.find(folder)
     return Tokens(
         image=added[image_id],
         image_id=image_id,
-        bos=_text(settings.get("bos_token")),
-        eos=_text(settings.get("eos_token")),
-        eos_ids=eos if isinstance(eos, list) else [] if eos is None else [eos],
+        bos=named.get("bos_token"),
+        eos=named.get("eos_token"),
+        eos_ids=stops.eos_ids(folder, raw, config)[0],
+        named=named,
+        additional=additional,
     )
 
 
-def files(folder: Path, config: dict[str, Any]) -> Files:
-    """The text files that a bundle takes from a checkpoint."""
+def files(folder: Path, raw: dict[str, Any], config: Any) -> Files:
+    """The text files that a bundle takes from a checkpoint; arguments and errors as for `tokens`."""
     settings = _optional_json(folder / "tokenizer_config.json")
     # transformers 5 nests the image processor in processor_config.json; older checkpoints keep it in a file of its own.
     processor = _optional_json(folder / "processor_config.json")
@@ -50,30 +60,19 @@ def files(folder: Path, config: dict[str, Any]) -> Files:
             f"{folder} has no preprocessor_config.json, so pictures cannot be prepared",
             fix="copy preprocessor_config.json (or processor_config.json) of the checkpoint into the folder",
         )
+    chat = templates.find(folder, processor, settings)
+    generation, warnings = stops.generation_config(folder, raw, config)
     return Files(
         tokenizer=read_text(_tokenizer_file(folder)),
         tokenizer_config=settings,
-        chat_template=_chat_template(folder, settings),
-        config=config,
-        generation_config=_optional_json(folder / "generation_config.json"),
+        chat_template=chat.template,
+        config=raw,
+        generation_config=generation,
         preprocessor=preprocessor,
         processor=processor,
+        warnings=(*chat.warnings, *warnings),
+        other_template=chat.instead,
     )
-
-
-def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
-    jinja = folder / "chat_template.jinja"
-    if jinja.exists():
-        return read_text(jinja)
-    template = _optional_json(folder / "chat_template.json").get(
-        "chat_template", tokenizer_config.get("chat_template")
-    )
-    if template is not None and not isinstance(template, str):
-        raise CheckpointError(
-            f"chat_template is a {type(template).__name__}, not one text",
-            fix=f"write the template to use to {jinja}",
-        )
-    return template
 
 
 def _tokenizer_file(folder: Path) -> Path:
@@ -89,8 +88,3 @@ def _tokenizer_file(folder: Path) -> Path:
 
 def _optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
-
-
-def _text(token: str | dict[str, str] | None) -> str | None:
-    """A special token is a string, or an object that holds one."""
-    return token["content"] if isinstance(token, dict) else token
