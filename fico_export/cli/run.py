@@ -16,6 +16,7 @@ from fico_export.cli.options import (
     JsonOption,
     ThreadsOption,
 )
+from fico_export.errors import ConfigError
 
 if TYPE_CHECKING:
     from fico_export.runtime.generation import Answer
@@ -32,14 +33,50 @@ def command(
     image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="A picture; repeatable.")] = None,
     backend: BackendOption = "auto",
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", help="Tokens of an answer at most.")
-    ] = 256,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")] = 0.0,
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            help="Longest answer in tokens; by default what generation_config.json says, or 256.",
+            show_default=False,
+        ),
+    ] = None,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Take the likeliest token even where the model's authors sample.")
+    ] = False,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", help="Sample at this temperature; 0 is --greedy.", show_default=False),
+    ] = None,
     top_p: Annotated[
-        float, typer.Option("--top-p", help="Sample among tokens of this total probability.")
-    ] = 1.0,
-    top_k: Annotated[int, typer.Option("--top-k", help="Sample among so many tokens; 0 for all.")] = 0,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of the sampling.")] = None,
+        float | None,
+        typer.Option("--top-p", help="Sample among tokens of this total probability.", show_default=False),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", help="Sample among so many tokens; 0 for all.", show_default=False),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(
+            "--min-p",
+            help="Sample among tokens at least this share as likely as the likeliest.",
+            show_default=False,
+        ),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option(
+            "--repetition-penalty",
+            help="Make tokens that were there less likely; 1 for no penalty.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed", help="Random seed for sampling: the same seed, the same answer.", show_default=False
+        ),
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="A string that ends an answer; repeatable.")
     ] = None,
@@ -54,11 +91,23 @@ def command(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Ask a bundle about pictures, or without any."""
+    """Ask a bundle about pictures, or without any.
+
+    How tokens are chosen is what the checkpoint's generation_config.json says; flags win over it.
+    """
     from fico_export.runtime.sampling import Sampling
     from fico_export.runtime.vlm import Vlm
 
-    sampling = Sampling(temperature, top_p, top_k, seed)
+    if greedy and temperature:
+        raise ConfigError(f"--greedy with --temperature {temperature:g}", fix="drop one of them")
+    sampling = Sampling(
+        temperature=0 if greedy else temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
     vlm = Vlm(bundle, backend=backend, threads=threads, low_memory=low_memory)
     chat = vlm.chat()
     answers: list[Answer] = []
@@ -72,11 +121,27 @@ def command(
                 write(piece)
         answers.append(stream.answer)
         if not as_json:
-            put()
+            if stream.answer.text:
+                put()
+            if note := _note(stream.answer):
+                say(note)
             say(_timings(stream.answer))
     if as_json:
         turns = [_describe(a) for a in answers]
         print_json({**turns[-1], "backend": vlm.backend, "turns": turns})
+
+
+def _note(answer: Answer) -> str:
+    """What should be said of how an answer ended; nothing where the model ended it."""
+    count = f"{len(answer.token_ids)} tokens" if len(answer.token_ids) > 1 else "1 token"
+    parts = []
+    if not answer.text.strip():
+        parts.append(f"the answer is empty: {count}, finish reason {answer.finish_reason}")
+    if answer.finish_reason == "length":
+        parts.append(f"the answer was cut (length): {count}; --max-new-tokens N gives it more")
+    if answer.finish_reason == "context":
+        parts.append(f"the answer was cut (context): after {count} the model's context is full")
+    return f"[{'; '.join(parts)}]" if parts else ""
 
 
 def _describe(answer: Answer) -> dict[str, Any]:

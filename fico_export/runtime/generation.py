@@ -44,11 +44,13 @@ class _Turn:
 
     Attributes:
         together: how many of the prompt's first tokens are reduced together in the decoder.
+        sampler: chooses the tokens of the answer.
     """
 
     asked: _History
     prompt: LaidOut
     together: int
+    sampler: Sampler
 
 
 class Conversation:
@@ -101,7 +103,7 @@ class Conversation:
         prompt: str,
         images: Sequence[ImageSource | ImageFeatures] = (),
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
     ) -> Answer:
@@ -121,7 +123,7 @@ class Conversation:
         prompt: str,
         images: Sequence[ImageSource | ImageFeatures] = (),
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
     ) -> Stream:
@@ -131,13 +133,15 @@ class Conversation:
             InputError: a picture or the prompt cannot be used; the conversation stays as it was.
             ConfigError: another answer of this conversation is under way, or it was closed.
         """
-        if max_new_tokens < 1:
+        if max_new_tokens is not None and max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}", fix="give at least 1")
-        chosen, stops = Sampler(sampling or Sampling()), StopStrings(stop)
+        stops = StopStrings(stop)
         with self._claimed():
             answer, clock, wish = Answer(), _Clock(), Wish()
-            turn = self._prepare(prompt, images, answer, clock)
-            pieces = self._run(turn, answer, clock, max_new_tokens, chosen, stops, wish)
+            turn = self._prepare(prompt, images, sampling, answer, clock)
+            stops = stops if stop else StopStrings(turn.sampler.stops)
+            limit = max_new_tokens or turn.sampler.new_tokens
+            pieces = self._run(turn, answer, clock, limit, stops, wish)
             stream = Stream(pieces, answer, wish)
             self._open = weakref.ref(stream)
         return stream
@@ -190,7 +194,12 @@ class Conversation:
             raise ConfigError("this conversation was closed", fix="begin another: vlm.chat()")
 
     def _prepare(
-        self, prompt: str, images: Sequence[ImageSource | ImageFeatures], answer: Answer, clock: _Clock
+        self,
+        prompt: str,
+        images: Sequence[ImageSource | ImageFeatures],
+        sampling: Sampling | None,
+        answer: Answer,
+        clock: _Clock,
     ) -> _Turn:
         given = [
             image if isinstance(image, ImageFeatures) else self._vlm.preprocess(image) for image in images
@@ -202,6 +211,7 @@ class Conversation:
         per_image = self._vlm.manifest.reduction.handed_over
         ids = self._vlm.formatter.encode(messages, per_image)
         require_room(self._vlm.manifest, ids)
+        sampler = self._vlm.sampler(sampling, ids)
         answer.stages_ms["preprocess"] = clock.lap_ms()
         text = (
             {}
@@ -215,7 +225,7 @@ class Conversation:
         answer.visual_tokens = per_image * len(features)
         laid_out = lay_out(self._vlm.manifest, ids, features)
         together = self._together(laid_out.keys)
-        return _Turn(_History(messages, features, laid_out.keys[:together]), laid_out, together)
+        return _Turn(_History(messages, features, laid_out.keys[:together]), laid_out, together, sampler)
 
     def _together(self, keys: list[Hashable]) -> int:
         """How many of a prompt's first tokens are reduced together: as many as in the turn before it that did so, if any."""
@@ -243,11 +253,10 @@ class Conversation:
         answer: Answer,
         clock: _Clock,
         limit: int,
-        sampler: Sampler,
         stops: StopStrings,
         wish: Wish,
     ) -> Generator[str]:
-        vlm = self._vlm
+        vlm, sampler = self._vlm, turn.sampler
         if wish.stop or wish.leave:
             answer.finish_reason = "stopped" if wish.stop else ""
             return

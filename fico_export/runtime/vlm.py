@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fico_export.bundle import files
+from fico_export.bundle import files, generation_config
 from fico_export.bundle.manifest import Manifest
 from fico_export.errors import BundleError, ConfigError, EngineError, InputError
 from fico_export.runtime.clip_text import ClipText
@@ -28,7 +28,7 @@ from fico_export.runtime.images import ImageFeatures, load_image
 from fico_export.runtime.memory import loading_steps, require_memory
 from fico_export.runtime.preprocess import ImageProcessor
 from fico_export.runtime.prompt import PromptFormatter
-from fico_export.runtime.sampling import Sampling
+from fico_export.runtime.sampling import Sampler, Sampling
 from fico_export.runtime.session import AnyDecoder, Session
 from fico_export.runtime.sessions import AUTO, give_back, open_session
 
@@ -84,6 +84,7 @@ class Vlm:
         self.formatter = PromptFormatter(
             _read(self.folder / "tokenizer.json"), self._chat_template(), self.manifest.tokens
         )
+        self.generation_config = generation_config.load(self.folder)
         self.processor = ImageProcessor.from_config(_read_json(self.folder / "preprocessor_config.json"))
         inputs = self.manifest.graph("vision_encoder").inputs
         self._text_inputs = {i.name: i.shape for i in inputs if i.name != "pixel_values"}
@@ -255,6 +256,18 @@ class Vlm:
             result: npt.NDArray[Any] = self._run(self._embed, "embedding graph", {"input_ids": ids})[0][0]
         return result
 
+    def sampler(self, sampling: Sampling | None, prompt_ids: Sequence[int]) -> Sampler:
+        """What chooses the tokens of an answer to a prompt, its image tokens as many as the graph hands over.
+
+        The rules of generation_config.json read the prompt that transformers' ``generate`` has: all N visual tokens an image.
+        """
+        reduction, tokens = self.manifest.reduction, self.manifest.tokens
+        ids = np.asarray(prompt_ids, np.int64)
+        times = np.ones_like(ids)
+        first = np.flatnonzero(ids == tokens.image_id)[:: reduction.handed_over]
+        times[first] += reduction.visual_tokens - reduction.handed_over
+        return Sampler(sampling or Sampling(), self.generation_config, np.repeat(ids, times), tokens.eos_ids)
+
     def chat(self, system: str | None = None) -> Conversation:
         """A conversation whose turns reuse the KV cache of the turns before.
 
@@ -271,7 +284,7 @@ class Vlm:
         prompt: str,
         images: Sequence[ImageSource | ImageFeatures] = (),
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
     ) -> Stream:
@@ -280,9 +293,9 @@ class Vlm:
         Args:
             prompt: the question.
             images: pictures it is about, shown before it; or what `encode_image` made of them.
-            max_new_tokens: at most so many tokens.
-            sampling: how tokens are chosen; greedily by default.
-            stop: strings that end the answer.
+            max_new_tokens: at most so many tokens; by default what the bundle's generation_config.json says, or 256.
+            sampling: how tokens are chosen; what it leaves open is what the bundle's generation_config.json says.
+            stop: strings that end the answer; by default those of the bundle's generation_config.json.
 
         Raises:
             InputError: a picture or the prompt cannot be used.
@@ -294,7 +307,7 @@ class Vlm:
         prompt: str,
         images: Sequence[ImageSource | ImageFeatures] = (),
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
     ) -> Answer:
