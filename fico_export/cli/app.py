@@ -27,6 +27,7 @@ from fico_export.cli import (
     unpack,
     verify,
 )
+from fico_export.cli.images import image_warnings_said
 from fico_export.cli.options import DebugOption
 from fico_export.cli.verb import HELP_FLAGS, QuietOption, VerboseOption, VersionOption, set_volume, verb
 from fico_export.errors import ConfigError
@@ -98,7 +99,8 @@ def invoke(application: typer.Typer, name: str, arguments: list[str]) -> int:
 def _run(application: typer.Typer, name: str, arguments: list[str]) -> int:
     command: Any = typer.main.get_command(application)
     try:
-        result = command(arguments, prog_name=name, standalone_mode=False)
+        with image_warnings_said():
+            result = command(arguments, prog_name=name, standalone_mode=False)
     except _USAGE_ERROR as error:
         where = error.ctx.command_path if error.ctx else name
         what = " ".join(error.format_message().split())

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fico_export.errors import ConfigError, InputError
 from fico_export.runtime.answer import STAGES, Answer, Stream, Wish
-from fico_export.runtime.images import ImageFeatures
+from fico_export.runtime.images import ImageFeatures, Images, ImageSource, Range, image_list
 from fico_export.runtime.layout import LaidOut, lay_out, require_room
 from fico_export.runtime.prefix import Prefix
 from fico_export.runtime.prompt import Message
@@ -23,7 +23,7 @@ from fico_export.runtime.sampling import Sampler, Sampling
 from fico_export.runtime.streaming import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:
-    from fico_export.runtime.vlm import ImageSource, Vlm
+    from fico_export.runtime.vlm import Vlm
 
 __all__ = ["STAGES", "Answer", "Conversation", "Stream"]
 
@@ -101,31 +101,37 @@ class Conversation:
     def ask(
         self,
         prompt: str,
-        images: Sequence[ImageSource | ImageFeatures] = (),
+        images: Images = (),
         *,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
+        image_range: Range | None = None,
     ) -> Answer:
         """The next turn, answered at once; arguments as for `Vlm.stream`. Other threads wait until the answer is whole."""
-        with (
-            self._vlm.owned(),
-            self.stream(
-                prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
-            ) as stream,
-        ):
-            for _ in stream:
-                pass
+        with self._vlm.owned():
+            stream = self.stream(
+                prompt,
+                images,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                stop=stop,
+                image_range=image_range,
+            )
+            with stream:
+                for _ in stream:
+                    pass
         return stream.answer
 
     def stream(
         self,
         prompt: str,
-        images: Sequence[ImageSource | ImageFeatures] = (),
+        images: Images = (),
         *,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
+        image_range: Range | None = None,
     ) -> Stream:
         """The next turn, answered piece by piece; arguments as for `Vlm.stream`.
 
@@ -138,7 +144,7 @@ class Conversation:
         stops = StopStrings(stop)
         with self._claimed():
             answer, clock, wish = Answer(), _Clock(), Wish()
-            turn = self._prepare(prompt, images, sampling, answer, clock)
+            turn = self._prepare(prompt, image_list(images, image_range), sampling, answer, clock)
             stops = stops if stop else StopStrings(turn.sampler.stops)
             limit = max_new_tokens or turn.sampler.new_tokens
             pieces = self._run(turn, answer, clock, limit, stops, wish)
@@ -196,13 +202,13 @@ class Conversation:
     def _prepare(
         self,
         prompt: str,
-        images: Sequence[ImageSource | ImageFeatures],
+        shown: Sequence[ImageSource | ImageFeatures],
         sampling: Sampling | None,
         answer: Answer,
         clock: _Clock,
     ) -> _Turn:
         given = [
-            image if isinstance(image, ImageFeatures) else self._vlm.preprocess(image) for image in images
+            image if isinstance(image, ImageFeatures) else self._vlm.preprocess(image) for image in shown
         ]
         # Laid out with the pictures' sizes alone, so that a prompt too long is refused before the slow part.
         history = self._history

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from fico_export.bundle import files, generation_config
 from fico_export.bundle.manifest import Manifest
@@ -24,7 +23,7 @@ from fico_export.runtime.embedding import open_table, rows
 from fico_export.runtime.engine import LIBRARIES
 from fico_export.runtime.engines import Engines, backend_for
 from fico_export.runtime.generation import Answer, Conversation, Stream
-from fico_export.runtime.images import ImageFeatures, load_image
+from fico_export.runtime.images import ImageFeatures, Images, ImageSource, Range, load_image
 from fico_export.runtime.memory import loading_steps, require_memory
 from fico_export.runtime.preprocess import ImageProcessor
 from fico_export.runtime.prompt import PromptFormatter
@@ -32,7 +31,6 @@ from fico_export.runtime.sampling import Sampler, Sampling
 from fico_export.runtime.session import AnyDecoder, Session
 from fico_export.runtime.sessions import AUTO, give_back, open_session
 
-ImageSource = str | Path | bytes | Image.Image
 _Graph = TypeVar("_Graph")
 
 
@@ -174,13 +172,13 @@ class Vlm:
             return self._engines.decoder()
         return Decoder(self.folder, self.manifest, self.backend, self._threads)
 
-    def preprocess(self, image: ImageSource) -> npt.NDArray[np.float32]:
-        """Pixel values [1, 3, S, S] of a picture.
+    def preprocess(self, image: ImageSource, *, image_range: Range | None = None) -> npt.NDArray[np.float32]:
+        """Pixel values [1, 3, S, S] of a picture; arguments as for `load_image`.
 
         Raises:
             InputError: not a picture, or too large.
         """
-        return self.processor(load_image(image))
+        return self.processor(load_image(image, image_range=image_range))
 
     @property
     def reads_prompt(self) -> bool:
@@ -228,18 +226,21 @@ class Vlm:
         digest = hashlib.sha256(b"".join(feed.tobytes() for feed in feeds.values())).hexdigest()
         return ImageFeatures(features[0], keep_index[0], digest)
 
-    def encode_image(self, image: ImageSource, prompt: str | None = None) -> ImageFeatures:
+    def encode_image(
+        self, image: ImageSource, prompt: str | None = None, *, image_range: Range | None = None
+    ) -> ImageFeatures:
         """Features [K, D] and kept positions [K] of a picture: to ask about it several times, or for a decoder of your own.
 
         Args:
             image: the picture.
             prompt: the question to be asked, for a bundle whose method reads it to choose what it keeps.
+            image_range: of a grey picture of more than 8 bits, the values that become black and white; its own by default.
 
         Raises:
             InputError: not a picture, or too large; or no prompt where the bundle reads it, or too long a one.
         """
         text = self.read_prompt(prompt)
-        return self.encode_pixels(self.preprocess(image), text)
+        return self.encode_pixels(self.preprocess(image, image_range=image_range), text)
 
     def embed(self, token_ids: Sequence[int]) -> npt.NDArray[Any]:
         """Embeddings [S, C] of token ids, read from the table."""
@@ -282,37 +283,54 @@ class Vlm:
     def stream(
         self,
         prompt: str,
-        images: Sequence[ImageSource | ImageFeatures] = (),
+        images: Images = (),
         *,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
+        image_range: Range | None = None,
     ) -> Stream:
         """Answer piece by piece: iterate over the text; `.answer` holds the whole when it ends.
 
         Args:
             prompt: the question.
-            images: pictures it is about, shown before it; or what `encode_image` made of them.
+            images: the picture or pictures it is about, shown before it; or what `encode_image` made of them.
             max_new_tokens: at most so many tokens; by default what the bundle's generation_config.json says, or 256.
             sampling: how tokens are chosen; what it leaves open is what the bundle's generation_config.json says.
             stop: strings that end the answer; by default those of the bundle's generation_config.json.
+            image_range: of grey pictures of more than 8 bits, the values that become black and white; each picture's own by default.
 
         Raises:
             InputError: a picture or the prompt cannot be used.
         """
-        return self.chat().stream(prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+        return self.chat().stream(
+            prompt,
+            images,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            image_range=image_range,
+        )
 
     def generate(
         self,
         prompt: str,
-        images: Sequence[ImageSource | ImageFeatures] = (),
+        images: Images = (),
         *,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
+        image_range: Range | None = None,
     ) -> Answer:
         """Answer at once; arguments as for `stream`."""
-        return self.chat().ask(prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+        return self.chat().ask(
+            prompt,
+            images,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            image_range=image_range,
+        )
 
     def _open_graph(self, name: str, backend: str) -> Session:
         if self._engines is not None and backend in LIBRARIES:
