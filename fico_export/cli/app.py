@@ -9,6 +9,7 @@ import typer
 
 from fico_export.cli import (
     build,
+    chat,
     deploy,
     doctor,
     export,
@@ -44,6 +45,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "export": export.command,
     "build": build.command,
     "run": run.command,
+    "chat": chat.command,
     "show": show.command,
     "report": report.command,
     "verify": verify.command,

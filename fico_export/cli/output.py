@@ -98,9 +98,9 @@ def say(text: str) -> None:
         complain(text)
 
 
-def complain(text: str) -> None:
+def complain(text: str, end: str = "\n") -> None:
     """A warning or an error on stderr, whatever the flags."""
-    _write(sys.stderr, visible(text) + "\n")
+    _write(sys.stderr, visible(text) + end, flush=True)
 
 
 def detail(text: str) -> None:
@@ -138,7 +138,7 @@ def finish() -> None:
 
 def _write_json(content: dict[str, Any]) -> None:
     settings.printed = True
-    _write(settings.out or sys.stdout, json.dumps(content) + "\n")
+    _write(settings.out or sys.stdout, json.dumps(content) + "\n", flush=True)
 
 
 def _write(file: TextIO, text: str, *, flush: bool = False) -> None:
