@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from fico_export.errors import CheckpointError, ConfigError
+from fico_export.errors import CheckpointError, ConfigError, FicoError
 from fico_export.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def export(
     checkpoint = open_checkpoint(str(model), revision)
     if clip_text is not None:
         checkpoint = checkpoint.with_clip(open_clip(str(clip_text)))
-    _require_answerable(checkpoint)
+    _require_answerable(checkpoint, progress)
     request = Request(
         name=Path(model).expanduser().resolve().name,
         source=_source(str(model), checkpoint),
@@ -293,7 +293,7 @@ def _sizes(weights: dict[str, int]) -> str:
     return f"{sum(weights.values())} bytes in {', '.join(sorted(weights))}"
 
 
-def _require_answerable(checkpoint: Checkpoint) -> None:
+def _require_answerable(checkpoint: Checkpoint, progress: Progress) -> None:
     """Have the runtime prepare a prompt with a picture, before hours are spent on graphs it could not use.
 
     Raises:
@@ -305,9 +305,22 @@ def _require_answerable(checkpoint: Checkpoint) -> None:
     from fico_export.runtime.prompt import Message, PromptFormatter
 
     texts = checkpoint.files()
-    PromptFormatter(texts.tokenizer, texts.chat_template, checkpoint.tokens).encode(
-        [Message("user", "?", 1)], 1
-    )
+    for text in texts.warnings:
+        progress.warn(text)
+    formatter = PromptFormatter(texts.tokenizer, texts.chat_template, checkpoint.tokens)
+    try:
+        formatter.encode([Message("user", "?", 1)], 1)
+    except FicoError as error:
+        raise CheckpointError(
+            f"the chat template of {checkpoint.folder} cannot ask about an image: {error.what}",
+            fix=f"{texts.other_template}: one that shows an image as {checkpoint.tokens.image}",
+        ) from error
+    if formatter.content == "text":
+        progress.warn(
+            f"the chat template of {checkpoint.folder} takes texts alone, as language models' own do: an image becomes "
+            f"{checkpoint.tokens.image!r} and a new line before the text; if the model was trained on another form, "
+            f"{texts.other_template} and export again"
+        )
     height, width = ImageProcessor.from_config(texts.preprocessor)(Image.new("RGB", (3, 2))).shape[2:]
     if (height, width) != (checkpoint.image_size, checkpoint.image_size):
         raise CheckpointError(

@@ -12,10 +12,9 @@ from fico_export.errors import ConfigError
 from fico_export.exporter.stream import Tokens
 from fico_export.models.parts.decoder import EMBEDDINGS
 from fico_export.models.parts.family import Vlm
-from fico_export.runtime.images import load_image
+from fico_export.runtime.images import ImageSource, load_image
 from fico_export.runtime.preprocess import ImageProcessor
 from fico_export.runtime.prompt import Message, PromptFormatter
-from fico_export.runtime.vlm import ImageSource
 
 _LINE = '{"image": "picture.png", "prompt": "What is in the picture?"}'
 

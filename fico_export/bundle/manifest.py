@@ -114,13 +114,15 @@ class Decoder(_Record):
 
 
 class Tokens(_Record):
-    """Special tokens."""
+    """Special tokens; `named` holds those that a chat template may name, `additional` those that have no name."""
 
     image: str
     image_id: int
     bos: str | None
     eos: str | None
     eos_ids: list[int]
+    named: dict[str, str] = {}
+    additional: list[str] = []
 
 
 class Quantization(_Record):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fico_export.cli.console import StageProgress, human_bytes, print_json, say
+from fico_export.cli.console import StageProgress, human_bytes, print_json, put, say
 from fico_export.cli.options import BundleArgument, DebugOption, JsonOption
 from fico_export.errors import ConfigError, unknown_name
 
@@ -131,13 +131,13 @@ def _extra(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _show(summary: Summary, results: Path) -> None:
-    print(
+    put(
         f"{summary.bundle} → {summary.host}:{summary.folder}  ({summary.machine}, fico {summary.fico_version})"
     )
-    print(f"sent       {summary.sent_files} files, {human_bytes(summary.sent_bytes)} of them were not there")
+    put(f"sent       {summary.sent_files} files, {human_bytes(summary.sent_bytes)} of them were not there")
     for outcome in summary.outcomes:
         took = f"{outcome.seconds:.1f} s" if outcome.seconds and outcome.status != "kept" else ""
-        print(f"{outcome.step:<10} {outcome.status:<12}{took:>8}  {outcome.line}")
+        put(f"{outcome.step:<10} {outcome.status:<12}{took:>8}  {outcome.line}")
         if outcome.fix:
-            print(f"{'':<10} {'':<12}{'':>8}  hint: {outcome.fix}")
-    print(f"results    {results}")
+            put(f"{'':<10} {'':<12}{'':>8}  hint: {outcome.fix}")
+    put(f"results    {results}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import typer
 
-from fico_export.cli.console import human_bytes, print_json
+from fico_export.cli.console import human_bytes, print_json, put
 from fico_export.cli.options import DebugOption, JsonOption
 from fico_export.devices import machine
 
@@ -43,9 +43,9 @@ def command(as_json: JsonOption = False, debug: DebugOption = False) -> None:
         print_json({"ok": good, "findings": [asdict(f) for f in findings]})
     else:
         for finding in findings:
-            print(f"{finding.status:<8} {finding.what:<14} {finding.found}")
+            put(f"{finding.status:<8} {finding.what:<14} {finding.found}")
             if finding.fix:
-                print(f"{'':<8} {'':<14} hint: {finding.fix}")
+                put(f"{'':<8} {'':<14} hint: {finding.fix}")
     if not good:
         raise typer.Exit(1)
 

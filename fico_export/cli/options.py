@@ -7,9 +7,20 @@ from typing import Annotated
 
 import typer
 
+from fico_export import reducers
 from fico_export.errors import ConfigError
 from fico_export.reducers import DEFAULT
 
+
+def _methods(incomplete: str) -> list[str]:
+    return [name for name in reducers.names() if name.startswith(incomplete)]
+
+
+def _backends(incomplete: str) -> list[str]:
+    return [name for name in BACKENDS if name.startswith(incomplete)]
+
+
+BACKENDS = ("auto", "ort-cpu", "ort-cuda", "trt", "rtx")
 BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.", show_default=False)
 ]
@@ -31,6 +42,7 @@ MethodOption = Annotated[
     typer.Option(
         "--method",
         metavar="METHOD[@K,METHOD@K…]",
+        autocompletion=_methods,
         help=f"Reducer, or a chain of them; `fico list methods`. Default: {DEFAULT}, or none without --keep.",
     ),
 ]
@@ -68,7 +80,8 @@ RevisionOption = Annotated[
     str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")
 ]
 BackendOption = Annotated[
-    str, typer.Option("--backend", metavar="auto|ort-cpu|ort-cuda|trt|rtx", help="Where to run.")
+    str,
+    typer.Option("--backend", metavar="|".join(BACKENDS), help="Where to run.", autocompletion=_backends),
 ]
 ThreadsOption = Annotated[int, typer.Option("--threads", help="CPU threads; 0 for one per core.")]
 CheckpointNowOption = Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fico_export.cli.console import StageProgress, human_bytes, print_json
+from fico_export.cli.console import StageProgress, human_bytes, print_json, put
 from fico_export.cli.options import BundleArgument, DebugOption, JsonOption
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def report(packed: Packed, *, as_json: bool, next_command: str) -> None:
         )
         return
     engines = f", engines for {', '.join(packed.engines)}" if packed.engines else ""
-    print(f"{packed.path}  {packed.files} files, {human_bytes(packed.size)}{engines}")
+    put(f"{packed.path}  {packed.files} files, {human_bytes(packed.size)}{engines}")
     whose = "the manifest, which lists all others" if packed.path.is_dir() else "the archive"
-    print(f"SHA-256 of {whose}: {packed.sha256}")
-    print(f"next: {next_command}")
+    put(f"SHA-256 of {whose}: {packed.sha256}")
+    put(f"next: {next_command}")

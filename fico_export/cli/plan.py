@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fico_export.cli.console import human_bytes, print_json, say
+from fico_export.cli.console import human_bytes, print_json, put, say
 from fico_export.cli.options import (
     BlockOption,
     DebugOption,
@@ -113,7 +113,7 @@ def command(
         )
     else:
         for line in (*_described(found), *_table("sweep", swept), *_table("devices", everywhere)):
-            print(line)
+            put(line)
     if out is not None:
         say(f"{out}: written")
 

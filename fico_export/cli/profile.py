@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fico_export.cli.console import StageProgress, human_bytes, print_json, say
+from fico_export.cli.console import StageProgress, console, human_bytes, print_json, say, visible
 from fico_export.cli.options import (
     BackendOption,
     DebugOption,
@@ -136,16 +136,14 @@ def _kept(files: Iterable[Path], run: Run, progress: Progress) -> list[Path]:
 
 
 def _show(run: Run) -> None:
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    console.print(_table(run))
-    console.print(_waterfall(run))
+    page = console(width=None if sys.stdout.isatty() else 140)
+    page.print(_table(run))
+    page.print(_waterfall(run))
     machine = run.machine
     facts = [machine.name, f"{machine.cores} threads", machine.power_mode or "power mode unknown"]
     facts += [f"{name} {first:.0f}→{last:.0f} MHz" for name, (first, last) in machine.clocks_mhz.items()]
     facts += [f"{run.iterations} iterations after {run.warm_up}", "in turn" if run.in_turn else ""]
-    console.print(" · ".join(filter(None, facts)), style="dim", markup=False)
+    page.print(visible(" · ".join(filter(None, facts))), style="dim")
 
 
 def _table(run: Run) -> Table:
@@ -155,9 +153,9 @@ def _table(run: Run) -> Table:
 
     table = Table("ms: median (p10–p90)")
     for number, bundle in enumerate(run.bundles, 1):
-        table.add_column(Text(f"{number}: {_title(bundle)}"), justify="right")
+        table.add_column(Text(f"{number}: {visible(_title(bundle))}"), justify="right")
     for name, cells in _rows(run):
-        table.add_row(name, *cells)
+        table.add_row(Text(visible(name)), *cells)
     return table
 
 
@@ -205,7 +203,7 @@ def _waterfall(run: Run) -> Table:
         for stage, taken in bundle.stages.items():
             end = begin + taken.median
             table.add_row(
-                f"{number}", stage, Bar(total, begin, end, width=_BAR), f"{begin:.1f} → {end:.1f} ms"
+                f"{number}", visible(stage), Bar(total, begin, end, width=_BAR), f"{begin:.1f} → {end:.1f} ms"
             )
             begin = end
     return table

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fico_export.cli.console import StageProgress, human_bytes, print_json
+from fico_export.cli.console import StageProgress, human_bytes, print_json, put
 from fico_export.cli.options import (
     BackendOption,
     CheckpointNowOption,
@@ -69,4 +69,4 @@ def command(
     if as_json:
         print_json({"out": str(out), "bytes": size, "bundles": [str(bundle) for bundle in bundles]})
     else:
-        print(f"{out}: {human_bytes(size)}, open it in a browser")
+        put(f"{out}: {human_bytes(size)}, open it in a browser")

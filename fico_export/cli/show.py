@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fico_export.cli.console import print_json, say
+from fico_export.cli.console import print_json, put, say
 from fico_export.cli.options import (
     BackendOption,
     BundleArgument,
@@ -88,7 +88,7 @@ def command(
     besides = f", {found.outside} of them in padding" if found.outside else ""
     besides += ", and the CLS token" if found.cls else ""
     rows, columns = found.view.grid
-    print(f"{out}: {len(found.patches)} of {rows * columns} patches kept{besides}")
+    put(f"{out}: {len(found.patches)} of {rows * columns} patches kept{besides}")
     if any(step.site != _UNFOLLOWED for step in merging) and not merges:
         say(f"{vlm.manifest.reduction.method} merges tokens into some of these: --merges draws which")
 
