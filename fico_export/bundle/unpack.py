@@ -65,9 +65,9 @@ def unpack(
         folder = out or Path(_own_name(archive, top))
         total = sum(member.size for member in members.values())
         fix = "free some space, or give --out a folder on another disk"
-        files.require_space(folder, total, fix=fix)
-        progress.stage("unpack", total)
         with written_folder(folder, overwrite=overwrite) as partial:
+            files.require_space(partial, total, fix=fix)
+            progress.stage("unpack", total)
             for name, member in members.items():
                 sha256 = _extract(tar, member, partial / name, progress)
                 if sha256 != expected[name].sha256:
