@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fico_export.bundle.manifest import Manifest
 
+# Tensors without which a graph is of no use.
+_NEEDED = {
+    "vision_encoder": {"pixel_values", "image_features"},
+    "embed_tokens": {"input_ids", "inputs_embeds"},
+    "decoder_model_merged": {"inputs_embeds", "logits"},
+    "decoder_with_past": {"inputs_embeds", "logits"},
+    "decoder_prefill": {"inputs_embeds", "logits"},
+}
+
 
 def first_contradiction(manifest: Manifest) -> str | None:
     """A contradiction in words; None where there is none."""
@@ -49,6 +58,9 @@ def _graphs(manifest: Manifest) -> Iterator[str]:
     for name, graph in manifest.graphs.items():
         if not graph.file.endswith(".onnx"):
             yield f"the graph {name} is in {graph.file!r}, no .onnx file"
+        names = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
+        for missing in sorted(_NEEDED.get(name, set()) - names):
+            yield f"the graph {name} has no {missing}"
         if len(shapes := graph.shapes()) != len(graph.inputs) + len(graph.outputs):
             yield f"two tensors of the graph {name} have one name"
         for tensor, wanted in expected.items():

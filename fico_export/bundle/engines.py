@@ -98,7 +98,7 @@ class Build(Record):
         created: time of the build.
     """
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = Field(SCHEMA_VERSION, strict=True, ge=1)
     target: Label
     runtime: Literal["tensorrt", "tensorrt_rtx"]
     version: Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9A-Za-z+-]{1,32}){0,8}$")]
