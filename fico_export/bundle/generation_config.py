@@ -120,13 +120,13 @@ def parse(content: Mapping[str, Any], place: Path, *, error: type[ConfigError], 
     return config if config.top_k is not None else config.model_copy(update={"top_k": _TOP_K})
 
 
-def load(folder: Path) -> GenerationConfig:
-    """The generation_config.json of a bundle.
+def load(path: Path) -> GenerationConfig:
+    """A bundle's generation_config.json.
 
     Raises:
         BundleError: the file is missing or damaged.
     """
-    path, fix = folder / FILE_NAME, "export or copy the bundle again"
+    fix = "export or copy the bundle again"
     return parse(documents.read_object(path, error=BundleError, fix=fix), path, error=BundleError, fix=fix)
 
 

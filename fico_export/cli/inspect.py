@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def command(
     bundle: BundleArgument,
-    check: Annotated[bool, typer.Option("--check", help="Hash every file and compare.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Hash every file and compare; name files that are not listed.")
+    ] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -32,9 +34,17 @@ def command(
         for target in targets:
             check_engines(bundle, manifest, target, full=True)
     builds = [Build.load(bundle, target) for target in targets]
+    besides = files.unlisted(bundle, manifest) if check else []
     if as_json:
         engines = {build.target: build.model_dump(mode="json") for build in builds}
-        print_json({**manifest.model_dump(mode="json"), "engines": engines, "hashes_checked": check})
+        print_json(
+            {
+                **manifest.model_dump(mode="json"),
+                "engines": engines,
+                "hashes_checked": check,
+                "unlisted": besides,
+            }
+        )
         return
     reduction, decoder = manifest.reduction, manifest.decoder
     options = ", ".join(f"{k}={v}" for k, v in reduction.options.items() if v is not None)
@@ -84,6 +94,8 @@ def command(
             put(f"  {name}: {human_bytes(engine.size)}{', ' + profiles if profiles else ''}")
     total = sum(f.size for f in manifest.files.values())
     put(f"files      {len(manifest.files)}, {human_bytes(total)}{', hashes match' if check else ''}")
+    for name in besides:
+        put(f"unlisted   {name}: nothing vouches for it, and nothing reads it")
 
 
 def _made(build: Build) -> str:

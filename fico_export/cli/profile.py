@@ -92,7 +92,7 @@ def command(
     from fico_export.errors import ConfigError
     from fico_export.profile.measure import Request, profile
     from fico_export.profile.picture import PROMPT
-    from fico_export.profile.record import FILE_NAME
+    from fico_export.profile.record import FILE_NAME, is_profile
 
     if not bundles:
         raise ConfigError("no BUNDLE to profile", fix="give the folder of at least one, or --logs FILE")
@@ -105,7 +105,7 @@ def command(
             for bundle in bundles
             for name in (manifest.FILE_NAME, *manifest.Manifest.load(bundle).files)
         )
-        require_writable(out, ".json", [*own, *([image] if image else [])])
+        require_writable(out, ".json", [*own, *([image] if image else [])], ours=is_profile)
     with StageProgress() as progress:
         run = profile(bundles, request, progress)
         if out is not None:

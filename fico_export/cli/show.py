@@ -56,7 +56,7 @@ def command(
     from fico_export import reducers
     from fico_export.bundle.output import require_writable, written_file
     from fico_export.report.kept import kept
-    from fico_export.report.overlay import fitted, lit
+    from fico_export.report.overlay import fitted, lit, marked
     from fico_export.runtime.vlm import Vlm
 
     require_writable(out, ".png", [image])
@@ -68,7 +68,7 @@ def command(
     else:
         drawn = lit(found.picture, found.view, found.patches, None, scale)
     with written_file(out) as partial:
-        drawn.save(partial, format="PNG")
+        drawn.save(partial, format="PNG", pnginfo=marked())
     merging = [step for step in vlm.manifest.reduction.steps if reducers.merges(step.method)]
     if as_json:
         print_json(

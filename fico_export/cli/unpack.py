@@ -25,7 +25,7 @@ def command(
     debug: DebugOption = False,
 ) -> None:
     """Unpack a bundle, whole and checked against its manifest, or not at all."""
-    from fico_export.bundle.archive import unpack
+    from fico_export.bundle.unpack import unpack
 
     with StageProgress() as progress:
         unpacked = unpack(archive, out, overwrite=overwrite, progress=progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from fico_export.bundle.belongings import MADE_BY
 from fico_export.bundle.output import require_matplotlib, written_file
 from fico_export.errors import ConfigError
 from fico_export.plan.planner import Estimate
@@ -41,7 +42,9 @@ def draw(estimates: Sequence[Estimate], path: Path) -> None:
     first.legend(title="precision")
     figure.suptitle(f"{one.method} on {one.device} {speed.mode}".strip())
     with written_file(path) as partial:
-        figure.savefig(partial, format=path.suffix.lower().removeprefix("."), dpi=150)
+        kind = path.suffix.lower().removeprefix(".")
+        mark = {"Software" if kind == "png" else "Creator": MADE_BY}
+        figure.savefig(partial, format=kind, dpi=150, metadata=mark)
 
 
 def _line(axes: object, keeps: list[int], ranges: list[Range], label: str) -> None:

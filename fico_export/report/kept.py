@@ -84,7 +84,7 @@ def patch_size(folder: Path, manifest: Manifest) -> int:
     """
     (rows, columns), side = manifest.reduction.grid, manifest.image_size
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / manifest.require("config.json")).read_text(encoding="utf-8"))
         size = (config.get("vision_config") or {}).get("patch_size", side / rows)
     except (OSError, ValueError, AttributeError) as error:
         raise BundleError(

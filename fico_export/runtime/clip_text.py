@@ -27,6 +27,7 @@ class ClipText:
 
     def __init__(self, folder: Path, manifest: Manifest, session: Session) -> None:
         graph = manifest.graph("clip_text")
+        manifest.require(CLIP_TOKENIZER)
         try:
             self._tokenizer: Tokenizer = Tokenizer.from_file(str(folder / CLIP_TOKENIZER))
         except Exception as error:  # the tokenizers library raises bare Exception

@@ -80,10 +80,16 @@ class Vlm:
         self._threads, self._low_memory = threads, low_memory
         self._table = open_table(self.folder, self.manifest) if self.manifest.embedding else None
         self.formatter = PromptFormatter(
-            _read(self.folder / "tokenizer.json"), self._chat_template(), self.manifest.tokens
+            _read(self.folder / self.manifest.require("tokenizer.json")),
+            self._chat_template(),
+            self.manifest.tokens,
         )
-        self.generation_config = generation_config.load(self.folder)
-        self.processor = ImageProcessor.from_config(_read_json(self.folder / "preprocessor_config.json"))
+        self.processor = ImageProcessor.from_config(
+            _read_json(self.folder / self.manifest.require("preprocessor_config.json"))
+        )
+        self.generation_config = generation_config.load(
+            self.folder / self.manifest.require("generation_config.json")
+        )
         inputs = self.manifest.graph("vision_encoder").inputs
         self._text_inputs = {i.name: i.shape for i in inputs if i.name != "pixel_values"}
         if not lazy:
@@ -349,8 +355,8 @@ class Vlm:
             ) from error
 
     def _chat_template(self) -> str | None:
-        path = self.folder / "chat_template.jinja"
-        return _read(path) if path.exists() else None
+        name = "chat_template.jinja"
+        return _read(self.folder / name) if name in self.manifest.files else None
 
 
 def _read(path: Path) -> str:
