@@ -19,8 +19,11 @@ from fico_export.errors import ConfigError, DeployError
 _PATIENCE = ("ConnectTimeout=10", "ServerAliveInterval=15", "ServerAliveCountMax=4")
 _LINGER_SECONDS = 60  # that the connection outlives a fico which was killed outright
 _SSH_FAILED = 255
-# Neither part may pass for an option; an address of IPv6 may stand in brackets, as rsync has it.
-_NAME = re.compile(r"([^-\s@/:][^\s@/:]*@)?([^-\s@/:\[][^\s@/:]*|\[?[0-9a-fA-F]*:[0-9a-fA-F:.]+(%\w+)?\]?)")
+# Neither part may pass for an option, nor hold what a shell reads (a ProxyCommand gets it); an address of IPv6 may stand in
+# brackets, as rsync has it.
+_APART = r"\s@/:\[\]'\"`$\\;&<>|(){}*?!"
+_PART = rf"[^-#~{_APART}][^{_APART}]*"
+_NAME = re.compile(rf"({_PART}@)?({_PART}|\[?[0-9a-fA-F]*:[0-9a-fA-F:.]+(%\w+)?\]?)")
 
 # Ends the command when the connection ends: without a terminal, sshd leaves what it started running.
 _TIED = """
