@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fico_export import extras
 from fico_export.errors import BundleError
 
 SCHEMA_VERSION = 3
@@ -203,7 +204,7 @@ class Manifest(_Record):
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise BundleError(
                 f"{path} has schema version {version}; this fico_export reads {SCHEMA_VERSION}",
-                fix="update with `pip install --upgrade fico_export`, or export again with this version",
+                fix=f"{extras.UPDATE}; or export again with this version",
             )
         if isinstance(version, int) and version < SCHEMA_VERSION:
             raise BundleError(

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from fico_export import extras
 from fico_export.errors import ConfigError, DiskError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -53,9 +54,7 @@ def require_matplotlib(what: str) -> None:
         ConfigError: matplotlib is not installed.
     """
     if find_spec("matplotlib") is None:
-        raise ConfigError(
-            f"{what} need matplotlib, which is not installed", fix="pip install 'fico_export[report]'"
-        )
+        raise ConfigError(f"{what} need matplotlib, which is not installed", fix=extras.install("report"))
 
 
 @contextmanager

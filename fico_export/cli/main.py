@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from fico_export import __version__
+from fico_export import __version__, extras
 from fico_export.cli import (
     build,
     deploy,
@@ -37,17 +37,6 @@ _HELP = """Vision-language models on small GPUs, with their visual tokens alread
 Export a LLaVA checkpoint with `fico export` (the same as `fico-export`), ask it with `fico run`, compare it with its
 checkpoint with `fico verify`, make engines of it with `fico build`.
 """
-_EXTRAS = {
-    "export": (
-        "torch",
-        "transformers",
-        "onnx",
-        "onnxscript",
-        "onnx_ir",
-        "safetensors",
-        "huggingface_hub",
-    ),
-}
 
 app = typer.Typer(help=_HELP, add_completion=False, rich_markup_mode=None)
 app.command("export")(export.command)
@@ -146,14 +135,11 @@ def _report(error: FicoError, arguments: list[str]) -> int:
 
 
 def _missing(error: ModuleNotFoundError) -> FicoError:
-    """A package that an extra would have brought; anything else is a bug and keeps its trace."""
+    """A package that an extra would have brought; one of our own is a bug and keeps its trace."""
     package = (error.name or "").partition(".")[0]
-    for extra, packages in _EXTRAS.items():
-        if package in packages:
-            return ConfigError(
-                f"this needs {package}, which is not installed", fix=f"pip install 'fico_export[{extra}]'"
-            )
-    raise error
+    if package in ("", "fico_export"):
+        raise error
+    return ConfigError(f"this needs {package}, which is not installed", fix=extras.install_module(package))
 
 
 def _interrupt(*_: object) -> None:

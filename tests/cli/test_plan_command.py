@@ -134,7 +134,7 @@ def test_a_plot_without_matplotlib_says_what_to_install(fico, folder, monkeypatc
     monkeypatch.setattr(output, "find_spec", lambda name: None)
 
     fico("plan", "--model", folder, "--device", "rtx-4090", "--out", "plot.png").refuses(
-        "pip install 'fico_export[report]'"
+        "pip install '.[report]'"
     )
 
 

@@ -221,7 +221,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     with pytest.raises(ConfigError, match="need matplotlib") as refused:
         render(content())
 
-    assert refused.value.fix == "pip install 'fico_export[report]'"
+    assert refused.value.fix == "in a clone of fico_export: pip install '.[report]'"
 
 
 def browse(page, width, scheme, folder):
