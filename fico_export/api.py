@@ -85,6 +85,7 @@ def export(
     from fico_export import reducers
     from fico_export.calibration import read_prompts
     from fico_export.devices import catalog
+    from fico_export.exporter.precision import resolve
     from fico_export.exporter.write import Request, write_bundle
     from fico_export.models.parts.clip_text import open_clip
     from fico_export.parity.report import require
@@ -94,16 +95,20 @@ def export(
     chosen = (
         catalog.get(device, Path(devices) if devices is not None else None) if device is not None else None
     )
-    wanted, precision = catalog.resolve(chosen, target, precision)
+    catalog.resolve(chosen, target, precision)  # refuses what no checkpoint could change
     progress.stage("read checkpoint")
     checkpoint = open_checkpoint(str(model), revision)
+    int4_asked = any(option is not None for option in (block, quantize_head, quantize_vision, calibrate))
+    wanted, precision, gave_way = resolve(chosen, target, precision, checkpoint.shapes, int4_asked=int4_asked)
+    if gave_way:
+        progress.warn(gave_way)
     if clip_text is not None:
         checkpoint = checkpoint.with_clip(open_clip(str(clip_text)))
     _require_answerable(checkpoint, progress)
     request = Request(
         name=Path(model).expanduser().resolve().name,
         source=_source(str(model), checkpoint),
-        method=method or ("none" if keep is None else reducers.DEFAULT),
+        method=method if method is not None else "none" if keep is None else reducers.DEFAULT,
         keep=keep,
         settings=settings or {},
         precision=precision,
@@ -344,12 +349,14 @@ def open_checkpoint(model: str, revision: str | None) -> Checkpoint:
 
 
 def open_architecture(model: str, revision: str | None = None) -> Architecture:
-    """What a model's config.json says; of a hub model nothing else is downloaded.
+    """What a model's config.json says; of a hub model nothing else is downloaded, of an alias nothing at all.
 
     Raises:
         ConfigError: no such model, or one of a family that is not supported.
     """
     from fico_export import demo, models
 
-    folder = demo.FOLDER if model == models.DEMO else models.find(model, revision, models.CONFIG)[0]
-    return models.describe(folder)
+    if model == models.DEMO:
+        return models.describe(demo.FOLDER)
+    packaged = models.packaged(model) if revision is None else None
+    return models.describe(packaged or models.find(model, revision, models.CONFIG)[0])

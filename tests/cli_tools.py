@@ -9,7 +9,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 from safetensors.torch import load_file, save_file
 
 from fico_export.cli.main import app, export_app, invoke
@@ -43,13 +42,6 @@ class Outcome:
 
 def _no_json(constant):
     raise ValueError(f"{constant} is not JSON")
-
-
-def missing(reason):
-    """Skip a test of `fico deploy` for what this machine lacks, or fail it under FICO_REQUIRE_SSH=1."""
-    if os.environ.get("FICO_REQUIRE_SSH") == "1":
-        pytest.fail(f"FICO_REQUIRE_SSH=1, and {reason}")
-    pytest.skip(reason)
 
 
 def started(line, **options):

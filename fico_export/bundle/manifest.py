@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from fico_export import documents
+from fico_export import documents, extras
 from fico_export.bundle.bounds import (
     MAX_FILES,
     BundlePath,
@@ -275,7 +275,7 @@ class Manifest(_Record):
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise BundleError(
                 f"{place} has schema version {version}; this fico_export reads {SCHEMA_VERSION}",
-                fix="update with `pip install --upgrade fico_export`, or export again with this version",
+                fix=f"{extras.UPDATE}; or export again with this version",
             )
         if isinstance(version, int) and version < SCHEMA_VERSION:
             raise BundleError(

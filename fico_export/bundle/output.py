@@ -13,6 +13,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from fico_export import extras
 from fico_export.bundle.belongings import is_ours, require_bundle, require_only
 from fico_export.bundle.scratch import NEW, TakenError, clear_abandoned, move_in, scratch, swap_in
 from fico_export.errors import ConfigError, DiskError
@@ -74,9 +75,7 @@ def require_matplotlib(what: str) -> None:
         ConfigError: matplotlib is not installed.
     """
     if find_spec("matplotlib") is None:
-        raise ConfigError(
-            f"{what} need matplotlib, which is not installed", fix="pip install 'fico_export[report]'"
-        )
+        raise ConfigError(f"{what} need matplotlib, which is not installed", fix=extras.install("report"))
 
 
 def anything(_: Path) -> bool:

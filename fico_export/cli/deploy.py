@@ -22,7 +22,9 @@ def command(
     host: Annotated[
         str, typer.Option("--host", metavar="USER@HOST", help="As ssh takes it.", show_default=False)
     ],
-    port: Annotated[int | None, typer.Option("--port", "-p", help="Of sshd. Default: ssh's own.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", "-p", min=1, max=65535, help="Port of sshd. Default: ssh's own.")
+    ] = None,
     identity: Annotated[
         Path | None, typer.Option("--identity", "-i", metavar="FILE", help="Private key. Default: ssh's own.")
     ] = None,
@@ -66,7 +68,8 @@ def command(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", metavar="KB/S", help="To send at most. Default: all there is.")
+        int | None,
+        typer.Option("--limit", metavar="KB/S", min=1, help="Rate to send at. Default: all there is."),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Repeat what was done, and compare the files there by content.")
@@ -75,25 +78,28 @@ def command(
     debug: DebugOption = False,
 ) -> None:
     """Send a bundle by rsync over ssh; there doctor, inspect, build, verify, run and profile; results into BUNDLE/deploy."""
+    from fico_export.bundle import files
     from fico_export.bundle.manifest import Manifest
     from fico_export.deploy import deploy as work
     from fico_export.deploy import remote, steps, transfer
     from fico_export.devices import catalog, targets
 
+    # What is wrong with the request comes first: it stays wrong when this machine has got what it lacks.
     if fico and python:
         raise ConfigError("--fico and --python", fix="give one of them")
     for name in skip or ():
         _require_step(name)
-    Manifest.load(bundle)
     if target is not None:
         targets.get(target)
     if device is not None:
         catalog.get(device)
-    transfer.require_rsync()
     wishes = steps.Wishes(
         target, device, checkpoint, backend, low_memory, dict(map(_extra, extra or ())), frozenset(skip or ())
     )
     there = remote.Host(host, port, identity, ssh_config)
+    files.check(bundle, Manifest.load(bundle), full=False)
+    remote.require("ssh")
+    transfer.require_rsync()
     try:
         with (
             remote.connected(there, interactive=sys.stdin.isatty() and sys.stderr.isatty()) as connection,
@@ -125,9 +131,14 @@ def _require_step(name: str) -> None:
 def _extra(text: str) -> tuple[str, tuple[str, ...]]:
     step, equals, words = text.partition("=")
     if not equals:
-        raise ConfigError(f"--also {text!r} names no step", fix='such as --also "run=--threads 4"')
+        raise ConfigError(f"--also {text!r} names no step", fix='such as --also "answer=--threads 4"')
     _require_step(step)
-    return step, tuple(shlex.split(words))
+    try:
+        return step, tuple(shlex.split(words))
+    except ValueError as error:
+        raise ConfigError(
+            f"--also {text!r} has a quote without its pair", fix='such as --also "answer=--threads 4"'
+        ) from error
 
 
 def _show(summary: Summary, results: Path) -> None:

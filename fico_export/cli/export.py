@@ -116,24 +116,33 @@ def command(
     debug: DebugOption = False,
 ) -> None:
     """Export a LLaVA checkpoint to ONNX graphs with its visual tokens reduced to K."""
-    count = whole_number(keep)
-    settings: dict[str, Any] = as_settings(setting or [])
+    options: dict[str, Any] = {
+        "model": model,
+        "keep": whole_number(keep),
+        "method": method,
+        "settings": as_settings(setting or []),
+        "precision": precision,
+        "block": block,
+        "quantize_head": quantize_head,
+        "quantize_vision": quantize_vision,
+        "target": target,
+        "device": device,
+        "max_context": max_context,
+        "positions": positions,
+        "clip_text": clip_text,
+        "revision": revision,
+    }
     if recipe is not None:
         from fico_export.bundle.recipe import Recipe
 
-        written = Recipe.load(recipe)
-        model, method, count = model or written.model, method or written.method, count or written.keep
-        precision, target = precision or written.precision, target or written.target
-        block, quantize_head = block or written.block, quantize_head or written.quantize_head
-        quantize_vision = quantize_vision or written.quantize_vision
-        max_context = max_context or written.max_context
-        device, positions = device or written.device, positions or written.positions
-        clip_text, revision = clip_text or written.clip_text, revision or written.revision
-        settings = written.settings | settings
-    if precision is not None and precision not in _PRECISIONS:
-        raise unknown_name("precision", precision, _PRECISIONS)
-    if positions is not None and positions not in _POSITIONS:
-        raise unknown_name("positions policy", positions, _POSITIONS)
+        options = Recipe.load(recipe).with_flags(options)
+    for name, kind, known in (
+        ("precision", "precision", _PRECISIONS),
+        ("positions", "positions policy", _POSITIONS),
+    ):
+        if options[name] is not None and options[name] not in known:
+            raise unknown_name(kind, options[name], known)
+    model = options.pop("model")
 
     from fico_export.api import export
     from fico_export.bundle.manifest import Manifest
@@ -141,22 +150,11 @@ def command(
     began = time.perf_counter()
     with StageProgress() as progress:
         folder = export(
-            model or "demo",
-            count,
-            method=method,
-            settings=settings,
-            precision=precision,
-            block=block,
-            quantize_head=quantize_head,
-            quantize_vision=quantize_vision,
+            "demo" if model is None else model,
+            options.pop("keep"),
+            **options,
             calibrate=calibrate,
-            target=target,
-            device=device,
             devices=devices,
-            max_context=max_context,
-            positions=positions,  # type: ignore[arg-type]  # checked above
-            clip_text=clip_text,
-            revision=revision,
             out=out,
             overwrite=overwrite,
             copy_weights=copy_weights,

@@ -5,25 +5,23 @@ from __future__ import annotations
 import errno
 import os
 
+from fico_export import extras
 from fico_export.cli import stop
 from fico_export.errors import ConfigError, FicoError
 
-# What an extra of the package brings, by the names that are imported.
-_EXTRAS = {
-    "export": (
-        "torch",
-        "transformers",
-        "onnx",
-        "onnxscript",
-        "onnx_ir",
-        "safetensors",
-        "huggingface_hub",
-        "ml_dtypes",
-    ),
-    "report": ("matplotlib",),
-    "tensorrt": ("tensorrt", "polygraphy", "cuda"),
-    "rtx": ("tensorrt_rtx",),
-}
+# What the package itself needs, by the names that are imported.
+_BASE = (
+    "numpy",
+    "PIL",
+    "tokenizers",
+    "jinja2",
+    "pydantic",
+    "typer",
+    "rich",
+    "onnxruntime",
+    "fico_export",
+    "",
+)
 REPORT = "run it again with --debug, and report the trace with what `fico doctor` prints"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -71,21 +69,18 @@ def _explained(error: BaseException) -> FicoError:
 
 def _of_imports(error: ImportError) -> FicoError:
     package = (error.name or "").partition(".")[0]
-    extra = next((extra for extra, packages in _EXTRAS.items() if package in packages), None)
     if not isinstance(error, ModuleNotFoundError):  # it is there, and something that it needs is not
         what = " ".join(str(error).split())
         return FicoError(
             f"{package or 'a package'} cannot be imported: {what}",
             fix="install what it names, or the package again; `fico doctor` shows what is installed",
         )
-    if extra is None:
+    if package in _BASE:
         return FicoError(
             f"{error.name or 'a package'} is not installed, and fico_export needs it",
             fix="install fico_export again: pip install . in its folder",
         )
-    return ConfigError(
-        f"this needs {package}, which is not installed", fix=f"pip install 'fico_export[{extra}]'"
-    )
+    return ConfigError(f"this needs {package}, which is not installed", fix=extras.install_module(package))
 
 
 def _of_the_system(error: OSError) -> FicoError:

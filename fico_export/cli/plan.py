@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fico_export.plan.planner import Estimate
     from fico_export.plan.roofline import Range
 
+_MOST_TOKENS = 2**24  # more than any model's context
 _NOTE = "estimates: likely (range); without the host's part, which prepares the picture and the prompt"
 
 
@@ -56,9 +57,14 @@ def command(
         str | None, typer.Option("--max-context", metavar="M", help="Rows of a static cache.")
     ] = None,
     text_tokens: Annotated[
-        int, typer.Option("--text-tokens", min=1, help="Tokens of the prompt beside the picture's.")
+        int,
+        typer.Option(
+            "--text-tokens", min=1, max=_MOST_TOKENS, help="Tokens of the prompt beside the picture's."
+        ),
     ] = 40,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Tokens of the answer.")] = 128,
+    new_tokens: Annotated[
+        int, typer.Option("--new-tokens", min=1, max=_MOST_TOKENS, help="Tokens of the answer.")
+    ] = 128,
     sweep: Annotated[bool, typer.Option("--sweep", help="A table over K and precision.")] = False,
     out: Annotated[
         Path | None,
@@ -71,12 +77,10 @@ def command(
     debug: DebugOption = False,
 ) -> None:
     """Estimate memory and speed of an export on a device before making it; reads config.json, no weights."""
-    from fico_export.api import open_architecture
     from fico_export.bundle.output import require_matplotlib, require_writable
     from fico_export.devices import catalog
     from fico_export.errors import ConfigError
-    from fico_export.plan import advice, plot
-    from fico_export.plan.planner import Request
+    from fico_export.plan import plot
 
     count = whole_number(keep)
     chosen = catalog.get(device, devices) if device is not None else None
@@ -87,8 +91,14 @@ def command(
     if out is not None:
         require_writable(out, plot.SUFFIXES)
         require_matplotlib("plots")
+
+    # These take torch: what is wrong with the request has been said before.
+    from fico_export.api import open_architecture
+    from fico_export.plan import advice
+    from fico_export.plan.planner import Request
+
     request = Request(
-        method=method or ("none" if count is None else DEFAULT),
+        method=method if method is not None else "none" if count is None else DEFAULT,
         keep=count,
         settings=as_settings(setting or []),
         precision=precision,
@@ -124,6 +134,8 @@ def _described(found: Estimate) -> Iterator[str]:
         f"{found.method}: {found.visual_tokens} → {found.keep} visual tokens, {found.precision}, "
         f"target {found.target}{where}"
     )
+    if found.note:
+        yield f"note: {found.note}"
     yield f"{'stage':<10}{'GFLOP':>10}{'weights':>11}{'moved':>11}   of the FLOPs"
     for stage in found.stages:
         parts = ", ".join(f"{name} {n / 1e9:.4g}" for name, n in stage.flops.items() if n)

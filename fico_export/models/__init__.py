@@ -29,6 +29,13 @@ def aliases() -> dict[str, str]:
     return {alias: hub_id for family in families().values() for alias, hub_id in family.aliases.items()}
 
 
+def packaged(model: str) -> Path | None:
+    """Folder of the config.json that this package brings along for an alias or its hub id; None for any other model."""
+    alias = next((short for short, hub_id in aliases().items() if model in (short, hub_id)), None)
+    folder = Path(__file__).parent / "configs" / alias if alias and not Path(model).is_dir() else None
+    return folder if folder and folder.is_dir() else None
+
+
 def load(folder: Path, revision: str | None = None) -> Vlm:
     """The model in a checkpoint folder.
 
@@ -50,7 +57,7 @@ def describe(folder: Path) -> Architecture:
 
 def _family(folder: Path) -> tuple[Family, dict[str, Any]]:
     """The family of a checkpoint, and the content of its config.json."""
-    from fico_export.models.parts import identify, layouts
+    from fico_export.models.parts import identify, layouts, sizes
     from fico_export.models.parts.checkpoint import read_json
 
     config_path = folder / identify.CONFIG
@@ -58,6 +65,7 @@ def _family(folder: Path) -> tuple[Family, dict[str, Any]]:
         raise identify.no_config(folder)
     config = read_json(config_path)
     layouts.check(config, folder)
+    sizes.check(config, config_path)
     model_type = config.get("model_type")
     supported = {t: family for family in families().values() for t in family.model_types}
     if not isinstance(model_type, str) or model_type not in supported:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fico_export.bundle.belongings import MADE_BY
 from fico_export.bundle.output import require_matplotlib, written_file
 from fico_export.errors import ConfigError
-from fico_export.plan.planner import Estimate
 from fico_export.plan.roofline import Range
+
+if TYPE_CHECKING:
+    from fico_export.plan.planner import Estimate
 
 SUFFIXES = (".png", ".svg", ".pdf")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from fico_export import documents
+from fico_export import documents, extras
 from fico_export.bundle.output import written_file
 from fico_export.errors import ConfigError
 from fico_export.tables import Record
@@ -149,7 +149,7 @@ class Run(Record):
             if content["schema_version"] > SCHEMA_VERSION:
                 raise ConfigError(
                     f"{path} has schema version {content['schema_version']}; this fico_export reads {SCHEMA_VERSION}",
-                    fix="update with `pip install --upgrade fico_export`",
+                    fix=extras.UPDATE,
                 )
             return cls.model_validate(content)
         except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:

@@ -228,9 +228,7 @@ def test_what_needs_the_exporter_says_how_to_install_it(bundle):
         ["lint", str(bundle)],
         ["list", "models"],
     ):
-        in_own_process([*device, *arguments]).refuses(
-            "which is not installed", "pip install 'fico_export[export]'"
-        )
+        in_own_process([*device, *arguments]).refuses("which is not installed", "pip install '.[export]'")
 
 
 def test_an_answer_reaches_a_terminal_that_cannot_show_it(bundle):
