@@ -1,10 +1,9 @@
 """What an export says of templates and generation, and what `fico run` does with them."""
 
-import hashlib
 import json
 
 import pytest
-from cli_tools import copied, edit_json
+from cli_tools import copied, edit_json, edit_listed
 from transformers import GenerationConfig
 
 from fico_export import models
@@ -137,15 +136,9 @@ def changed(bundle, tmp_path):
 
     def make(eos_ids=None, **generation):
         folder = copied(bundle, tmp_path / f"bundle-{len(list(tmp_path.iterdir()))}")
-        file = folder / "generation_config.json"
-        edit_json(file, **generation)
-        manifest = json.loads((folder / "manifest.json").read_text())
-        manifest["files"][file.name] |= {
-            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-            "size": file.stat().st_size,
-        }
-        manifest["tokens"]["eos_ids"] = eos_ids or manifest["tokens"]["eos_ids"]
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        edit_listed(folder, "generation_config.json", **generation)
+        if eos_ids is not None:
+            edit_json(folder / "manifest.json", tokens__eos_ids=eos_ids)
         return folder
 
     return make

@@ -1,11 +1,10 @@
 """Whole answers under a generation config: those of `generate`, and `verify` sees where they are not."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from cli_tools import copied, edit_json
+from cli_tools import copied, edit_json, edit_listed
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from fico_export import models
@@ -126,11 +125,7 @@ def require_seen(bundle, checkpoint, tmp_path, wrong):
     """`verify` fails where the bundle's rules are changed to wrong ones, for that reason, and passes else."""
     bundle = copied(bundle, tmp_path / "bundle")
     if wrong is not None:
-        file = bundle / "generation_config.json"
-        edit_json(file, **wrong)
-        manifest = json.loads((bundle / "manifest.json").read_text())
-        manifest["files"][file.name]["size"] = file.stat().st_size
-        (bundle / "manifest.json").write_text(json.dumps(manifest))
+        edit_listed(bundle, "generation_config.json", **wrong)
     report = verify_bundle(bundle, open_checkpoint(str(checkpoint), None), progress=Silent())
     failed = {check.metric for check in report.failed}
     assert ("logits processed as by generate" in failed) == (wrong is not None)
