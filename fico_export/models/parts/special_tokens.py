@@ -32,18 +32,19 @@ def find(folder: Path) -> tuple[dict[str, str], list[str]]:
             raise CheckpointError(
                 f"{name} of {place} is {value!r:.60}, not a text", fix=f"use the {place} of this checkpoint"
             )
-    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    extra = settings.get("extra_special_tokens") or []
     if isinstance(extra, dict):
         named |= {name: text for name, value in extra.items() if (text := _text(value)) is not None}
         extra = []
-    if not isinstance(extra, list):
+    additional = extra or settings.get("additional_special_tokens") or []
+    if not isinstance(additional, list):
         raise CheckpointError(
-            f"the additional special tokens of {place} are {extra!r:.60}, not a list",
+            f"the additional special tokens of {place} are {additional!r:.60}, not a list",
             fix=f"use the {place} of this checkpoint",
         )
     if not settings.keys() >= set(_DEFAULTED):
         named = _of_class(folder) | named
-    return named, [text for value in extra if (text := _text(value)) is not None]
+    return named, [text for value in additional if (text := _text(value)) is not None]
 
 
 def _merged(folder: Path) -> tuple[dict[str, Any], str]:
