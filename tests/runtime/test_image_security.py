@@ -70,9 +70,9 @@ REFUSED = {
     "a TIFF that names the same 40 MB 4000 times": lambda: directory(
         [*BASE, *STRIP, *many_tags(4000, 40_000_000)], bytes(40_001_000)
     ),
-    "a TIFF of 65535 tags": lambda: directory([(i, 1, 1, 0) for i in range(65_535)]),
+    "a TIFF of 9000 tags": lambda: directory([(i, 1, 1, 0) for i in range(9000)]),
     "a JPEG of 2000 scans": lambda: jpeg_of_scans(SIDE, SIDE, 2000),
-    "a JPEG of 3000 EXIF segments": lambda: jpeg_with(0xE1, b"Exif\0\0" + b"x" * 65_000, 3000),
+    "a JPEG of 800 EXIF segments": lambda: jpeg_with(0xE1, b"Exif\0\0" + b"x" * 65_000, 800),
     "a JPEG whose EXIF names the same 50 kB 4000 times": lambda: jpeg_with(
         0xE1, b"Exif\0\0" + directory(many_tags(4000, 50_000), bytes(12_000)), 1
     ),
@@ -91,8 +91,9 @@ READ = {
     "a JPEG of 200 scans": lambda: jpeg_of_scans(500, 500, 200),
 }  # fmt: skip
 
-CHILD = """
-import json, resource, sys, time
+CHILD = r"""
+import json, re, sys, time
+from pathlib import Path
 from fico_export.errors import InputError
 from fico_export.runtime.images import load_image
 began = time.process_time()
@@ -101,7 +102,8 @@ try:
     said = "read"
 except InputError as error:
     said = error.what + " / " + error.fix
-print(json.dumps([said, time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+print(json.dumps([said, time.process_time() - began, peak]))
 """
 
 
