@@ -39,7 +39,7 @@ def command(
         float, typer.Option("--top-p", help="Sample among tokens of this total probability.")
     ] = 1.0,
     top_k: Annotated[int, typer.Option("--top-k", help="Sample among so many tokens; 0 for all.")] = 0,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of the sampling.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Random seed for sampling.")] = None,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="A string that ends an answer; repeatable.")
     ] = None,

@@ -29,12 +29,12 @@ _LONGEST_PX = 640  # smaller pictures are drawn larger, so that a patch can be s
 
 def command(
     bundle: BundleArgument,
-    image: Annotated[Path, typer.Option("--image", "-i", help="The picture.", show_default=False)],
+    image: Annotated[Path, typer.Option("--image", "-i", help="Picture to draw on.", show_default=False)],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE.png", help="The drawing.", show_default=False)
+        Path, typer.Option("--out", "-o", metavar="FILE.png", help="PNG file to write.", show_default=False)
     ],
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="The question, for a method that reads it.")
+        str | None, typer.Option("--prompt", "-p", help="Question to ask, for a method that reads it.")
     ] = None,
     backend: BackendOption = "auto",
     merges: Annotated[
