@@ -46,14 +46,19 @@ def command(
         ),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="The question.", show_default=False)
+        str | None, typer.Option("--prompt", "-p", help="Question to ask.", show_default=False)
     ] = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = 0,
-    iterations: Annotated[int, typer.Option("--iterations", help="Answers of each bundle that count.")] = 20,
-    warm_up: Annotated[int, typer.Option("--warm-up", help="Answers of each bundle before them.")] = 3,
+    iterations: Annotated[
+        int, typer.Option("--iterations", help="Number of answers measured, of each bundle.")
+    ] = 20,
+    warm_up: Annotated[
+        int,
+        typer.Option("--warm-up", help="Number of answers before them that do not count, of each bundle."),
+    ] = 3,
     new_tokens: Annotated[
-        int, typer.Option("--new-tokens", help="Tokens of every answer, whatever the model says.")
+        int, typer.Option("--new-tokens", help="Number of tokens in every answer, whatever the model says.")
     ] = 16,
     in_turn: Annotated[
         bool,
@@ -66,7 +71,7 @@ def command(
         Path | None,
         typer.Option(
             "--out",
-            help="File for the whole as JSON. Default: profile.json in every bundle.",
+            help="File for the whole measurement as JSON. Default: profile.json in every bundle.",
             show_default=False,
         ),
     ] = None,
@@ -75,7 +80,7 @@ def command(
         typer.Option(
             "--logs",
             metavar="FILE",
-            help="Measure nothing: read what trtexec or ONNX Runtime's profiler wrote; repeatable. A BUNDLE is what it is of.",
+            help="Log of trtexec or ONNX Runtime's profiler to read instead of measuring; repeatable. BUNDLE is then the one it is of.",
             show_default=False,
         ),
     ] = None,

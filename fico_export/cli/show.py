@@ -41,10 +41,10 @@ def command(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE.png", help="The drawing.", show_default=False)
+        Path, typer.Option("--out", "-o", metavar="FILE.png", help="PNG file to write.", show_default=False)
     ],
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="The question, for a method that reads it.")
+        str | None, typer.Option("--prompt", "-p", help="Question to ask, for a method that reads it.")
     ] = None,
     image_values: ImageRangeOption = None,
     backend: BackendOption = "auto",
