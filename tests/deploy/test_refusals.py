@@ -79,7 +79,34 @@ def test_a_port_where_nothing_listens_is_named(deploy):
 
 @pytest.mark.parametrize(
     "name",
-    ["", "-oProxyCommand=touch x", "me@-oProxyCommand=x", "a b", "me@host:/tmp", "host;ls x", "me@a@b"],
+    [
+        "",
+        "-oProxyCommand=touch x",
+        "me@-oProxyCommand=x",
+        "a b",
+        "me@host:/tmp",
+        "host;ls x",
+        "me@a@b",
+        "$(id)",
+        "a`id`",
+        "me;id@host",
+        "a|b",
+        "a&b",
+        "a>b",
+        "a'b",
+        'a"b',
+        "a\\b",
+        "a\nb",
+        "a\tb",
+        "%h",
+        "a%b",
+        "~",
+        "{a,b}",
+        "a*",
+        "[::1",
+        "::1]",
+        "é",
+    ],
 )
 def test_what_is_no_host_is_not_given_to_ssh(fico, bundle, name):
     fico("deploy", bundle, f"--host={name}").refuses("is not user@host", "me@192.168.55.1")
