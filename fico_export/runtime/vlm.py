@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fico_export import documents
 from fico_export.bundle import files
 from fico_export.bundle.manifest import Manifest
 from fico_export.errors import BundleError, EngineError, InputError
@@ -254,15 +254,8 @@ class Vlm:
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"cannot read {path}: {error}", fix="export or copy the bundle again") from error
+    return documents.read_text(path, error=BundleError, fix="export or copy the bundle again")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(_read(path))
-    except ValueError as error:
-        raise BundleError(f"{path} is damaged: {error}", fix="export or copy the bundle again") from error
-    return content
+    return documents.read_object(path, error=BundleError, fix="export or copy the bundle again")

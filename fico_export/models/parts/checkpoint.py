@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from fico_export import documents
 from fico_export.errors import CheckpointError
 
 _RENAMES = (
@@ -131,10 +132,7 @@ def read_text(path: Path) -> str:
     Raises:
         CheckpointError: the file is not one.
     """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}", fix="download the checkpoint again") from error
+    return documents.read_text(path, error=CheckpointError, fix="download the checkpoint again")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -143,13 +141,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is not one.
     """
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"cannot read {path}: {error}", fix="download the checkpoint again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object", fix="download the checkpoint again")
-    return content
+    return documents.read_object(path, error=CheckpointError, fix="download the checkpoint again")
 
 
 def _read_index(folder: Path) -> dict[str, str] | None:
