@@ -6,21 +6,14 @@ transformers is needed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, NoReturn
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
 from tokenizers import Tokenizer
 
 from fico_export.bundle.manifest import Tokens
-from fico_export.errors import ConfigError, InputError
+from fico_export.errors import ConfigError, FicoError, InputError
+from fico_export.runtime.template import ChatTemplate
 
 LLAVA_TEMPLATE = """\
 {%- for message in messages %}
@@ -78,15 +71,7 @@ class PromptFormatter:
                 f"the tokenizer's id of {tokens.image!r} is {found}, the model's is {tokens.image_id}",
                 fix="use tokenizer.json and config.json of one checkpoint",
             )
-        try:
-            self._template = _environment().from_string(
-                LLAVA_TEMPLATE if chat_template is None else chat_template
-            )
-        except jinja2.TemplateError as error:
-            raise ConfigError(
-                f"the chat template cannot be read: {error}",
-                fix="correct chat_template.jinja (or .json) and export again",
-            ) from error
+        self._template = ChatTemplate(LLAVA_TEMPLATE if chat_template is None else chat_template)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The prompt as text, with one image token for each picture.
@@ -118,6 +103,8 @@ class PromptFormatter:
                 tools=None,
                 documents=None,
             )
+        except FicoError:
+            raise
         except Exception as error:  # a template is a program: it fails in any way that Python does
             roles = ", ".join(message.role for message in messages)
             raise ConfigError(
@@ -170,34 +157,3 @@ class PromptFormatter:
             raise InputError(
                 f"the text is not Unicode at character {error.start}", fix="give the text as UTF-8"
             ) from error
-
-
-class _Generation(jinja2.ext.Extension):
-    """``{% generation %}`` marks the words to train on; a prompt has them like any others."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body).set_lineno(line)
-
-
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    """The jinja2 that chat templates are written for; sandboxed, as they come with a download."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    # jinja2's own escapes <, > and & for HTML, which a prompt is not.
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
