@@ -11,9 +11,13 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
+from fico_export import tokenizer
 from fico_export.bundle.manifest import Tokens
 from fico_export.errors import ConfigError, FicoError, InputError
 from fico_export.runtime.template import ChatTemplate
+
+MAX_TEXT = 2**20
+"""Characters of the longest message: some 250,000 tokens."""
 
 LLAVA_TEMPLATE = """\
 {%- for message in messages %}
@@ -55,16 +59,10 @@ class PromptFormatter:
 
     def __init__(self, tokenizer_json: str, chat_template: str | None, tokens: Tokens) -> None:
         self.tokens = tokens
-        try:
-            self.tokenizer: Tokenizer = Tokenizer.from_str(tokenizer_json)
-        except Exception as error:  # the tokenizers library raises bare Exception
-            raise ConfigError(
-                f"tokenizer.json cannot be read: {error}",
-                fix="export the checkpoint again with its own tokenizer.json",
-            ) from error
-        # A tokenizer.json saved after training may cut or pad every text.
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
+        self._bounded = tokenizer.read(
+            tokenizer_json, "tokenizer.json", fix="export the checkpoint again with its own tokenizer.json"
+        )
+        self.tokenizer: Tokenizer = self._bounded.tokenizer
         found = self.tokenizer.token_to_id(tokens.image)
         if found != tokens.image_id:
             raise ConfigError(
@@ -125,7 +123,7 @@ class PromptFormatter:
         """
         text = self.render(messages)
         begins = bool(self.tokens.bos) and text.startswith(str(self.tokens.bos))
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=not begins).ids
+        ids = self._bounded.encode(text, add_special_tokens=not begins)
         image_id = self.tokens.image_id
         wanted, shown = sum(message.images for message in messages), ids.count(image_id)
         if wanted != shown:
@@ -142,10 +140,13 @@ class PromptFormatter:
             InputError: it holds the image token, or is not Unicode.
         """
         self._check_text(text)
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._bounded.encode(text, add_special_tokens=False)
 
     def _check_text(self, text: str) -> None:
+        if len(text) > MAX_TEXT:
+            raise InputError(
+                f"the text has {len(text):,} characters, more than {MAX_TEXT:,}", fix="shorten the prompt"
+            )
         if self.tokens.image in text:
             raise InputError(
                 f"the text holds {self.tokens.image!r}, which stands for a picture",
