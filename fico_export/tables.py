@@ -63,7 +63,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def checked(
-    record: type[RecordT], content: Any, place: str, *, error: type[ConfigError] = ConfigError
+    record: type[RecordT],
+    content: Any,
+    place: str,
+    *,
+    error: type[ConfigError] = ConfigError,
+    fix: str | None = None,
 ) -> RecordT:
     """A table as a record.
 
@@ -72,6 +77,7 @@ def checked(
         content: the table.
         place: names it in errors.
         error: kind of the error to raise.
+        fix: what to do about it; to correct the key, by default.
 
     Raises:
         ConfigError: of the kind `error`: a key is missing, unknown, or of a wrong value.
@@ -83,14 +89,15 @@ def checked(
         first = min(failure.errors(), key=lambda e: e["type"] != "extra_forbidden")
         field = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            what, fix = f"unknown key {field!r}", f"known keys: {', '.join(record.model_fields)}"
+            what, way = f"unknown key {field!r}", f"known keys: {', '.join(record.model_fields)}"
         elif first["type"] == "missing":
-            what, fix = f"{field!r} is missing", f"add {field}"
+            what, way = f"{field!r} is missing", f"add {field}"
         else:
             given = "" if isinstance(first["input"], dict) else f" (given: {_short(first['input'])})"
-            what = f"{field + ': ' if field else ''}{first['msg'].removeprefix('Value error, ')}{given}"
-            fix = f"correct {field or 'it'} in {place}"
-        raise error(f"{place}: {what}", fix=fix) from failure
+            says = "Input should be an object" if first["type"] == "model_type" else first["msg"]
+            what = f"{field + ': ' if field else ''}{says.removeprefix('Value error, ')}{given}"
+            way = f"correct {field or 'it'} in {place}"
+        raise error(f"{place}: {what}", fix=fix or way) from failure
 
 
 def _short(value: Any) -> str:

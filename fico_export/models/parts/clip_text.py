@@ -22,6 +22,7 @@ from transformers import CLIPConfig
 
 from fico_export import models, tokenizer
 from fico_export.errors import CheckpointError, ConfigError, unknown_name
+from fico_export.models.parts import config_check
 from fico_export.models.parts.checkpoint import Checkpoint, read_json, read_text
 from fico_export.models.parts.clip import ClipEncoder, ClipLayer, StackConfig
 from fico_export.models.parts.layers import LayerNorm
@@ -190,7 +191,9 @@ def _load(folder: Path, revision: str | None, source: str) -> Clip:
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder} holds no .safetensors; pickled weights are not read", fix=_CONVERT)
     try:
+        config_check.check_config(config_check.Clip, raw)
         config = CLIPConfig.from_dict(raw)
+        config_check.check_config(config_check.Clip, config.to_dict())
         text, vision = config.text_config, config.vision_config
         clip = Clip(
             source=source,
