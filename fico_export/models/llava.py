@@ -20,6 +20,7 @@ from fico_export.errors import CheckpointError, FicoError
 from fico_export.models.parts import identify, texts
 from fico_export.models.parts.checkpoint import Checkpoint, read_json
 from fico_export.models.parts.clip import ClipConfig, ClipTower
+from fico_export.models.parts.config_check import Llava, check_config
 from fico_export.models.parts.decoder import Decoder, DecoderConfig, EmbedTokens
 from fico_export.models.parts.family import Architecture, Family, Files, Vlm
 from fico_export.models.parts.siglip import SiglipTower
@@ -159,8 +160,11 @@ def describe(raw: dict[str, Any]) -> Architecture:
 
 def _parsed(raw: dict[str, Any]) -> LlavaConfig:
     with _reading_config():
+        check_config(Llava, raw)
         _check_supported(raw)
-        return LlavaConfig.from_dict(raw)
+        config = LlavaConfig.from_dict(raw)
+        check_config(Llava, config.to_dict())
+        return config
 
 
 @contextmanager

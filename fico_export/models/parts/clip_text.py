@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import CLIPConfig
 
-from fico_export import models
+from fico_export import models, tokenizer
 from fico_export.errors import CheckpointError, ConfigError, unknown_name
+from fico_export.models.parts import config_check
 from fico_export.models.parts.checkpoint import Checkpoint, read_json, read_text
 from fico_export.models.parts.clip import ClipEncoder, ClipLayer, StackConfig
 from fico_export.models.parts.layers import LayerNorm
@@ -191,7 +191,9 @@ def _load(folder: Path, revision: str | None, source: str) -> Clip:
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder} holds no .safetensors; pickled weights are not read", fix=_CONVERT)
     try:
+        config_check.check_config(config_check.Clip, raw)
         config = CLIPConfig.from_dict(raw)
+        config_check.check_config(config_check.Clip, config.to_dict())
         text, vision = config.text_config, config.vision_config
         clip = Clip(
             source=source,
@@ -234,12 +236,9 @@ def _unread(name: str) -> bool:
 
 def _check_tokenizer(clip: Clip) -> None:
     """The runtime frames each piece of a prompt by what the tokenizer puts around an empty text."""
-    try:
-        frame = Tokenizer.from_str(clip.tokenizer).encode("").ids
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise CheckpointError(
-            f"tokenizer.json cannot be read: {error}", fix="use the tokenizer.json of this checkpoint"
-        ) from error
+    fix = "use the tokenizer.json of this checkpoint"
+    found = tokenizer.read(clip.tokenizer, "tokenizer.json", error=CheckpointError, fix=fix)
+    frame = found.encode("", add_special_tokens=True)
     if len(frame) != 2 or max(frame) >= clip.text.vocab_size:
         raise CheckpointError(
             f"tokenizer.json puts the ids {frame} around a text, where a CLIP model of {clip.text.vocab_size} tokens "
