@@ -23,6 +23,7 @@ from transformers import CLIPConfig
 
 from fico_export import models
 from fico_export.errors import CheckpointError, ConfigError, unknown_name
+from fico_export.models.parts import config_check
 from fico_export.models.parts.checkpoint import Checkpoint, read_json, read_text
 from fico_export.models.parts.clip import ClipEncoder, ClipLayer, StackConfig
 from fico_export.models.parts.layers import LayerNorm
@@ -190,8 +191,10 @@ def _load(folder: Path, revision: str | None, source: str) -> Clip:
         )
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder} holds no .safetensors; pickled weights are not read", fix=_CONVERT)
+    config_check.check_clip(raw)
     try:
         config = CLIPConfig.from_dict(raw)
+        config_check.check_fit(config.to_dict())
         text, vision = config.text_config, config.vision_config
         clip = Clip(
             source=source,
@@ -220,7 +223,7 @@ def _load(folder: Path, revision: str | None, source: str) -> Clip:
     except Exception as error:  # whatever transformers or a module raises over a value of the config
         raise CheckpointError(
             f"config.json describes no CLIP model: {type(error).__name__}: {' '.join(str(error).split())}",
-            fix="use the config.json that was published with this checkpoint",
+            fix=config_check.FIX,
         ) from error
     clip.checkpoint.check(shapes, _unread)
     _check_tokenizer(clip)
