@@ -57,7 +57,7 @@ def describe(folder: Path) -> Architecture:
 
 def _family(folder: Path) -> tuple[Family, dict[str, Any]]:
     """The family of a checkpoint, and the content of its config.json."""
-    from fico_export.models.parts import identify, layouts, sizes
+    from fico_export.models.parts import identify, layouts
     from fico_export.models.parts.checkpoint import read_json
 
     config_path = folder / identify.CONFIG
@@ -65,7 +65,6 @@ def _family(folder: Path) -> tuple[Family, dict[str, Any]]:
         raise identify.no_config(folder)
     config = read_json(config_path)
     layouts.check(config, folder)
-    sizes.check(config, config_path)
     model_type = config.get("model_type")
     supported = {t: family for family in families().values() for t in family.model_types}
     if not isinstance(model_type, str) or model_type not in supported:

@@ -5,6 +5,7 @@ Source: Liu et al., arXiv 2310.03744; checkpoints as llava-hf publishes them and
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,10 +18,9 @@ from transformers import LlavaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from fico_export.errors import CheckpointError, FicoError
-from fico_export.models.parts import identify, texts
+from fico_export.models.parts import config_check, identify, texts
 from fico_export.models.parts.checkpoint import Checkpoint, read_json
 from fico_export.models.parts.clip import ClipConfig, ClipTower
-from fico_export.models.parts.config_check import Llava, check_config
 from fico_export.models.parts.decoder import Decoder, DecoderConfig, EmbedTokens
 from fico_export.models.parts.family import Architecture, Family, Files, Vlm
 from fico_export.models.parts.siglip import SiglipTower
@@ -160,10 +160,11 @@ def describe(raw: dict[str, Any]) -> Architecture:
 
 def _parsed(raw: dict[str, Any]) -> LlavaConfig:
     with _reading_config():
-        check_config(Llava, raw)
+        config_check.check_parts(raw)
         _check_supported(raw)
+        config_check.check_llava(raw)
         config = LlavaConfig.from_dict(raw)
-        check_config(Llava, config.to_dict())
+        config_check.check_fit(config.to_dict())
         return config
 
 
@@ -177,7 +178,7 @@ def _reading_config() -> Iterator[None]:
     except Exception as error:
         raise CheckpointError(
             f"config.json describes no LLaVA model: {type(error).__name__}: {' '.join(str(error).split())}",
-            fix="use the config.json that was published with this checkpoint",
+            fix=config_check.FIX,
         ) from error
 
 
@@ -277,6 +278,11 @@ def _rope(text: Any, head_dim: int) -> tuple[tuple[float, ...], float]:
         raise CheckpointError(
             f"partial_rotary_factor {parameters.get('partial_rotary_factor')!r} of the decoder is not supported",
             fix="supported: 1.0, where all channels of a head are rotated",
+        )
+    if not bool(torch.isfinite(inv_freq).all()) or not math.isfinite(scale):
+        raise CheckpointError(
+            f"config.json: the rotary embeddings of text_config have frequencies that are not finite: {parameters!r:.200}",
+            fix=config_check.FIX,
         )
     return tuple(inv_freq.tolist()), float(scale)
 
