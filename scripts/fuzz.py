@@ -162,15 +162,16 @@ class Reader:
         if line:
             return Outcome(**json.loads(line))
         process.kill()
-        status, self._process = process.wait(), None
+        with process:
+            status, self._process = process.wait(), None
         return Outcome(name, number, f"the process ended: {status}", time.monotonic() - began, 0)
 
     def close(self) -> None:
         """End the process."""
         if self._process is not None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            self._process.wait()
+            with self._process as process:  # closes its streams, and waits
+                assert process.stdin is not None
+                process.stdin.close()
 
 
 # ---- the command

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import random
 import tempfile
 import warnings
@@ -18,12 +20,14 @@ import fico_export
 from fico_export import models
 from fico_export.bundle import archive
 from fico_export.bundle.recipe import Recipe
+from fico_export.bundle.unpack import unpack
 from fico_export.demo.checkpoint import write_random_checkpoint
 from fico_export.logs.read import read_logs
 from fico_export.runtime.images import load_image
 from fico_export.runtime.prompt import Message, PromptFormatter
 from fico_export.runtime.vlm import Vlm
 
+MANIFEST = "manifest.json"
 Mutator = Callable[[random.Random, bytes], bytes]
 _VISION = {
     "hidden_size": 64,
@@ -63,8 +67,18 @@ class Subject:
     def spoil(self, rng: random.Random, folder: Path) -> None:
         """Spoil one of the files that are there."""
         there = [name for name in self.files if (folder / name).is_file()]
-        path = folder / rng.choice(there)
-        path.write_bytes(self.files[path.relative_to(folder).as_posix()](rng, path.read_bytes()))
+        name = rng.choice(there)
+        (folder / name).write_bytes(self.files[name](rng, (folder / name).read_bytes()))
+        if (folder / MANIFEST).is_file() and name != MANIFEST:
+            _vouch(folder, name)
+
+
+def _vouch(folder: Path, name: str) -> None:
+    """Give a spoilt file its right hash: who makes a bundle makes its manifest."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    content = (folder / name).read_bytes()
+    manifest["files"][name] |= {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
 
 # ---- whole files
@@ -110,8 +124,9 @@ def _logs(folder: Path) -> None:
     layers = [{"name": f"vision_tower.encoder.layers.{i}.mlp.fc1/MatMul_{i}", "timeMs": 20.0, "averageMs": 0.1, "medianMs": 0.1, "percentage": 50.0} for i in range(2)]  # fmt: skip
     nodes = [{"cat": "Node", "pid": 1, "tid": 1, "dur": 30, "ts": 10 * i, "ph": "X", "name": f"vision_tower/MatMul_{i}_kernel_time",
               "args": {"op_name": "MatMul", "node_index": str(i)}} for i in range(3)]  # fmt: skip
-    import json
-
+    nodes.append(
+        {"cat": "Session", "pid": 1, "tid": 1, "dur": 90, "ts": 0, "ph": "X", "name": "model_run", "args": {}}
+    )
     for name, content in (
         ("times.json", rows),
         ("profile.json", [{"count": 200}, *layers]),
@@ -150,7 +165,7 @@ def _open_bundle(folder: Path) -> None:
 
 
 def _unpack(folder: Path) -> None:
-    archive.unpack(folder / "bundle.tar", folder / "unpacked")
+    unpack(folder / "bundle.tar", folder / "unpacked")
 
 
 def _load_images(folder: Path) -> None:
