@@ -150,7 +150,7 @@ def tiff_header(content: bytes, name: str) -> TiffHeader | None:
     end, big = kind
     try:
         return _checked(_directory(content, end, name, big=big), name)
-    except (struct.error, IndexError):
+    except (struct.error, OverflowError):
         raise InputError(
             f"{name} is cut short or damaged: a TIFF without a whole directory",
             fix="copy or download the file again, or save it anew",

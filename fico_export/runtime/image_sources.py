@@ -97,9 +97,11 @@ def beside(folder: Path, text: str) -> str:
 
 def label_of(source: ImageSource) -> str:
     """A source as a result names it: a path as it was given, anything else as in messages."""
-    if isinstance(source, str | os.PathLike) and not _is_data_url(_text(source)):
-        return _text(source)
-    return name_of(source).strip("'")
+    if isinstance(source, str | os.PathLike):
+        text = _text(source)
+        return f"{text[:_DATA_HEAD]}… ({len(text):,} characters)" if _is_data_url(text) else text
+    label = getattr(source, "name", None)
+    return label if isinstance(label, str) else name_of(source)
 
 
 def path_of(source: ImageSource) -> Path | None:

@@ -1,13 +1,17 @@
 """Hostile images: none starts a program, and a small file takes little time and memory. Each is decoded in a process of its own."""
 
+import contextlib
 import json
 import os
 import stat
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
+from random import Random
 
+import numpy as np
 import pytest
 from image_files import (
     chunk,
@@ -16,14 +20,17 @@ from image_files import (
     jpeg_of_scans,
     jpeg_with,
     png,
+    png_of,
+    ramp,
     saved,
     tiff,
+    tiff_of,
     webp_claiming,
     zeros,
 )
 from PIL import Image
 
-from fico_export.errors import InputError
+from fico_export.errors import ImageWarning, InputError
 from fico_export.runtime.images import MAX_PIXELS, load_image
 
 EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
@@ -94,7 +101,7 @@ READ = {
 CHILD = r"""
 import json, re, sys, time
 from pathlib import Path
-from fico_export.errors import InputError
+from fico_export.errors import ImageWarning, InputError
 from fico_export.runtime.images import load_image
 began = time.process_time()
 try:
@@ -186,3 +193,49 @@ def test_damaged_exif_does_not_spoil_an_image():
     for body in (b"", b"II*\0", b"junk" * 9, b"II*\0\xff\xff\xff\x7f", directory([(0x0112, 2, 4, 0)])):
         segment = b"\xff\xe1" + struct.pack(">H", len(body) + 8) + b"Exif\0\0" + body
         assert load_image(whole[:2] + segment + whole[2:]).size == (16, 16)
+
+
+def damaged(content, random):
+    """The content with a few bytes, most of them of its headers, replaced, cut out or put in."""
+    made = bytearray(content)
+    for _ in range(random.choice((1, 2, 4, 16))):
+        at = random.randrange(min(len(made), random.choice((40, 200, len(made)))))
+        what = random.random()
+        if what < 0.5:
+            made[at] = random.randrange(256)
+        elif what < 0.8:
+            made[at : at + 8] = random.choice((b"\xff" * 8, bytes(8), b"\x7f" + b"\xff" * 7, b""))
+        else:
+            made[at:at] = random.randbytes(random.randrange(1, 50))
+    return bytes(made)
+
+
+SEEDS = {
+    "PNG": lambda image: saved(image, "PNG"),
+    "PNG of 16 bits": lambda image: png_of(ramp("u2", 0, 999)),
+    "JPEG": lambda image: saved(image, "JPEG"),
+    "progressive JPEG": lambda image: saved(image, "JPEG", progressive=True),
+    "JPEG of several images": lambda image: saved(image, "MPO", save_all=True, append_images=[image]),
+    "WebP": lambda image: saved(image, "WEBP"),
+    "GIF": lambda image: saved(image, "GIF"),
+    "BMP": lambda image: saved(image, "BMP"),
+    "BigTIFF": lambda image: saved(image, "TIFF", big_tiff=True),
+    "LZW TIFF": lambda image: saved(image, "TIFF", compression="tiff_lzw"),
+    "float TIFF": lambda image: tiff_of(ramp("f4", 0, 1)),
+}
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_a_damaged_file_is_read_or_refused(name):
+    random = Random(name)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    whole = SEEDS[name](Image.fromarray(pixels))
+    for _ in range(150):
+        with contextlib.suppress(InputError), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImageWarning)
+            assert load_image(damaged(whole, random)).mode == "RGB"
+
+
+def test_a_directory_beyond_every_file_is_refused():
+    with pytest.raises(InputError, match="without a whole directory"):
+        load_image(b"II+\0\x08\0\0\0" + b"\xff" * 8 + bytes(60))
