@@ -97,7 +97,7 @@ class Text:
             or not math.isfinite(value)
             or value < 0
         ):
-            self.fail(at, f"{name} is {value!r}, no time", "profile again: a time was not measured")
+            self.fail(at, f"{name} is {value!r:.60}, no time", "profile again: a time was not measured")
         return float(value)
 
     def name(self, at: int, record: dict[str, Any], field: str) -> str:
@@ -118,7 +118,7 @@ class Text:
             LogError: it is not.
         """
         if not isinstance(value, dict):
-            self.fail(at, f"{value!r} where an object was expected")
+            self.fail(at, f"{value!r:.60} where an object was expected")
         return value
 
 
