@@ -9,7 +9,6 @@ Bit-equal to the Pillow processors of transformers 5 (``CLIPImageProcessorPil``,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +44,12 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
 _SQUARES = ("LlavaImageProcessor",)
 """Those whose ``do_pad`` means a square of the mean colour."""
 
+# Each bound is several times what any published processor has.
+_MAX_EDGE = 4096
+_MAX_FACTOR = 1e3
+_MAX_MEAN = 1e4
+_STDS = (1e-6, 1e4)
+
 
 @dataclass(frozen=True, eq=False)
 class ImageProcessor:
@@ -73,31 +78,36 @@ class ImageProcessor:
         Raises:
             ConfigError: the processor is not one of the supported, or a value is not one it can have.
         """
+        if not isinstance(config, Mapping):
+            raise ConfigError(
+                f"preprocessor_config.json holds {config!r:.60}, not an object",
+                fix="use the preprocessor_config.json that was published with this checkpoint",
+            )
         name = _processor_name(config)
         config = {**_PROCESSORS[name], **config}
-        pads, squares = bool(config.get("do_pad")), name in _SQUARES
+        pads, squares = _switch(config, "do_pad", False), name in _SQUARES
+        _switch(config, "do_convert_rgb", True)  # a picture is RGB here either way
         if pads and not squares and config.get("pad_size") is not None:
             raise _bad_value("pad_size", config["pad_size"], f"null, all that {name} is supported with")
-        try:
-            resample = Image.Resampling(config.get("resample", Image.Resampling.BICUBIC))
-        except ValueError as error:
-            raise _bad_value("resample", config["resample"], "one of Pillow's filters, 0 to 5") from error
+        filter_ = config.get("resample", Image.Resampling.BICUBIC)
+        if isinstance(filter_, bool) or not isinstance(filter_, int) or not 0 <= filter_ <= 5:
+            raise _bad_value("resample", filter_, "one of Pillow's filters, 0 to 5")
 
         size: int | tuple[int, int] | None = None
-        if config.get("do_resize", True):
-            square = bool(config.get("default_to_square", False))
+        if _switch(config, "do_resize", True):
+            square = _switch(config, "default_to_square", False)
             size = _edges(config["size"], "size", square=square)
         crop: tuple[int, int] | None = None
-        if config["do_center_crop"]:
+        if _switch(config, "do_center_crop", False):
             edges = _edges(config["crop_size"], "crop_size", square=True)
             if isinstance(edges, int):
                 raise _bad_value("crop_size", config["crop_size"], "an int, or height and width")
             crop = edges
         color = (0, 0, 0)
         if (mean := config["image_mean"]) is not None:
-            red, green, blue = _channels(mean, "image_mean")
+            red, green, blue = _channels(mean, "image_mean", -_MAX_MEAN, _MAX_MEAN)
             color = (int(red * 255), int(green * 255), int(blue * 255))
-        return cls(color if pads and squares else None, size, resample, crop, _table(config))
+        return cls(color if pads and squares else None, size, Image.Resampling(filter_), crop, _table(config))
 
     def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
         """Turn a picture from `load_image` into pixel values, float32 [1, 3, H, W].
@@ -187,7 +197,7 @@ def _processor_name(config: Mapping[str, Any]) -> str:
     # Configs of old transformers call the processor a feature extractor.
     name = named.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
     if name not in _PROCESSORS:
-        raise unknown_name("image processor", named, _PROCESSORS)
+        raise unknown_name("image processor", named[:60], _PROCESSORS)
     return name
 
 
@@ -198,52 +208,62 @@ def _table(config: Mapping[str, Any]) -> npt.NDArray[np.float32]:
     float64 up to the rescaled value and float32 from there on.
     """
     values = np.arange(256, dtype=np.float64)
-    if config.get("do_rescale", True):
+    if _switch(config, "do_rescale", True):
         factor = config.get("rescale_factor", 1 / 255)
-        if not isinstance(factor, int | float) or not math.isfinite(factor):
-            raise _bad_value("rescale_factor", factor, "a finite number")
+        if not _is_number(factor) or not 0 < factor <= _MAX_FACTOR:
+            raise _bad_value("rescale_factor", factor, f"a number above 0, up to {_MAX_FACTOR:g}")
         values = values * factor
     table = np.repeat(values.astype(np.float32)[None], 3, axis=0)
-    if config.get("do_normalize", True):
-        mean = _channels(config["image_mean"], "image_mean")
-        std = _channels(config["image_std"], "image_std")
-        if 0.0 in std:
-            raise _bad_value("image_std", std, "numbers other than 0")
+    if _switch(config, "do_normalize", True):
+        mean = _channels(config["image_mean"], "image_mean", -_MAX_MEAN, _MAX_MEAN)
+        std = _channels(config["image_std"], "image_std", *_STDS)
         table = (table - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
     return table
 
 
-def _channels(value: Any, key: str) -> tuple[float, float, float]:
+def _switch(config: Mapping[str, Any], key: str, default: bool) -> bool:
+    """Whether a step is done; null turns it off."""
+    value = config.get(key, default)
+    if value is not None and not isinstance(value, bool):
+        raise _bad_value(key, value, "true or false")
+    return bool(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _channels(value: Any, key: str, least: float, most: float) -> tuple[float, float, float]:
     """One number for each of red, green and blue, from three or from one for all."""
-    numbers = [value] * 3 if isinstance(value, int | float) else value
+    numbers = [value] * 3 if _is_number(value) else value
     if (
         not isinstance(numbers, list | tuple)
         or len(numbers) != 3
-        or not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        or not all(_is_number(number) and least <= number <= most for number in numbers)
     ):
-        raise _bad_value(key, value, "three finite numbers")
+        raise _bad_value(key, value, f"three numbers of {least:g} … {most:g}")
     red, green, blue = (float(number) for number in numbers)
     return red, green, blue
 
 
 def _edges(value: Any, key: str, *, square: bool) -> int | tuple[int, int]:
     """A shortest edge, or (height, width), from the forms configs have had; ``square`` decides for a bare int."""
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         value = {"height": value, "width": value} if square else {"shortest_edge": value}
     edges = (
         {name: edge for name, edge in value.items() if edge is not None} if isinstance(value, Mapping) else {}
     )
-    if any(not isinstance(edge, int) or edge < 1 for edge in edges.values()):
+    if any(type(edge) is not int or not 1 <= edge <= _MAX_EDGE for edge in edges.values()):
         edges = {}
     if set(edges) == {"shortest_edge"}:
         return int(edges["shortest_edge"])
     if set(edges) == {"height", "width"}:
         return int(edges["height"]), int(edges["width"])
-    raise _bad_value(key, value, "an int, shortest_edge, or height and width, in pixels")
+    raise _bad_value(key, value, f"an int, shortest_edge, or height and width, in pixels of 1 … {_MAX_EDGE}")
 
 
 def _bad_value(key: str, value: object, expected: str) -> ConfigError:
     return ConfigError(
-        f"the image processor's {key} is {value!r}, not {expected}",
+        f"the image processor's {key} is {value!r:.60}, not {expected}",
         fix=f"correct {key} in preprocessor_config.json (or under image_processor in processor_config.json)",
     )
