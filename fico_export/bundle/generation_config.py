@@ -41,7 +41,7 @@ _NOT_SUPPORTED: Mapping[str, tuple[Any, ...]] = {
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
-Ids = list[int]
+Ids = list[Annotated[int, Field(ge=-(2**31), lt=2**31)]]
 
 
 class GenerationConfig(BaseModel):

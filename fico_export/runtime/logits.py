@@ -125,8 +125,11 @@ def length_decay(ids: Ids, scores: Scores, *, start: float, factor: float, eos_i
         return scores
     ends = _known(np.asarray(eos_ids, np.int64), scores)
     result, old = scores.copy(), scores[ends]
-    growth = np.float32(factor ** (ids.size - start) - 1)
-    result[ends] += np.where(np.isfinite(old), np.abs(old) * growth, np.float32(0))
+    most = np.finfo(np.float32).max
+    with np.errstate(over="ignore"):
+        growth = np.float32(min(float(np.float64(factor) ** (ids.size - start)) - 1, float(most)))
+        grown = np.minimum(np.abs(old) * growth, most)
+        result[ends] = np.minimum(old + np.where(np.isfinite(old), grown, np.float32(0)), most)
     return result
 
 

@@ -47,7 +47,7 @@ def test_a_config_that_is_no_json_object_is_refused(refused, checkpoint, text):
         ({"text_config__rope_scaling": {"rope_type": "new", "factor": 2.0}}, ["rope_type 'new'", "linear, llama3, yarn"]),
         ({"vision_feature_select_strategy": "cls"}, ["vision_feature_select_strategy 'cls'", "default, full"]),
         ({"vision_feature_layer": -20}, ["vision_feature_layer -20", "6 layers"]),
-        ({"vision_feature_layer": []}, ["vision_feature_layer []"]),
+        ({"vision_feature_layer": []}, ["vision_feature_layer is []"]),
     ],
 )  # fmt: skip
 def test_what_is_not_supported_lists_what_is(refused, checkpoint, change, words):
@@ -186,7 +186,7 @@ def test_a_missing_text_says_where_it_comes_from(refused, checkpoint, name, word
     [
         ("tokenizer.json", b"\xff\xfe", ["tokenizer.json", "download"]),
         ("tokenizer.json", b"{}", ["image token id 448", "tokenizer.json of this checkpoint"]),
-        ("tokenizer.json", b'{"added_tokens": [3]}', ["added_tokens of tokenizer.json", "of this checkpoint"]),
+        ("tokenizer.json", b'{"added_tokens": [3]}', ["added_tokens.0 of tokenizer.json is 3", "of this checkpoint"]),
         ("tokenizer.json", b'{"added_tokens": [{"id": 448, "content": "<image>"}]}', ["tokenizer.json cannot be read"]),
         ("tokenizer_config.json", b"nope", ["tokenizer_config.json", "download"]),
         ("preprocessor_config.json", b"nope", ["preprocessor_config.json", "download"]),

@@ -13,6 +13,9 @@ from fico_export.models.parts.transformers_quiet import quiet_transformers
 
 STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _DEFAULTED = ("bos_token", "eos_token", "unk_token")  # what a class of tokenizers may bring itself
+MAX_LENGTH = 4096
+"""Characters of a token at most, as of a text of a manifest."""
+
 _FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -25,16 +28,12 @@ def find(folder: Path) -> tuple[dict[str, str], list[str]]:
     settings, place = _merged(folder)
     named: dict[str, str] = {}
     for name, value in settings.items():
-        text = _text(value)
-        if text is not None and name.endswith("_token"):
-            named[name] = text
-        elif name in STANDARD and value is not None:
-            raise CheckpointError(
-                f"{name} of {place} is {value!r:.60}, not a text", fix=f"use the {place} of this checkpoint"
-            )
+        switch = isinstance(value, bool) and name not in STANDARD  # as add_bos_token is
+        if name.endswith("_token") and value is not None and not switch:
+            named[name] = _text(name, value, place)
     extra = settings.get("extra_special_tokens") or []
     if isinstance(extra, dict):
-        named |= {name: text for name, value in extra.items() if (text := _text(value)) is not None}
+        named |= {name: _text(name, value, place) for name, value in extra.items() if value is not None}
         extra = []
     additional = extra or settings.get("additional_special_tokens") or []
     if not isinstance(additional, list):
@@ -44,7 +43,7 @@ def find(folder: Path) -> tuple[dict[str, str], list[str]]:
         )
     if not settings.keys() >= set(_DEFAULTED):
         named = _of_class(folder) | named
-    return named, [text for value in additional if (text := _text(value)) is not None]
+    return named, [_text("an additional special token", value, place) for value in additional]
 
 
 def _merged(folder: Path) -> tuple[dict[str, Any], str]:
@@ -67,7 +66,14 @@ def _of_class(folder: Path) -> dict[str, str]:
         return {}
 
 
-def _text(token: Any) -> str | None:
-    """The text of a token, which is a string or an object that holds one."""
+def _text(name: str, token: Any, place: str) -> str:
+    """The text of a token, which is a string or an object that holds one as its content."""
     text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
+    fix = f"use the {place} of this checkpoint"
+    if not isinstance(text, str):
+        raise CheckpointError(f"{name} of {place} is {token!r:.60}, not a text", fix=fix)
+    if len(text) > MAX_LENGTH:
+        raise CheckpointError(
+            f"{name} of {place} has {len(text)} characters, more than the {MAX_LENGTH} of a token", fix=fix
+        )
+    return text

@@ -54,7 +54,7 @@ def eos_ids(folder: Path, raw: dict[str, Any], config: Any) -> tuple[list[int], 
         if value is None or value == []:
             continue
         ids = value if isinstance(value, list) else [value]
-        if not all(isinstance(id_, int) and not isinstance(id_, bool) and id_ >= 0 for id_ in ids):
+        if len(ids) > 1024 or not all(type(id_) is int and 0 <= id_ < 2**31 for id_ in ids):
             raise CheckpointError(
                 f"eos_token_id of {place} is {value!r:.60}, not the id of a token or a list of them",
                 fix=f"write the id of the token that ends an answer to eos_token_id of {folder / FILE_NAME}",
