@@ -196,8 +196,7 @@ def test_a_folder_called_as_an_alias_is_that_folder(folder, monkeypatch, tmp_pat
 def test_sizes_beyond_every_model_are_refused(fico, folder, part, name, value):
     edit_json(folder / "config.json", **{f"{part}__{name}": value})
 
-    words = "image_size" if name == "patch_size" else name
-    fico("plan", "--model", folder).refuses(words, part, "is beyond every model", "config.json")
+    fico("plan", "--model", folder).refuses(name, part, "config.json", "published with")
 
 
 def test_a_device_s_preference_gives_way_where_the_model_cannot_take_it(fico):
