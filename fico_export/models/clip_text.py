@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import CLIPConfig
 
-from fico_export import models
+from fico_export import models, tokenizer
 from fico_export.errors import CheckpointError, ConfigError, unknown_name
 from fico_export.models.layers import LayerNorm
+from fico_export.models.parts import config_check
 from fico_export.models.parts.checkpoint import Checkpoint, read_json, read_text
 from fico_export.models.ports import GraphModule, Port, Ports
 from fico_export.models.towers.clip import ClipEncoder, ClipLayer, StackConfig
@@ -197,8 +197,10 @@ def _load(folder: Path, revision: str | None, source: str) -> Clip:
         )
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder} holds no .safetensors; pickled weights are not read", fix=_CONVERT)
+    config_check.check_clip(raw)
     try:
         config = CLIPConfig.from_dict(raw)
+        config_check.check_fit(config.to_dict())
         text, vision = config.text_config, config.vision_config
         clip = Clip(
             source=source,
@@ -227,21 +229,23 @@ def _load(folder: Path, revision: str | None, source: str) -> Clip:
     except Exception as error:  # whatever transformers or a module raises over a value of the config
         raise CheckpointError(
             f"config.json describes no CLIP model: {type(error).__name__}: {' '.join(str(error).split())}",
-            fix="use the config.json that was published with this checkpoint",
+            fix=config_check.FIX,
         ) from error
-    clip.checkpoint.check(shapes)
+    clip.checkpoint.check(shapes, _unread)
     _check_tokenizer(clip)
     return clip
 
 
+def _unread(name: str) -> bool:
+    """Whether a tensor is of what a prompt does not go through: the vision tower, and the scale that CLIP was trained with."""
+    return name == "logit_scale" or name.startswith("vision_model.")
+
+
 def _check_tokenizer(clip: Clip) -> None:
     """The runtime frames each piece of a prompt by what the tokenizer puts around an empty text."""
-    try:
-        frame = Tokenizer.from_str(clip.tokenizer).encode("").ids
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise CheckpointError(
-            f"tokenizer.json cannot be read: {error}", fix="use the tokenizer.json of this checkpoint"
-        ) from error
+    fix = "use the tokenizer.json of this checkpoint"
+    found = tokenizer.read(clip.tokenizer, "tokenizer.json", error=CheckpointError, fix=fix)
+    frame = found.encode("", add_special_tokens=True)
     if len(frame) != 2 or max(frame) >= clip.text.vocab_size:
         raise CheckpointError(
             f"tokenizer.json puts the ids {frame} around a text, where a CLIP model of {clip.text.vocab_size} tokens "

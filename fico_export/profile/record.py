@@ -7,12 +7,24 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from fico_export import documents, extras
 from fico_export.bundle.output import written_file
 from fico_export.errors import ConfigError
 from fico_export.tables import Record
 
 SCHEMA_VERSION = 1
 FILE_NAME = "profile.json"
+
+
+def is_profile(path: Path) -> bool:
+    """Whether a file is empty or an earlier profile, of any version: what a new one may replace."""
+    try:
+        content = documents.read_object(path, fix="give --out another file") if path.stat().st_size else None
+    except ConfigError:
+        return False
+    return (
+        content is None or {"schema_version", "iterations", "warm_up", "bundles", "ratios"} <= content.keys()
+    )
 
 
 class Spread(Record):
@@ -121,7 +133,7 @@ class Run(Record):
             DiskError: the disk filled up.
         """
         text = json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False)
-        with written_file(path) as partial:
+        with written_file(path, ours=is_profile) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -133,12 +145,13 @@ class Run(Record):
         """
         fix = "run `fico profile BUNDLE --out FILE` again"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["schema_version"] > SCHEMA_VERSION:
+            content = documents.read_object(path, fix=fix)
+            version = content.get("schema_version")
+            if isinstance(version, int) and version > SCHEMA_VERSION:
                 raise ConfigError(
-                    f"{path} has schema version {content['schema_version']}; this fico_export reads {SCHEMA_VERSION}",
-                    fix="update with `pip install --upgrade fico_export`",
+                    f"{path} has schema version {version}; this fico_export reads {SCHEMA_VERSION}",
+                    fix=extras.UPDATE,
                 )
             return cls.model_validate(content)
-        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        except ValidationError as error:
             raise ConfigError(f"{path} is no profile: {error}", fix=fix) from error

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fico_export import extras
 from fico_export.bundle import files
 from fico_export.bundle.manifest import Manifest
 from fico_export.bundle.output import require_matplotlib, require_writable, written_file
@@ -17,6 +18,7 @@ from fico_export.progress import Progress
 from fico_export.report import charts, evidence
 from fico_export.report.gallery import Item, Tracer, item
 from fico_export.report.page import Bundle, Content, render
+from fico_export.runtime.image_sources import ImageSource, path_of
 from fico_export.runtime.images import load_image
 from fico_export.runtime.vlm import Vlm
 
@@ -40,7 +42,7 @@ class Request:
 
     bundles: list[Path]
     out: Path
-    images: list[Path]
+    images: list[ImageSource]
     prompt: str | None
     profiles: list[Path]
     evaluation: Path | None
@@ -59,7 +61,8 @@ def write_report(request: Request, checkpoint_of: Opener, progress: Progress) ->
     Raises:
         BundleError, CheckpointError, ConfigError, InputError: as `fico_export.api.report`.
     """
-    inputs = [*request.images, *request.profiles, *([request.evaluation] if request.evaluation else [])]
+    pictures = [path for image in request.images if (path := path_of(image)) is not None]
+    inputs = [*pictures, *request.profiles, *([request.evaluation] if request.evaluation else [])]
     require_writable(request.out, ".html", inputs)
     if len({folder.resolve() for folder in request.bundles}) < len(request.bundles):
         raise ConfigError("a bundle is given twice", fix="give each bundle once")
@@ -81,9 +84,7 @@ def write_report(request: Request, checkpoint_of: Opener, progress: Progress) ->
     described = []
     read_graphs = find_spec("onnx_ir") is not None
     if not read_graphs:
-        notes["graphs"].append(
-            "The graphs were not read, that takes onnx-ir: pip install 'fico_export[export]'"
-        )
+        notes["graphs"].append(f"The graphs were not read, that takes onnx-ir: {extras.install('export')}")
     for folder, manifest in bundles:
         progress.stage(f"graphs of {manifest.name}")
         described.append(Bundle(folder, manifest, _statistics(folder, manifest) if read_graphs else None))
@@ -137,7 +138,7 @@ def _tracer(
 ) -> tuple[Tracer | None, str]:
     """What follows the tokens of a picture in torch; or None, and why."""
     if find_spec("torch") is None:
-        return None, "No maps of merges: they take torch: pip install 'fico_export[export]'"
+        return None, f"No maps of merges: they take torch: {extras.install('export')}"
     from fico_export.report.merges import encoder, trace
 
     try:

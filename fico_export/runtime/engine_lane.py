@@ -20,7 +20,7 @@ class Lane:
 
     What a step takes and gives goes through pinned memory at fixed addresses, and the copies to and from the device are part of
     the step: a captured graph is then the whole of it, and only values change from token to token, that of past_lengths among
-    them. The new rows of the legacy dialect go to another place at every step, so they are placed after the graph; see
+    them. The new rows of the form `external` go to another place at every step, so they are placed after the graph; see
     `placement` for why that is one copy.
 
     Args:

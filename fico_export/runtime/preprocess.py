@@ -9,7 +9,6 @@ Bit-equal to the Pillow processors of transformers 5 (``CLIPImageProcessorPil``,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,12 @@ from PIL import Image
 
 from fico_export.errors import ConfigError, InputError, unknown_name
 from fico_export.runtime.images import MAX_PIXELS
+
+MAX_VALUE = 1e6
+"""Largest number that pixels are shifted by, divided by, or multiplied with."""
+
+MAX_EDGE = 2**13
+"""Side of the largest picture that a tower is given, in pixels."""
 
 _CLIP = {
     "size": {"shortest_edge": 224},
@@ -37,15 +42,12 @@ _SIGLIP = {
 }
 _PROCESSORS: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": _CLIP,
-    "CLIPImageProcessorFast": _CLIP,
     "LlavaImageProcessor": _CLIP,
-    "LlavaImageProcessorFast": _CLIP,
     "SiglipImageProcessor": _SIGLIP,
-    "SiglipImageProcessorFast": _SIGLIP,
 }
 """Processor name → what it does where the config is silent."""
 
-_SQUARES = ("LlavaImageProcessor", "LlavaImageProcessorFast")
+_SQUARES = ("LlavaImageProcessor",)
 """Those whose ``do_pad`` means a square of the mean colour."""
 
 
@@ -76,18 +78,15 @@ class ImageProcessor:
         Raises:
             ConfigError: the processor is not one of the supported, or a value is not one it can have.
         """
-        # Configs of old transformers call the processor a feature extractor.
-        older = str(config.get("feature_extractor_type") or "").replace("FeatureExtractor", "ImageProcessor")
-        name = str(config.get("image_processor_type") or older)
-        if name not in _PROCESSORS:
-            raise unknown_name("image processor", name, _PROCESSORS)
+        name = _processor_name(config)
         config = {**_PROCESSORS[name], **config}
+        _check_switches(config)
         pads, squares = bool(config.get("do_pad")), name in _SQUARES
         if pads and not squares and config.get("pad_size") is not None:
             raise _bad_value("pad_size", config["pad_size"], f"null, all that {name} is supported with")
         try:
             resample = Image.Resampling(config.get("resample", Image.Resampling.BICUBIC))
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise _bad_value("resample", config["resample"], "one of Pillow's filters, 0 to 5") from error
 
         size: int | tuple[int, int] | None = None
@@ -101,8 +100,12 @@ class ImageProcessor:
                 raise _bad_value("crop_size", config["crop_size"], "an int, or height and width")
             crop = edges
         color = (0, 0, 0)
-        if (mean := config["image_mean"]) is not None:
+        if pads and squares and (mean := config["image_mean"]) is not None:
             red, green, blue = _channels(mean, "image_mean")
+            if not 0 <= min(red, green, blue) <= max(red, green, blue) <= 1:
+                raise _bad_value(
+                    "image_mean", mean, "three numbers of 0 to 1, the colour that do_pad fills with"
+                )
             color = (int(red * 255), int(green * 255), int(blue * 255))
         return cls(color if pads and squares else None, size, resample, crop, _table(config))
 
@@ -178,24 +181,49 @@ class ImageProcessor:
         return left, top, left + crop[1], top + crop[0]
 
 
+def _processor_name(config: Mapping[str, Any]) -> str:
+    """Which of the supported processors a configuration names; Fast and Pil name the same one by how it is computed."""
+    key = next((k for k in ("image_processor_type", "feature_extractor_type") if config.get(k)), None)
+    if key is None:
+        video = config.get("video_processor_type")
+        what = f"is of a video processor ({video!r})" if video else "names no image processor"
+        raise ConfigError(
+            f"preprocessor_config.json {what}: it has no image_processor_type",
+            fix=f'write "image_processor_type" into it, one of: {", ".join(sorted(_PROCESSORS))}',
+        )
+    named = config[key]
+    if not isinstance(named, str):
+        raise _bad_value(key, named, "a name")
+    # Configs of old transformers call the processor a feature extractor.
+    name = named.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    if name not in _PROCESSORS:
+        raise unknown_name("image processor", named, _PROCESSORS)
+    return name
+
+
 def _table(config: Mapping[str, Any]) -> npt.NDArray[np.float32]:
     """What rescaling and normalizing make of each byte of each channel, float32 [3, 256].
 
     A table loses nothing: each output depends on one byte and its channel only. The widths are the reference's,
     float64 up to the rescaled value and float32 from there on.
     """
-    values = np.arange(256, dtype=np.float64)
+    values, factor = np.arange(256, dtype=np.float64), 1.0
     if config.get("do_rescale", True):
         factor = config.get("rescale_factor", 1 / 255)
-        if not isinstance(factor, int | float) or not math.isfinite(factor):
-            raise _bad_value("rescale_factor", factor, "a finite number")
+        if not _is_number(factor, 0, MAX_VALUE) or factor == 0:
+            raise _bad_value("rescale_factor", factor, f"a finite number above 0, at most {MAX_VALUE:.0f}")
         values = values * factor
     table = np.repeat(values.astype(np.float32)[None], 3, axis=0)
     if config.get("do_normalize", True):
         mean = _channels(config["image_mean"], "image_mean")
         std = _channels(config["image_std"], "image_std")
-        if 0.0 in std:
-            raise _bad_value("image_std", std, "numbers other than 0")
+        white = max(1.0, 255 * factor)
+        if not 0 <= min(mean) <= max(mean) <= white:
+            raise _bad_value(
+                "image_mean", config["image_mean"], f"three numbers of 0 to {white:g}, as pixels are"
+            )
+        if min(std) < 1 / MAX_VALUE:
+            raise _bad_value("image_std", config["image_std"], "numbers above 0")
         table = (table - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
     return table
 
@@ -206,31 +234,42 @@ def _channels(value: Any, key: str) -> tuple[float, float, float]:
     if (
         not isinstance(numbers, list | tuple)
         or len(numbers) != 3
-        or not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        or not all(_is_number(number, -MAX_VALUE, MAX_VALUE) for number in numbers)
     ):
-        raise _bad_value(key, value, "three finite numbers")
+        raise _bad_value(key, value, f"three finite numbers, of at most {MAX_VALUE:.0f}")
     red, green, blue = (float(number) for number in numbers)
     return red, green, blue
 
 
 def _edges(value: Any, key: str, *, square: bool) -> int | tuple[int, int]:
     """A shortest edge, or (height, width), from the forms configs have had; ``square`` decides for a bare int."""
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         value = {"height": value, "width": value} if square else {"shortest_edge": value}
     edges = (
         {name: edge for name, edge in value.items() if edge is not None} if isinstance(value, Mapping) else {}
     )
-    if any(not isinstance(edge, int) or edge < 1 for edge in edges.values()):
+    if any(not _is_number(edge, 1, MAX_EDGE) or not isinstance(edge, int) for edge in edges.values()):
         edges = {}
     if set(edges) == {"shortest_edge"}:
         return int(edges["shortest_edge"])
     if set(edges) == {"height", "width"}:
         return int(edges["height"]), int(edges["width"])
-    raise _bad_value(key, value, "an int, shortest_edge, or height and width, in pixels")
+    raise _bad_value(key, value, f"an int, shortest_edge, or height and width, of 1 to {MAX_EDGE} pixels")
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _check_switches(config: Mapping[str, Any]) -> None:
+    """Refuse a switch that is neither on nor off: a text such as "false" would count as on."""
+    for key in ("do_pad", "do_resize", "do_center_crop", "do_rescale", "do_normalize", "default_to_square"):
+        if config.get(key) not in (None, True, False):
+            raise _bad_value(key, config[key], "true or false")
 
 
 def _bad_value(key: str, value: object, expected: str) -> ConfigError:
     return ConfigError(
-        f"the image processor's {key} is {value!r}, not {expected}",
+        f"the image processor's {key} is {value!r:.80}, not {expected}",
         fix=f"correct {key} in preprocessor_config.json (or under image_processor in processor_config.json)",
     )
