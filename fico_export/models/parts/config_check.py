@@ -64,6 +64,7 @@ Heads = Annotated[int, _whole(1, 2**10)]
 HeadDim = Annotated[int, _whole(2, 2**12)]
 Vocabulary = Annotated[int, _whole(1, 2**22)]
 Token = Annotated[int, _whole(0, 2**22 - 1)]
+Labels = Annotated[int, _whole(0, 2**16)]
 Context = Annotated[int, _whole(1, 2**27)]
 Pixels = Annotated[int, _whole(1, 2**13)]
 Rgb = Annotated[int, PlainValidator(_must_be("3: red, green and blue", lambda value: value == 3))]
@@ -106,7 +107,11 @@ class _Rope(TypedDict, total=False):
 Rope = Annotated[_Rope, _object] | None
 
 
-class _Stack(TypedDict, total=False):
+class _Any(TypedDict, total=False):
+    num_labels: Labels | None  # no model here has any, and transformers makes a name for each
+
+
+class _Stack(_Any, total=False):
     hidden_size: Channels
     intermediate_size: Inner
     num_hidden_layers: Layers
@@ -147,7 +152,7 @@ Tower = Annotated[_Tower, _object] | None
 ClipText = Annotated[_ClipText, _object] | None
 
 
-class _Llava(TypedDict, total=False):
+class _Llava(_Any, total=False):
     text_config: Annotated[_Decoder, _object] | None
     vision_config: Tower
     image_token_index: Token
@@ -158,7 +163,7 @@ class _Llava(TypedDict, total=False):
     tie_word_embeddings: Switch | None
 
 
-class _Clip(TypedDict, total=False):
+class _Clip(_Any, total=False):
     text_config: ClipText
     vision_config: Tower
     text_config_dict: ClipText  # of older files, and counts before text_config
