@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
+from fico_export import documents
 from fico_export.errors import ConfigError
 from fico_export.exporter.stream import Tokens
 from fico_export.models.parts.decoder import EMBEDDINGS
 from fico_export.models.parts.family import Vlm
+from fico_export.runtime.image_sources import beside
 from fico_export.runtime.images import ImageSource, load_image
 from fico_export.runtime.preprocess import ImageProcessor
 from fico_export.runtime.prompt import Message, PromptFormatter
@@ -33,7 +34,7 @@ def read_prompts(path: Path, checkpoint: Vlm) -> list[Tokens]:
         InputError: a picture cannot be used.
     """
     entries = list(_lines(path))
-    return list(sequences(checkpoint, ((path.parent / image, prompt) for image, prompt in entries)))
+    return list(sequences(checkpoint, ((beside(path.parent, image), prompt) for image, prompt in entries)))
 
 
 def sequences(checkpoint: Vlm, entries: Iterable[tuple[ImageSource, str]]) -> Iterator[Tokens]:
@@ -61,24 +62,17 @@ def sequences(checkpoint: Vlm, entries: Iterable[tuple[ImageSource, str]]) -> It
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"--calibrate {path} cannot be read: {error}", fix=f"give a UTF-8 file of lines like {_LINE}"
-        ) from error
+    lines = documents.read_text(path, fix=f"give --calibrate a UTF-8 file of lines like {_LINE}").splitlines()
     found = 0
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         found += 1
-        try:
-            entry = json.loads(line)
-            image, prompt = entry["image"], entry["prompt"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"--calibrate {path}, line {number} has no image and prompt", fix=f"write it like {_LINE}"
-            ) from error
-        yield str(image), str(prompt)
+        place, fix = f"--calibrate {path}, line {number}", f"write it like {_LINE}"
+        entry = documents.parse_object(line, place, fix=fix)
+        for field in ("image", "prompt"):
+            if not isinstance(entry.get(field), str) or "\0" in entry[field]:
+                raise ConfigError(f"{place} has no {field} that is a text", fix=fix)
+        yield entry["image"], entry["prompt"]
     if not found:
         raise ConfigError(f"--calibrate {path} has no lines", fix=f"write some like {_LINE}")

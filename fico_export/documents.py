@@ -14,13 +14,15 @@ from typing import Any, NoReturn
 
 from fico_export.errors import ConfigError
 
-MAX_BYTES = 256 * 2**20
-"""Size of the largest file that is read: ten times the largest tokenizer.json that is published."""
+MAX_BYTES = 64 * 2**20
+"""Size of the largest file that is read: twice the largest tokenizer.json that is published. In memory it takes 2 GB at most."""
 
 MAX_DEPTH = 64
 """Lists and objects within each other."""
 
-_MAX_DIGITS = 19  # of a whole number: 64 bits
+MAX_DIGITS = 40
+"""Digits of a whole number: transformers writes 1000000000000000019884624838656 for "no limit"."""
+
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -40,22 +42,34 @@ def read(path: Path, *, error: type[ConfigError] = ConfigError, fix: str) -> Any
 
 def read_object(path: Path, *, error: type[ConfigError] = ConfigError, fix: str) -> dict[str, Any]:
     """The content of a JSON file that holds one object; arguments and errors as for `read`."""
-    content = read(path, error=error, fix=fix)
-    if not isinstance(content, dict):
-        raise error(f"{path} holds a JSON {_kind(content)}, not an object", fix=fix)
-    return content
+    return parse_object(read_text(path, error=error, fix=fix), str(path), error=error, fix=fix)
 
 
 def read_text(path: Path, *, error: type[ConfigError] = ConfigError, fix: str) -> str:
     """A UTF-8 text of at most `MAX_BYTES`; arguments and errors as for `read`."""
     try:
+        return read_bytes(path, error=error, fix=fix).decode("utf-8")
+    except UnicodeDecodeError as failure:
+        raise error(f"cannot read {path}: it is no UTF-8: {failure}", fix=fix) from failure
+
+
+def read_bytes(
+    path: Path, *, most: int = MAX_BYTES, error: type[ConfigError] = ConfigError, fix: str
+) -> bytes:
+    """The content of a file of at most `most` bytes; other arguments and errors as for `read`."""
+    try:
+        # A pipe or a device in a folder of files would be waited for; what a shell hands over lies in /dev or /proc.
+        if path.exists() and not path.is_file() and path.parts[1:2] not in (("dev",), ("proc",)):
+            raise error(
+                f"cannot read {path}: it is {'a folder' if path.is_dir() else 'no plain file'}", fix=fix
+            )
         with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise error(f"{path} is larger than {MAX_BYTES >> 20} MiB", fix=fix)
-        return content.decode("utf-8")
+            content = file.read(most + 1)
     except (OSError, ValueError) as failure:
         raise error(f"cannot read {path}: {failure}", fix=fix) from failure
+    if len(content) > most:
+        raise error(f"{path} is larger than {most >> 20} MiB", fix=fix)
+    return content
 
 
 def parse(text: str, place: str, *, error: type[ConfigError] = ConfigError, fix: str) -> Any:
@@ -68,37 +82,65 @@ def parse(text: str, place: str, *, error: type[ConfigError] = ConfigError, fix:
         fix: what to do where the text cannot be used.
 
     Raises:
-        ConfigError: of the kind `error`: no JSON, deeper than `MAX_DEPTH`, a number beyond 64 bits or not finite, or half a
-            surrogate pair.
+        ConfigError: of the kind `error`: no JSON, deeper than `MAX_DEPTH`, a number of more than `MAX_DIGITS` digits or not
+            finite, or half a surrogate pair.
     """
     try:
         content = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_constant)
-        _check_depth(content)
-        if _SURROGATE.search(text):
-            json.dumps(content, ensure_ascii=False).encode()
+        check(content, text)
     except RecursionError as failure:
         raise error(f"{place} is damaged: nested deeper than {MAX_DEPTH}", fix=fix) from failure
-    except UnicodeEncodeError as failure:
-        raise error(f"{place} is damaged: a string holds half a surrogate pair", fix=fix) from failure
     except ValueError as failure:
         raise error(f"{place} is damaged: {failure}", fix=fix) from failure
     return content
 
 
-def _check_depth(content: Any) -> None:
+def parse_object(
+    text: str, place: str, *, error: type[ConfigError] = ConfigError, fix: str
+) -> dict[str, Any]:
+    """The object that a JSON text stands for; arguments and errors as for `parse`."""
+    content = parse(text, place, error=error, fix=fix)
+    if not isinstance(content, dict):
+        raise error(f"{place} holds a JSON {kind(content)}, not an object", fix=fix)
+    return content
+
+
+def decoder() -> json.JSONDecoder:
+    """For a JSON value within another text: whole numbers are within the limits; the rest is for `check`.
+
+    Not strict: TensorRT writes the bytes between the names of fused nodes as they are.
+    """
+    return json.JSONDecoder(strict=False, parse_int=_whole)
+
+
+def check(content: Any, text: str = "") -> None:
+    """Look through the lists and objects within each other, and the whole numbers in them; `text` is the JSON that it was.
+
+    Raises:
+        ValueError: they are deeper than `MAX_DEPTH`, a number has more than `MAX_DIGITS` digits, or a string half a surrogate
+            pair.
+    """
     level, depth = [content], 0
-    while level := [value for value in level if isinstance(value, dict | list)]:
+    while level:
+        if any(isinstance(value, int) and abs(value) >= 10**MAX_DIGITS for value in level):
+            raise ValueError(f"a whole number has more than {MAX_DIGITS} digits")
+        holders = [value for value in level if isinstance(value, dict | list)]
         depth += 1
-        if depth > MAX_DEPTH:
+        if holders and depth > MAX_DEPTH:
             raise ValueError(f"nested deeper than {MAX_DEPTH}")
         level = [
-            value for holder in level for value in (holder.values() if isinstance(holder, dict) else holder)
+            value for holder in holders for value in (holder.values() if isinstance(holder, dict) else holder)
         ]
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a string holds half a surrogate pair") from None
 
 
 def _whole(digits: str) -> int:
-    if len(digits.lstrip("-")) > _MAX_DIGITS or not -(2**63) <= int(digits) < 2**63:
-        raise ValueError(f"the number {digits[:12]}… has more than 64 bits")
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"the number {digits[:12]}… has more than {MAX_DIGITS} digits")
     return int(digits)
 
 
@@ -113,6 +155,7 @@ def _constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _kind(content: Any) -> str:
-    names = {list: "list", str: "string", bool: "boolean", type(None): "null"}
+def kind(content: Any) -> str:
+    """What a value of a JSON text is called."""
+    names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
     return names.get(type(content), "number")

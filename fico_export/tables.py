@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from fico_export import documents
 from fico_export.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -15,6 +16,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_MAX_BYTES = 2**20
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
@@ -28,12 +30,22 @@ def parse(text: str, place: str) -> dict[str, Any]:
     """The tables of a TOML text; `place` names it in errors.
 
     Raises:
-        ConfigError: it is not TOML.
+        ConfigError: it is not TOML, or not within the limits of `documents`.
     """
+    fix = f"correct {place}"
     try:
-        return tomllib.loads(text)
+        content = tomllib.loads(text)
+        documents.check(content)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{place} is not TOML: {error}", fix=f"correct {place}") from error
+        raise ConfigError(f"{place} is not TOML: {error}", fix=fix) from error
+    except (ValueError, RecursionError) as error:
+        why = str(error)
+        if isinstance(error, RecursionError):
+            why = f"nested deeper than {documents.MAX_DEPTH}"
+        elif "digits; use sys" in why:  # Python's own limit, of 4300
+            why = f"a whole number has more than {documents.MAX_DIGITS} digits"
+        raise ConfigError(f"{place} cannot be read: {why}", fix=fix) from error
+    return content
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -42,30 +54,52 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read, or is not TOML.
     """
+    fix = "give a TOML file that can be read"
+    content = documents.read_bytes(path, most=_MAX_BYTES, fix=fix)
     try:
-        return parse(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}", fix="give a TOML file that can be read") from error
+        return parse(content.decode("utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read {path}: {error}", fix=fix) from error
 
 
-def checked(record: type[RecordT], content: dict[str, Any], place: str) -> RecordT:
-    """A table as a record; `place` names it in errors.
+def checked(
+    record: type[RecordT],
+    content: Any,
+    place: str,
+    *,
+    error: type[ConfigError] = ConfigError,
+    fix: str | None = None,
+) -> RecordT:
+    """A table as a record.
+
+    Args:
+        record: what it must be.
+        content: the table.
+        place: names it in errors.
+        error: kind of the error to raise.
+        fix: what to do about it; to correct the key, by default.
 
     Raises:
-        ConfigError: a key is missing, unknown, or of a wrong value.
+        ConfigError: of the kind `error`: a key is missing, unknown, or of a wrong value.
     """
     try:
         return record.model_validate(content)
-    except ValidationError as error:
+    except ValidationError as failure:
         # A misspelt key is missing under its right name too: the one that was written says more.
-        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        first = min(failure.errors(), key=lambda e: e["type"] != "extra_forbidden")
         field = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            what, fix = f"unknown key {field!r}", f"known keys: {', '.join(record.model_fields)}"
+            what, way = f"unknown key {field!r}", f"known keys: {', '.join(record.model_fields)}"
         elif first["type"] == "missing":
-            what, fix = f"{field!r} is missing", f"add {field}"
+            what, way = f"{field!r} is missing", f"add {field}"
         else:
-            given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
-            what = f"{field + ': ' if field else ''}{first['msg'].removeprefix('Value error, ')}{given}"
-            fix = f"correct {field or 'it'} in {place}"
-        raise ConfigError(f"{place}: {what}", fix=fix) from error
+            given = "" if isinstance(first["input"], dict) else f" (given: {_short(first['input'])})"
+            says = "Input should be an object" if first["type"] == "model_type" else first["msg"]
+            what = f"{field + ': ' if field else ''}{says.removeprefix('Value error, ')}{given}"
+            way = f"correct {field or 'it'} in {place}"
+        raise error(f"{place}: {what}", fix=fix or way) from failure
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

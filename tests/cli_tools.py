@@ -1,5 +1,6 @@
 """Drives `fico` and `fico-export` as a shell would, in this process or in one of its own; edits checkpoints and bundles."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -94,6 +95,15 @@ def edit_json(path: Path, **changes):
         else:
             owner[last] = value
     path.write_text(json.dumps(content))
+
+
+def edit_listed(bundle: Path, name: str, **changes):
+    """As `edit_json`, of a bundle's file, whose manifest then lists it as it is."""
+    edit_json(bundle / name, **changes)
+    content = (bundle / name).read_bytes()
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"][name] |= {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
 def edit_weights(folder: Path, change):

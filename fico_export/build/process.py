@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from fico_export import extras
+from fico_export import documents, extras
 from fico_export.build.compile import RTX, Runtime, Task
 from fico_export.build.worker import Job, Made
 from fico_export.bundle.engines import Options
@@ -78,7 +77,7 @@ def _work(job: Job) -> Generator[dict[str, Any], None, None]:
         process.stdin.write(job.model_dump_json() + "\n")
         process.stdin.flush()
         for line in process.stdout:
-            said = json.loads(line)
+            said = documents.parse_object(line, f"what the builder of {what} says", fix="report it")
             if "error" in said:
                 raise _error(said, job.runtime)
             yield said

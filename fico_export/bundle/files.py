@@ -132,7 +132,8 @@ def check(folder: Path, manifest: Manifest, *, full: bool) -> None:
 def unlisted(folder: Path, manifest: Manifest) -> list[str]:
     """Files of a bundle's folder that its manifest says nothing of, by POSIX path; what commands left there is left out."""
     known = {FILE_NAME, *manifest.files}
-    return [name for name in every_file(folder) if name not in known and not left_by_commands(name)]
+    found = (name for name in every_file(folder) if name not in known and not left_by_commands(name))
+    return [os.fsencode(name).decode("utf-8", "replace") for name in found]  # a name may be no Unicode
 
 
 def _require_inside(folder: Path, root: Path, name: str) -> None:

@@ -20,59 +20,96 @@ if TYPE_CHECKING:
 def command(
     bundle: BundleArgument,
     host: Annotated[
-        str, typer.Option("--host", metavar="USER@HOST", help="As ssh takes it.", show_default=False)
+        str,
+        typer.Option(
+            "--host",
+            metavar="USER@HOST",
+            help="Address of the other machine, as ssh takes it.",
+            show_default=False,
+        ),
     ],
     port: Annotated[
-        int | None, typer.Option("--port", "-p", min=1, max=65535, help="Port of sshd. Default: ssh's own.")
+        int | None,
+        typer.Option("--port", "-p", min=1, max=65535, help="Port of its ssh server. Default: ssh's own."),
     ] = None,
     identity: Annotated[
-        Path | None, typer.Option("--identity", "-i", metavar="FILE", help="Private key. Default: ssh's own.")
+        Path | None,
+        typer.Option(
+            "--identity", "-i", metavar="FILE", help="Private key to log in with. Default: ssh's own."
+        ),
     ] = None,
     ssh_config: Annotated[
-        Path | None, typer.Option("--ssh-config", metavar="FILE", help="Instead of ~/.ssh/config.")
+        Path | None,
+        typer.Option(
+            "--ssh-config", metavar="FILE", help="Configuration file of ssh. Default: ~/.ssh/config."
+        ),
     ] = None,
     folder: Annotated[
-        str | None, typer.Option("--dir", metavar="DIR", help="Of the bundle there. Default: ~/fico/<name>.")
+        str | None,
+        typer.Option(
+            "--dir", metavar="DIR", help="Folder of the bundle on that machine. Default: ~/fico/<name>."
+        ),
     ] = None,
     fico: Annotated[
         str | None,
         typer.Option(
-            "--fico", metavar="PATH", help="The command there. Default: on PATH, ~/fico/venv or ~/.local."
+            "--fico",
+            metavar="PATH",
+            help="Path of the fico command on that machine. Default: on PATH, ~/fico/venv or ~/.local.",
         ),
     ] = None,
     python: Annotated[
         str | None,
-        typer.Option("--python", metavar="PATH", help="Or the interpreter there that has fico_export."),
+        typer.Option(
+            "--python",
+            metavar="PATH",
+            help="Path of a Python on that machine that has fico_export; in place of --fico.",
+        ),
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option("--target", help="Of the engines. Default: the device's, or the bundle's."),
+        typer.Option(
+            "--target", help="TensorRT version to build for. Default: the device's, or the bundle's."
+        ),
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="What it is; `fico list devices`.")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Kind of machine; `fico list devices`.")
+    ] = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option("--checkpoint", metavar="DIR", help="Where the checkpoint is there, to verify with."),
+        typer.Option(
+            "--checkpoint", metavar="DIR", help="Folder of the checkpoint on that machine, to verify with."
+        ),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option("--backend", help="To answer on. Default: fico run's.")
+        str | None, typer.Option("--backend", help="Backend that answers. Default: as `fico run` chooses.")
     ] = None,
-    low_memory: Annotated[bool, typer.Option("--low-memory", help="For the steps that know it.")] = False,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="Pass --low-memory to the steps that have it.")
+    ] = False,
     extra: Annotated[
         list[str] | None,
-        typer.Option("--also", metavar='STEP="WORDS"', help="More words for a step's command; repeatable."),
+        typer.Option(
+            "--also", metavar='STEP="WORDS"', help="Extra arguments for the command of a step; repeatable."
+        ),
     ] = None,
     skip: Annotated[
         list[str] | None,
         typer.Option(
-            "--skip", metavar="STEP", help="doctor, inspect, build, verify, answer or profile; repeatable."
+            "--skip",
+            metavar="STEP",
+            help="Step to leave out: doctor, inspect, build, verify, answer or profile; repeatable.",
         ),
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", metavar="KB/S", min=1, help="Rate to send at. Default: all there is."),
+        typer.Option("--limit", metavar="KB/S", min=1, help="Maximum rate of sending. Default: no limit."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Repeat what was done, and compare the files there by content.")
+        bool,
+        typer.Option(
+            "--force", help="Repeat the steps that are done, and compare the files there by content."
+        ),
     ] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,

@@ -36,7 +36,7 @@ def command(
         typer.Option(
             "--model",
             "-m",
-            help="An alias (llava-1.5-7b), a hub id, a checkpoint folder, or demo. Default: demo.",
+            help="Model to export: an alias (llava-1.5-7b), a hub id, a checkpoint folder, or demo. Default: demo.",
         ),
     ] = None,
     keep: KeepOption = None,
@@ -51,19 +51,19 @@ def command(
         typer.Option(
             "--calibrate",
             metavar="FILE.jsonl",
-            help='With int4: AWQ, by lines of {"image": …, "prompt": …}. Default: round to nearest.',
+            help='Calibration data for AWQ, with int4: lines of {"image": …, "prompt": …}. Default: none, rounding to nearest.',
         ),
     ] = None,
     target: Annotated[
         str | None,
         typer.Option(
             "--target",
-            help="What the graphs are for; `fico list targets`. Default: what the device runs, or portable.",
+            help="Runtime and version that the graphs are for; `fico list targets`. Default: the device's, or portable.",
         ),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option("--device", help="The GPU or Jetson that the bundle is for; `fico list devices`."),
+        typer.Option("--device", help="GPU or Jetson that the bundle is for; `fico list devices`."),
     ] = None,
     devices: DevicesOption = None,
     max_context: Annotated[
@@ -71,12 +71,14 @@ def command(
         typer.Option(
             "--max-context",
             metavar="M",
-            help="For trt-* and rtx: tokens that the KV cache has room for. Default: 1024, or the model's context.",
+            help="Tokens that the KV cache has room for, with trt-* and rtx. Default: 1024, or the model's context.",
         ),
     ] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option("--recipe", metavar="FILE.toml", help="An export as a file; flags given beside it win."),
+        typer.Option(
+            "--recipe", metavar="FILE.toml", help="File of export options; flags given beside it win."
+        ),
     ] = None,
     positions: Annotated[
         str | None,
@@ -91,7 +93,7 @@ def command(
         typer.Option(
             "--clip-text",
             metavar="MODEL",
-            help="The CLIP model that the vision tower comes from, for a method that reads prompts in its space.",
+            help="CLIP model that the vision tower comes from, for a method that compares the prompt with the image.",
         ),
     ] = None,
     revision: RevisionOption = None,
@@ -106,11 +108,14 @@ def command(
         bool,
         typer.Option(
             "--copy-weights",
-            help="Write all weights into the bundle; else link the checkpoint's files that fit.",
+            help="Write all weights into the bundle, instead of linking the checkpoint's files that fit.",
         ),
     ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Compare every graph with torch first.")
+        bool,
+        typer.Option(
+            "--verify/--no-verify", help="Compare every graph with torch before the bundle gets its name."
+        ),
     ] = True,
     as_json: JsonOption = False,
     debug: DebugOption = False,

@@ -73,6 +73,13 @@ def opened(values: Sequence[str] | None) -> list[ImageSource]:
     return [_standard_input() if value == STDIN else value for value in values]
 
 
+def paths_of(sources: Sequence[ImageSource | None]) -> list[Path]:
+    """The files among the sources, which a result must not replace."""
+    from fico_export.runtime.image_sources import path_of
+
+    return [path for source in sources if source is not None and (path := path_of(source)) is not None]
+
+
 def without_folders(sources: Sequence[ImageSource]) -> list[ImageSource]:
     """The sources, none of which is a folder.
 

@@ -21,7 +21,10 @@ def command(
     ],
     target: Annotated[
         str | None,
-        typer.Option("--target", help="`fico list targets`. Default: the bundle's own, or portable."),
+        typer.Option(
+            "--target",
+            help="Target to check against; `fico list targets`. Default: the bundle's own, or portable.",
+        ),
     ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,

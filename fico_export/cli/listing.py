@@ -24,9 +24,11 @@ def _kinds(incomplete: str) -> list[str]:
 def command(
     kind: Annotated[
         str,
-        typer.Argument(metavar="|".join(_KINDS), help="What to list.", autocompletion=_kinds),
+        typer.Argument(metavar="|".join(_KINDS), help="Kind of thing to list.", autocompletion=_kinds),
     ],
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With all that is known.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show all that is known of each entry.")
+    ] = False,
     devices: DevicesOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,

@@ -18,10 +18,15 @@ def command(
     bundle: BundleArgument,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE.tar", help="Default: the bundle's name, beside it."),
+        typer.Option(
+            "--out", "-o", metavar="FILE.tar", help="Archive to write. Default: the bundle's name, beside it."
+        ),
     ] = None,
     with_engines: Annotated[
-        bool, typer.Option("--with-engines", help="Also what `fico build` made, for machines alike.")
+        bool,
+        typer.Option(
+            "--with-engines", help="Pack the engines of `fico build` too, for machines of the same kind."
+        ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an archive that is there.")] = False,
     as_json: JsonOption = False,

@@ -37,7 +37,10 @@ _NOTE = "estimates: likely (range); without the host's part, which prepares the 
 
 def command(
     model: Annotated[
-        str, typer.Option("--model", "-m", help="An alias, a hub id, a checkpoint folder, or demo.")
+        str,
+        typer.Option(
+            "--model", "-m", help="Model to plan for: an alias, a hub id, a checkpoint folder, or demo."
+        ),
     ] = "demo",
     keep: KeepOption = None,
     method: MethodOption = None,
@@ -47,25 +50,31 @@ def command(
     quantize_head: QuantizeHeadOption = None,
     quantize_vision: QuantizeVisionOption = None,
     target: Annotated[
-        str | None, typer.Option("--target", help="Default: what the device runs, or portable.")
+        str | None,
+        typer.Option(
+            "--target",
+            help="Runtime and version to plan for; `fico list targets`. Default: the device's, or portable.",
+        ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="`fico list devices`. Default: all of them, a line each.")
+        str | None,
+        typer.Option(
+            "--device", help="Device to plan for; `fico list devices`. Default: all of them, a line each."
+        ),
     ] = None,
     devices: DevicesOption = None,
     max_context: Annotated[
-        str | None, typer.Option("--max-context", metavar="M", help="Rows of a static cache.")
+        str | None,
+        typer.Option("--max-context", metavar="M", help="Tokens that a static KV cache has room for."),
     ] = None,
     text_tokens: Annotated[
         int,
-        typer.Option(
-            "--text-tokens", min=1, max=_MOST_TOKENS, help="Tokens of the prompt beside the picture's."
-        ),
+        typer.Option("--text-tokens", min=1, max=_MOST_TOKENS, help="Number of text tokens in the prompt."),
     ] = 40,
     new_tokens: Annotated[
-        int, typer.Option("--new-tokens", min=1, max=_MOST_TOKENS, help="Tokens of the answer.")
+        int, typer.Option("--new-tokens", min=1, max=_MOST_TOKENS, help="Number of tokens in the answer.")
     ] = 128,
-    sweep: Annotated[bool, typer.Option("--sweep", help="A table over K and precision.")] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Print a table over K and precision.")] = False,
     out: Annotated[
         Path | None,
         typer.Option(

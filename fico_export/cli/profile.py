@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fico_export.cli.console import StageProgress, console, human_bytes, print_json, say, visible
+from fico_export.cli.images import opened, paths_of
 from fico_export.cli.options import (
     BackendOption,
     DebugOption,
@@ -36,17 +37,28 @@ def command(
         ),
     ] = None,
     image: Annotated[
-        Path | None, typer.Option("--image", "-i", help="A picture; one is drawn by default.")
+        str | None,
+        typer.Option(
+            "--image",
+            "-i",
+            metavar="FILE|-",
+            help="Image file or `-` for standard input; one is drawn by default.",
+        ),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="The question.", show_default=False)
+        str | None, typer.Option("--prompt", "-p", help="Question to ask.", show_default=False)
     ] = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = 0,
-    iterations: Annotated[int, typer.Option("--iterations", help="Answers of each bundle that count.")] = 20,
-    warm_up: Annotated[int, typer.Option("--warm-up", help="Answers of each bundle before them.")] = 3,
+    iterations: Annotated[
+        int, typer.Option("--iterations", help="Number of answers measured, of each bundle.")
+    ] = 20,
+    warm_up: Annotated[
+        int,
+        typer.Option("--warm-up", help="Number of answers before them that do not count, of each bundle."),
+    ] = 3,
     new_tokens: Annotated[
-        int, typer.Option("--new-tokens", help="Tokens of every answer, whatever the model says.")
+        int, typer.Option("--new-tokens", help="Number of tokens in every answer, whatever the model says.")
     ] = 16,
     in_turn: Annotated[
         bool,
@@ -59,7 +71,7 @@ def command(
         Path | None,
         typer.Option(
             "--out",
-            help="File for the whole as JSON. Default: profile.json in every bundle.",
+            help="File for the whole measurement as JSON. Default: profile.json in every bundle.",
             show_default=False,
         ),
     ] = None,
@@ -68,7 +80,7 @@ def command(
         typer.Option(
             "--logs",
             metavar="FILE",
-            help="Measure nothing: read what trtexec or ONNX Runtime's profiler wrote; repeatable. A BUNDLE is what it is of.",
+            help="Log of trtexec or ONNX Runtime's profiler to read instead of measuring; repeatable. BUNDLE is then the one it is of.",
             show_default=False,
         ),
     ] = None,
@@ -96,8 +108,9 @@ def command(
 
     if not bundles:
         raise ConfigError("no BUNDLE to profile", fix="give the folder of at least one, or --logs FILE")
+    picture = opened([image])[0] if image is not None else None
     request = Request(
-        image, PROMPT if prompt is None else prompt, backend, threads, iterations, warm_up, new_tokens, in_turn
+        picture, PROMPT if prompt is None else prompt, backend, threads, iterations, warm_up, new_tokens, in_turn
     )  # fmt: skip
     if out is not None:
         own = (
@@ -105,7 +118,7 @@ def command(
             for bundle in bundles
             for name in (manifest.FILE_NAME, *manifest.Manifest.load(bundle).files)
         )
-        require_writable(out, ".json", [*own, *([image] if image else [])], ours=is_profile)
+        require_writable(out, ".json", [*own, *paths_of([picture])], ours=is_profile)
     with StageProgress() as progress:
         run = profile(bundles, request, progress)
         if out is not None:

@@ -14,7 +14,7 @@ from fico_export.cli.options import DebugOption, JsonOption
 
 def command(
     archive: Annotated[
-        Path, typer.Argument(metavar="FILE.tar", help="An archive of a bundle.", show_default=False)
+        Path, typer.Argument(metavar="FILE.tar", help="Archive that `fico pack` made.", show_default=False)
     ],
     out: Annotated[
         Path | None,

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from fico_export import documents
 from fico_export.bundle import files
 from fico_export.bundle.manifest import FILE_NAME, Manifest
 from fico_export.bundle.output import anything, written_file
@@ -297,10 +298,8 @@ def _why(step: Step, done: Done, result: dict[str, Any]) -> tuple[str, str]:
 def _result(out: str) -> dict[str, Any]:
     """The JSON object on stdout; a shell's greeting before it is passed over."""
     for line in reversed(out.splitlines()):
-        with suppress(ValueError):
-            content = json.loads(line)
-            if isinstance(content, dict):
-                return content
+        with suppress(ConfigError):
+            return documents.parse_object(line, "the other machine's answer", fix="")
     return {}
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from fico_export import documents
+from fico_export.errors import ConfigError
 
 # Jetson Linux (L4T) → JetPack, newest first: a release belongs to the last one that is not newer (jetson-containers'
 # l4t_version.py, NVIDIA's JetPack pages; 39.2.1 from users' logs).
@@ -90,8 +92,10 @@ def driver(root: Path) -> str | None:
 def cuda(root: Path) -> str | None:
     """Version of the CUDA toolkit at /usr/local/cuda, or None."""
     try:
-        version = json.loads(_text(root, "usr/local/cuda/version.json"))["cuda"]["version"]
-    except (ValueError, KeyError, TypeError):
+        version = documents.parse(_text(root, "usr/local/cuda/version.json"), "version.json", fix="")["cuda"][
+            "version"
+        ]
+    except (ConfigError, KeyError, TypeError):
         return None
     return str(version)
 

@@ -29,7 +29,7 @@ def profile(text: Text, start: int) -> Profile:
         if event.get("cat") != "Node" or not text.name(at, event, "name").endswith(_KERNEL):
             continue
         arguments = event.get("args")
-        operator = arguments.get("op_name", "") if isinstance(arguments, dict) else ""
+        operator = str(arguments.get("op_name", "")) if isinstance(arguments, dict) else ""
         name = event["name"].removesuffix(_KERNEL).rstrip("/")
         events.append((text.number(at, event, "ts"), text.number(at, event, "dur"), name, operator))
     if not events or not runs:

@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 
+from fico_export.documents import MAX_DIGITS
 from fico_export.logs.records import Profile, Statistics, Summary, Timed
 from fico_export.logs.text import COMMA, Text
 
@@ -19,7 +20,7 @@ _GPU = re.compile(_PREFIX + r"Selected Device: (.+)$", re.MULTILINE)
 _RUNS = re.compile(_PREFIX + r"Timing trace has (\d+) queries", re.MULTILINE)
 _RATE = re.compile(_PREFIX + r"Throughput: (\S+) qps", re.MULTILINE)
 _TABLE = re.compile(_PREFIX + r"=== Profile \((\d+) iterations \) ===", re.MULTILINE)
-_ROW = re.compile(_PREFIX + r"\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)\s+[\d.]+\s+(\S.*?)\s*$")
+_ROW = re.compile(_PREFIX + r"\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)\s+[\d.]+\s+(\S.*)$")
 _COMMAS = re.compile(r"= -?\d+,\d+ ms|: \d+,\d+ qps")
 _FIELD = re.compile(r"(min|max|mean|median|percentile\(([\d.]+)%\)) =? ?(\S+) ms")
 _ZERO = "run trtexec without --skipInference, with --iterations of at least 1"
@@ -49,7 +50,7 @@ def summary(text: Text) -> Summary:
     if match := _COMMAS.search(text.text):
         text.fail(match.start(), "numbers with decimal commas", COMMA)
     runs = _RUNS.search(text.text)
-    if runs and int(runs[1]) == 0:
+    if runs and not runs[1].strip("0"):
         text.fail(runs.start(), "zero iterations were timed", _ZERO)
     rate, compute = _RATE.search(text.text), _statistics(text, "GPU Compute Time")
     if rate is None or compute is None:
@@ -65,7 +66,7 @@ def summary(text: Text) -> Summary:
         version=_version(running[1]) if running else None,
         command=_command(running[2]) if running else (),
         gpu=gpu[1].strip() if gpu else None,
-        runs=int(runs[1]) if runs else None,
+        runs=_whole(text, runs) if runs else None,
         queries_per_second=_number(text, rate.start(1), rate[1]),
         compute_ms=compute,
         latency_ms=_statistics(text, "Latency"),
@@ -77,7 +78,9 @@ def summary(text: Text) -> Summary:
 
 
 def _version(digits: str) -> str:
-    """8601 is 8.6.1, 100300 is 10.3.0."""
+    """8601 is 8.6.1, 100300 is 10.3.0; of any other length it is as written."""
+    if not 4 <= len(digits) <= 6:
+        return digits[:20]
     major = digits[:-4] if len(digits) > 4 else digits[0]
     minor, patch = (digits[-4:-2], digits[-2:]) if len(digits) > 4 else (digits[1], digits[2:])
     return f"{int(major)}.{int(minor)}.{int(patch)}"
@@ -98,7 +101,7 @@ def _statistics(text: Text, title: str) -> Statistics | None:
     for field in _FIELD.finditer(found[1]):
         value = _number(text, at, field[3])
         if field[2]:
-            percentiles[float(field[2])] = value
+            percentiles[_number(text, at, field[2])] = value
         else:
             values[field[1]] = value
     if missing := [name for name in ("min", "max", "mean", "median") if name not in values]:
@@ -111,18 +114,27 @@ def _profile(text: Text) -> Profile | None:
     head = _TABLE.search(text.text)
     if head is None:
         return None
-    if int(head[1]) == 0:
+    runs = _whole(text, head)
+    if runs == 0:
         text.fail(head.start(), "zero iterations were profiled", _ZERO)
     layers: list[Timed] = []
     for line in text.text[head.end() :].splitlines()[1:]:
-        row = _ROW.match(line)
+        row = _ROW.match(line.rstrip())
         if row and row[4] == "Total":
             break
         if row:
-            layers.append(Timed(row[4], float(row[2]), float(row[3])))
+            mean, median = (_number(text, head.start(), row[group]) for group in (2, 3))
+            layers.append(Timed(row[4], mean, median))
         elif layers:
             break
-    return Profile(text.path, "trtexec", int(head[1]), tuple(layers)) if layers else None
+    return Profile(text.path, "trtexec", runs, tuple(layers)) if layers else None
+
+
+def _whole(text: Text, found: re.Match[str]) -> int:
+    """The number that a match's first group holds."""
+    if len(found[1]) > MAX_DIGITS:
+        text.fail(found.start(1), f"{found[1][:12]}… is no number of runs")
+    return int(found[1])
 
 
 def _number(text: Text, at: int, written: str) -> float:
@@ -131,5 +143,5 @@ def _number(text: Text, at: int, written: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        text.fail(at, f"{written} is no time", "profile again: a time was not measured")
+        text.fail(at, f"{written[:40]} is no time", "profile again: a time was not measured")
     return value

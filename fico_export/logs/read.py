@@ -67,7 +67,7 @@ def _read(text: Text) -> Times | Profile | Engine | Summary:
     if "averageMs" in record or "timeMs" in record:
         text.fail(first[0], "'count' is missing before the layers")
     fields = ", ".join(sorted(record)) or "nothing"
-    return text.fail(first[0], f"a list of objects with {fields}: no log that is known", _KNOWN)
+    return text.fail(first[0], f"a list of objects with {fields:.200}: no log that is known", _KNOWN)
 
 
 def _require_of(log: Times | Profile | Engine | Summary, manifest: Manifest) -> None:

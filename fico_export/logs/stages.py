@@ -31,8 +31,7 @@ STAGES = tuple(dict.fromkeys(stage for _, stage in _MODULES))
 _NODE = re.compile(
     r"(?<![\w/])(?<!\w\.)(?:vision_tower|reduce|multi_modal_projector|clip|language_model|lm_head|graph)[\w.]*/\w+"
 )
-_RANGE = re.compile(r"\{ForeignNode\[.*\.\.\..*\]\}")
-_LAYER = re.compile(r"(?<![\w.])(vision_tower\.encoder|language_model)\.layers\.(\d+)\b")
+_LAYER = re.compile(r"(?<![\w.])(vision_tower\.encoder|language_model)\.layers\.(\d{1,6})\b")
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,19 @@ def attribute(profile: Profile, engine: Engine | None = None) -> Attribution:
 def _stages(layer: Timed, nodes: tuple[str, ...]) -> Counter[str]:
     names = list(nodes) or nodes_of(layer.name)
     counts = Counter(stage for name in names if (stage := stage_of(name)))
-    if not nodes and _RANGE.search(layer.name) and len(counts) > 1:
+    if not nodes and len(counts) > 1 and _is_range(layer.name):
         return Counter()  # its first and its last node: what lies between is not known
     return counts
+
+
+def _is_range(name: str) -> bool:
+    """Whether it is `{ForeignNode[first...last]}`; found step by step, as a pattern would try all beginnings with all ends."""
+    at = 0
+    for part in ("{ForeignNode[", "...", "]}"):
+        at = name.find(part, at) + len(part)
+        if at < len(part):
+            return False
+    return True
 
 
 def _around(found: list[Counter[str]], i: int) -> str | None:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fico_export import documents
 from fico_export.errors import LogError
 
 _NO_NUMBER = re.compile(r"[:,\[]\s*(-?(?:nan|inf|infinity)(?:\([^)]*\))?)\b", re.IGNORECASE)
 _COMMA = re.compile(r"[:=]\s*-?\d+,\d+(?=\s*[,}\]]|\s*ms|\s*qps|\s*s\b)")
 _SPACE = re.compile(r"[\s,]*")
-# Not strict: TensorRT writes the bytes between the names of fused nodes as they are.
-_DECODER = json.JSONDecoder(strict=False)
+_DECODER = documents.decoder()
+_MAX_BYTES = 512 * 2**20
 AGAIN = "run the tool again to its end, and give the file that it then writes"
 COMMA = "run the tool with LC_ALL=C, which writes decimal points, not commas"
 
@@ -61,7 +62,8 @@ class Text:
             LogError: it is none.
         """
         try:
-            return _DECODER.raw_decode(self.text, at)
+            value, end = _DECODER.raw_decode(self.text, at)
+            documents.check(value, self.text[at:end])
         except json.JSONDecodeError as error:
             line_start = self.text.rfind("\n", 0, error.pos) + 1
             line_end = self.text.find("\n", error.pos)
@@ -73,6 +75,11 @@ class Text:
             if error.pos >= len(self.text.rstrip()) or "Unterminated" in error.msg:
                 self.fail(error.pos, "the file ends within a value: it is truncated")
             self.fail(error.pos, f"no JSON: {error.msg}")
+        except RecursionError:
+            self.fail(at, f"nested deeper than {documents.MAX_DEPTH}", AGAIN)
+        except ValueError as error:
+            self.fail(at, str(error), AGAIN)
+        return value, end
 
     def number(self, at: int, record: dict[str, Any], *names: str) -> float:
         """A field of a record that begins at a place, by the first of its names that is there.
@@ -90,7 +97,7 @@ class Text:
             or not math.isfinite(value)
             or value < 0
         ):
-            self.fail(at, f"{name} is {value!r}, no time", "profile again: a time was not measured")
+            self.fail(at, f"{name} is {value!r:.60}, no time", "profile again: a time was not measured")
         return float(value)
 
     def name(self, at: int, record: dict[str, Any], field: str) -> str:
@@ -111,7 +118,7 @@ class Text:
             LogError: it is not.
         """
         if not isinstance(value, dict):
-            self.fail(at, f"{value!r} where an object was expected")
+            self.fail(at, f"{value!r:.60} where an object was expected")
         return value
 
 
@@ -121,15 +128,13 @@ def read(path: Path) -> Text:
     Raises:
         LogError: it cannot be read, or is empty.
     """
+    fix = "give a log of trtexec or of ONNX Runtime"
+    content = documents.read_bytes(path, most=_MAX_BYTES, error=LogError, fix=fix)
     try:
-        content = path.read_bytes()
         # Windows' shells write what they redirect as UTF-16.
         text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise LogError(
-            f"cannot read {path}: {why}", fix="give a log of trtexec or of ONNX Runtime"
-        ) from error
+    except UnicodeDecodeError as error:
+        raise LogError(f"cannot read {path}: {error}", fix=fix) from error
     if not text.strip():
         raise LogError(f"{path}, line 1: the file is empty", fix=AGAIN)
     return Text(path, text)

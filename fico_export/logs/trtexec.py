@@ -39,7 +39,7 @@ def profile(text: Text, start: int) -> Profile:
     elements = text.elements(start)
     at, head = next(elements)
     runs = int(text.number(at, text.record(at, head), "count"))
-    if runs == 0:
+    if runs < 1:
         text.fail(at, "zero iterations were profiled", _ZERO)
     layers = []
     for at, value in elements:
@@ -97,9 +97,11 @@ def _tensor(text: Text, at: int, value: Any) -> Tensor:
         return Tensor(value)
     record = text.record(at, value)
     shape = record.get("Dimensions", [])
-    if not isinstance(shape, list) or not all(isinstance(n, int) for n in shape):
-        text.fail(at, f"Dimensions are {shape!r}")
+    if not isinstance(shape, list) or not all(isinstance(n, int) and not isinstance(n, bool) for n in shape):
+        text.fail(at, f"Dimensions are {shape!r:.60}, not a list of whole numbers")
     profiles = record.get("ProfileInfo") or [{}]
+    if not isinstance(profiles, list) or not isinstance(profiles[0], dict):
+        text.fail(at, f"ProfileInfo is {profiles!r:.60}, not a list of objects")
     layout = record.get("Format") or record.get("Format/Datatype") or profiles[0].get("Format", "")
     dtype = record.get("Datatype", record.get("DataType", "" if "Format" in record else layout))
     return Tensor(text.name(at, record, "Name"), tuple(shape), str(dtype), str(layout))

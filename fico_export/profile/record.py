@@ -145,12 +145,13 @@ class Run(Record):
         """
         fix = "run `fico profile BUNDLE --out FILE` again"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["schema_version"] > SCHEMA_VERSION:
+            content = documents.read_object(path, fix=fix)
+            version = content.get("schema_version")
+            if isinstance(version, int) and version > SCHEMA_VERSION:
                 raise ConfigError(
-                    f"{path} has schema version {content['schema_version']}; this fico_export reads {SCHEMA_VERSION}",
+                    f"{path} has schema version {version}; this fico_export reads {SCHEMA_VERSION}",
                     fix=extras.UPDATE,
                 )
             return cls.model_validate(content)
-        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        except ValidationError as error:
             raise ConfigError(f"{path} is no profile: {error}", fix=fix) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fico_export import errors
+from fico_export import documents, errors
 from fico_export.errors import EngineError, FicoError
 from fico_export.profile.worker import Job, request
 
@@ -74,7 +74,9 @@ class Subject:
                 f"the process that ran {self._bundle} ended with {_ending(code)}",
                 fix="free memory (the system ends what takes too much), or see what it printed above",
             )
-        reply: dict[str, Any] = json.loads(said)
+        reply = documents.parse_object(
+            said, "the answer of the process that runs the bundle", fix="report it"
+        )
         if error := reply.get("error"):
             kind: type[FicoError] = getattr(errors, error["kind"])
             raise kind(error["what"], fix=error["fix"])

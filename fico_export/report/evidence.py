@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from fico_export import documents
 from fico_export.bundle.manifest import Manifest
 from fico_export.errors import ConfigError
 from fico_export.profile.record import FILE_NAME, Measured, Run
@@ -76,9 +77,7 @@ def evaluation(path: Path) -> list[Evaluated]:
     """
     fix = "give the results.json that `python scripts/evaluate.py` writes"
     try:
-        found = TypeAdapter(list[Evaluated]).validate_json(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", fix=fix) from error
+        found = TypeAdapter(list[Evaluated]).validate_python(documents.read(path, fix=fix))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fico_export import documents
 from fico_export.bundle.manifest import Manifest
 from fico_export.errors import BundleError, InputError
 from fico_export.report.geometry import View, patches_of, view
@@ -83,18 +83,16 @@ def patch_size(folder: Path, manifest: Manifest) -> int:
         BundleError: config.json is damaged, or says another than the grid has room for.
     """
     (rows, columns), side = manifest.reduction.grid, manifest.image_size
-    try:
-        config = json.loads((folder / manifest.require("config.json")).read_text(encoding="utf-8"))
-        size = (config.get("vision_config") or {}).get("patch_size", side / rows)
-    except (OSError, ValueError, AttributeError) as error:
-        raise BundleError(
-            f"{folder / 'config.json'} is damaged: {error}", fix="copy or export the bundle again"
-        ) from error
+    config = documents.read_object(
+        folder / manifest.require("config.json"), error=BundleError, fix="copy or export the bundle again"
+    )
+    vision = config.get("vision_config")
+    size = vision.get("patch_size", side / rows) if isinstance(vision, dict) else side / rows
     # config.json may leave out what is transformers' default: then only a grid without a rest tells.
     if (
         not isinstance(size, int | float)
+        or not 1 <= size <= side
         or size != int(size)
-        or size < 1
         or (side // size,) * 2 != (rows, columns)
     ):
         raise BundleError(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
+from fico_export import documents, tokenizer
 from fico_export.bundle.manifest import CLIP_TOKENIZER, Manifest
 from fico_export.errors import BundleError, EngineError
 from fico_export.runtime.session import Session
@@ -27,22 +27,16 @@ class ClipText:
 
     def __init__(self, folder: Path, manifest: Manifest, session: Session) -> None:
         graph = manifest.graph("clip_text")
-        manifest.require(CLIP_TOKENIZER)
-        try:
-            self._tokenizer: Tokenizer = Tokenizer.from_file(str(folder / CLIP_TOKENIZER))
-        except Exception as error:  # the tokenizers library raises bare Exception
-            raise BundleError(
-                f"cannot read {folder / CLIP_TOKENIZER}: {error}", fix="export or copy the bundle again"
-            ) from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        path, fix = folder / manifest.require(CLIP_TOKENIZER), "export or copy the bundle again"
+        text = documents.read_text(path, error=BundleError, fix=fix)
+        self._tokenizer = tokenizer.read(text, str(path), error=BundleError, fix=fix)
         self._length = int(graph.inputs[0].shape[1])
         self._session = session
 
     def segments(self, prompt: str) -> npt.NDArray[np.int64]:
         """Token ids [segments, L]: the prompt in pieces that fit, each begun and ended as a text of its own, filled up with ends."""
-        begin, end = self._tokenizer.encode("").ids
-        ids = self._tokenizer.encode(prompt, add_special_tokens=False).ids
+        begin, end = self._tokenizer.encode("", add_special_tokens=True)
+        ids = self._tokenizer.encode(prompt, add_special_tokens=False)
         room = self._length - 2
         pieces = [ids[i : i + room] for i in range(0, max(1, len(ids)), room)]
         return np.array(

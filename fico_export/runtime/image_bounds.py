@@ -13,7 +13,7 @@ MAX_PIXELS = 200_000_000
 """Pixels of the largest picture that is decoded, padded or resized: 600 MB as RGB."""
 
 _MAX_READS = 20_000
-_MAX_METADATA_BYTES = 64_000_000
+_MAX_METADATA_BYTES = 20_000_000
 _MAX_STRIPS = 250_000
 _SPARE_TILE_PIXELS = 1 << 22
 _MAX_SCANNED_PIXELS = 4_000_000_000
@@ -63,7 +63,9 @@ class BoundedReader(io.BytesIO):
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
-        self._reads, self._left = _MAX_READS, len(content) + _MAX_METADATA_BYTES
+        # WebP and AVIF are read whole at once, and of a TIFF all tags, whose length is checked.
+        whole = content.startswith((b"RIFF", b"II", b"MM")) or content[4:8] == b"ftyp"
+        self._reads, self._left = _MAX_READS, _MAX_METADATA_BYTES + (len(content) if whole else 0)
         self._limited = True
 
     def lift(self) -> None:
@@ -148,7 +150,7 @@ def tiff_header(content: bytes, name: str) -> TiffHeader | None:
     end, big = kind
     try:
         return _checked(_directory(content, end, name, big=big), name)
-    except (struct.error, IndexError):
+    except (struct.error, OverflowError):
         raise InputError(
             f"{name} is cut short or damaged: a TIFF without a whole directory",
             fix="copy or download the file again, or save it anew",

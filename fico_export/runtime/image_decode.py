@@ -58,6 +58,8 @@ def decode(content: bytes, name: str, path: Path | None) -> tuple[Image.Image, T
         try:
             picture = Image.open(file, formats=formats)
         except UnidentifiedImageError as error:
+            if formats != FORMATS:
+                raise _damaged(name, error) from error
             raise _unidentified(name, path, header) from error
         with picture:
             _check_pixels(picture, name)
@@ -75,8 +77,11 @@ def settle(picture: Image.Image, name: str) -> tuple[Image.Image, TiffHeader | N
     Raises:
         InputError: it is closed, has no pixels or over `MAX_PIXELS`, or would start a program to be read.
     """
-    if picture.format == "EPS" and getattr(picture, "tile", None):
+    unread = bool(getattr(picture, "tile", None))
+    if unread and picture.format == "EPS":
         raise image_kinds.refuse(image_kinds.POSTSCRIPT, name, None)
+    if unread and getattr(picture, "fp", None) is None:
+        raise _closed(name)
     with _pillow(name):
         _check_pixels(picture, name)
         picture.load()
@@ -188,9 +193,13 @@ def _unidentified(name: str, path: Path | None, header: TiffHeader | None) -> In
     )
 
 
+def _closed(name: str) -> InputError:
+    return InputError(f"{name} has been closed", fix="give it while it is open, or after its load()")
+
+
 def _damaged(name: str, error: Exception) -> InputError:
     if "closed" in str(error):
-        return InputError(f"{name} has been closed", fix="give it while it is open, or after its load()")
+        return _closed(name)
     return InputError(
         f"{name} is cut short or damaged: {error}",
         fix="copy or download the file again, or save it anew",

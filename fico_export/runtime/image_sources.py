@@ -73,7 +73,7 @@ def name_of(source: object) -> str:
     if isinstance(source, np.ndarray):
         return "the array given"
     if isinstance(source, bytes | bytearray | memoryview):
-        return f"the {len(source)} bytes given"
+        return f"the image given ({len(source):,} bytes)"
     if isinstance(source, str | os.PathLike):
         return shortened(_text(source))
     label = getattr(source, "name", None)
@@ -90,11 +90,18 @@ def shortened(text: str) -> str:
     return repr(text)
 
 
+def beside(folder: Path, text: str) -> str:
+    """What a file in `folder` names: a path relative to it, or an address or data URL as it is."""
+    return text if _is_data_url(text) or _SCHEME.match(text) else str(folder / text)
+
+
 def label_of(source: ImageSource) -> str:
     """A source as a result names it: a path as it was given, anything else as in messages."""
-    if isinstance(source, str | os.PathLike) and not _is_data_url(_text(source)):
-        return _text(source)
-    return name_of(source).strip("'")
+    if isinstance(source, str | os.PathLike):
+        text = _text(source)
+        return f"{text[:_DATA_HEAD]}… ({len(text):,} characters)" if _is_data_url(text) else text
+    label = getattr(source, "name", None)
+    return label if isinstance(label, str) else name_of(source)
 
 
 def path_of(source: ImageSource) -> Path | None:
@@ -162,7 +169,7 @@ def _read_bounded(stream: BinaryIO, name: str) -> bytes:
 def _read_file(text: str, name: str) -> bytes:
     path = Path(text)
     try:
-        if (scheme := _SCHEME.match(text)) and not path.exists():
+        if (scheme := _SCHEME.match(text)) and not _exists(path):
             _refuse_address(text, scheme)
         _require_file(path.stat(), path, name)
         # Between the two looks a file may become a FIFO, which would be waited for.
@@ -177,6 +184,13 @@ def _read_file(text: str, name: str) -> bytes:
             f"{name} cannot be opened: {error.strerror if isinstance(error, OSError) else error}",
             fix="give the path of a file that you may read",
         ) from error
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for any file
+        return False
 
 
 def _missing(text: str, name: str) -> InputError:

@@ -125,7 +125,7 @@ def _check_shape(array: npt.NDArray[Any], name: str) -> None:
 
 def _of_array(array: npt.NDArray[Any], name: str) -> Image.Image:
     what = f"{name} has the shape {array.shape} and dtype {array.dtype}; an image is uint8 [H, W, 3] in RGB order"
-    if array.ndim == 3 and array.shape[2] not in _CHANNELS and array.shape[0] in _CHANNELS:
+    if array.ndim == 3 and array.shape[2] > max(_CHANNELS) and array.shape[0] in _CHANNELS:
         raise InputError(what, fix="put the channels last: array.transpose(1, 2, 0)")
     if array.ndim == 4:
         raise InputError(what, fix="give the images one by one: images=list(array)")

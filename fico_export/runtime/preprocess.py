@@ -20,6 +20,12 @@ from PIL import Image
 from fico_export.errors import ConfigError, InputError, unknown_name
 from fico_export.runtime.images import MAX_PIXELS
 
+MAX_VALUE = 1e6
+"""Largest number that pixels are shifted by, divided by, or multiplied with."""
+
+MAX_EDGE = 2**13
+"""Side of the largest picture that a tower is given, in pixels."""
+
 _CLIP = {
     "size": {"shortest_edge": 224},
     "do_center_crop": True,
@@ -43,12 +49,6 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
 
 _SQUARES = ("LlavaImageProcessor",)
 """Those whose ``do_pad`` means a square of the mean colour."""
-
-# Each bound is several times what any published processor has.
-_MAX_EDGE = 4096
-_MAX_FACTOR = 1e3
-_MAX_MEAN = 1e4
-_STDS = (1e-6, 1e4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,36 +78,36 @@ class ImageProcessor:
         Raises:
             ConfigError: the processor is not one of the supported, or a value is not one it can have.
         """
-        if not isinstance(config, Mapping):
-            raise ConfigError(
-                f"preprocessor_config.json holds {config!r:.60}, not an object",
-                fix="use the preprocessor_config.json that was published with this checkpoint",
-            )
         name = _processor_name(config)
         config = {**_PROCESSORS[name], **config}
-        pads, squares = _switch(config, "do_pad", False), name in _SQUARES
-        _switch(config, "do_convert_rgb", True)  # a picture is RGB here either way
+        _check_switches(config)
+        pads, squares = bool(config.get("do_pad")), name in _SQUARES
         if pads and not squares and config.get("pad_size") is not None:
             raise _bad_value("pad_size", config["pad_size"], f"null, all that {name} is supported with")
-        filter_ = config.get("resample", Image.Resampling.BICUBIC)
-        if isinstance(filter_, bool) or not isinstance(filter_, int) or not 0 <= filter_ <= 5:
-            raise _bad_value("resample", filter_, "one of Pillow's filters, 0 to 5")
+        try:
+            resample = Image.Resampling(config.get("resample", Image.Resampling.BICUBIC))
+        except (ValueError, TypeError) as error:
+            raise _bad_value("resample", config["resample"], "one of Pillow's filters, 0 to 5") from error
 
         size: int | tuple[int, int] | None = None
-        if _switch(config, "do_resize", True):
-            square = _switch(config, "default_to_square", False)
+        if config.get("do_resize", True):
+            square = bool(config.get("default_to_square", False))
             size = _edges(config["size"], "size", square=square)
         crop: tuple[int, int] | None = None
-        if _switch(config, "do_center_crop", False):
+        if config["do_center_crop"]:
             edges = _edges(config["crop_size"], "crop_size", square=True)
             if isinstance(edges, int):
                 raise _bad_value("crop_size", config["crop_size"], "an int, or height and width")
             crop = edges
         color = (0, 0, 0)
-        if (mean := config["image_mean"]) is not None:
-            red, green, blue = _channels(mean, "image_mean", -_MAX_MEAN, _MAX_MEAN)
+        if pads and squares and (mean := config["image_mean"]) is not None:
+            red, green, blue = _channels(mean, "image_mean")
+            if not 0 <= min(red, green, blue) <= max(red, green, blue) <= 1:
+                raise _bad_value(
+                    "image_mean", mean, "three numbers of 0 to 1, the colour that do_pad fills with"
+                )
             color = (int(red * 255), int(green * 255), int(blue * 255))
-        return cls(color if pads and squares else None, size, Image.Resampling(filter_), crop, _table(config))
+        return cls(color if pads and squares else None, size, resample, crop, _table(config))
 
     def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
         """Turn a picture from `load_image` into pixel values, float32 [1, 3, H, W].
@@ -197,7 +197,7 @@ def _processor_name(config: Mapping[str, Any]) -> str:
     # Configs of old transformers call the processor a feature extractor.
     name = named.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
     if name not in _PROCESSORS:
-        raise unknown_name("image processor", named[:60], _PROCESSORS)
+        raise unknown_name("image processor", named, _PROCESSORS)
     return name
 
 
@@ -207,41 +207,36 @@ def _table(config: Mapping[str, Any]) -> npt.NDArray[np.float32]:
     A table loses nothing: each output depends on one byte and its channel only. The widths are the reference's,
     float64 up to the rescaled value and float32 from there on.
     """
-    values = np.arange(256, dtype=np.float64)
-    if _switch(config, "do_rescale", True):
+    values, factor = np.arange(256, dtype=np.float64), 1.0
+    if config.get("do_rescale", True):
         factor = config.get("rescale_factor", 1 / 255)
-        if not _is_number(factor) or not 0 < factor <= _MAX_FACTOR:
-            raise _bad_value("rescale_factor", factor, f"a number above 0, up to {_MAX_FACTOR:g}")
+        if not _is_number(factor, 0, MAX_VALUE) or factor == 0:
+            raise _bad_value("rescale_factor", factor, f"a finite number above 0, at most {MAX_VALUE:.0f}")
         values = values * factor
     table = np.repeat(values.astype(np.float32)[None], 3, axis=0)
-    if _switch(config, "do_normalize", True):
-        mean = _channels(config["image_mean"], "image_mean", -_MAX_MEAN, _MAX_MEAN)
-        std = _channels(config["image_std"], "image_std", *_STDS)
+    if config.get("do_normalize", True):
+        mean = _channels(config["image_mean"], "image_mean")
+        std = _channels(config["image_std"], "image_std")
+        white = max(1.0, 255 * factor)
+        if not 0 <= min(mean) <= max(mean) <= white:
+            raise _bad_value(
+                "image_mean", config["image_mean"], f"three numbers of 0 to {white:g}, as pixels are"
+            )
+        if min(std) < 1 / MAX_VALUE:
+            raise _bad_value("image_std", config["image_std"], "numbers above 0")
         table = (table - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
     return table
 
 
-def _switch(config: Mapping[str, Any], key: str, default: bool) -> bool:
-    """Whether a step is done; null turns it off."""
-    value = config.get(key, default)
-    if value is not None and not isinstance(value, bool):
-        raise _bad_value(key, value, "true or false")
-    return bool(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _channels(value: Any, key: str, least: float, most: float) -> tuple[float, float, float]:
+def _channels(value: Any, key: str) -> tuple[float, float, float]:
     """One number for each of red, green and blue, from three or from one for all."""
-    numbers = [value] * 3 if _is_number(value) else value
+    numbers = [value] * 3 if isinstance(value, int | float) else value
     if (
         not isinstance(numbers, list | tuple)
         or len(numbers) != 3
-        or not all(_is_number(number) and least <= number <= most for number in numbers)
+        or not all(_is_number(number, -MAX_VALUE, MAX_VALUE) for number in numbers)
     ):
-        raise _bad_value(key, value, f"three numbers of {least:g} … {most:g}")
+        raise _bad_value(key, value, f"three finite numbers, of at most {MAX_VALUE:.0f}")
     red, green, blue = (float(number) for number in numbers)
     return red, green, blue
 
@@ -253,17 +248,28 @@ def _edges(value: Any, key: str, *, square: bool) -> int | tuple[int, int]:
     edges = (
         {name: edge for name, edge in value.items() if edge is not None} if isinstance(value, Mapping) else {}
     )
-    if any(type(edge) is not int or not 1 <= edge <= _MAX_EDGE for edge in edges.values()):
+    if any(not _is_number(edge, 1, MAX_EDGE) or not isinstance(edge, int) for edge in edges.values()):
         edges = {}
     if set(edges) == {"shortest_edge"}:
         return int(edges["shortest_edge"])
     if set(edges) == {"height", "width"}:
         return int(edges["height"]), int(edges["width"])
-    raise _bad_value(key, value, f"an int, shortest_edge, or height and width, in pixels of 1 … {_MAX_EDGE}")
+    raise _bad_value(key, value, f"an int, shortest_edge, or height and width, of 1 to {MAX_EDGE} pixels")
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _check_switches(config: Mapping[str, Any]) -> None:
+    """Refuse a switch that is neither on nor off: a text such as "false" would count as on."""
+    for key in ("do_pad", "do_resize", "do_center_crop", "do_rescale", "do_normalize", "default_to_square"):
+        if config.get(key) not in (None, True, False):
+            raise _bad_value(key, config[key], "true or false")
 
 
 def _bad_value(key: str, value: object, expected: str) -> ConfigError:
     return ConfigError(
-        f"the image processor's {key} is {value!r:.60}, not {expected}",
+        f"the image processor's {key} is {value!r:.80}, not {expected}",
         fix=f"correct {key} in preprocessor_config.json (or under image_processor in processor_config.json)",
     )

@@ -6,22 +6,20 @@ transformers is needed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal, NoReturn
+from typing import Literal
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
 from tokenizers import Tokenizer
 
+from fico_export import tokenizer
 from fico_export.bundle.manifest import Tokens
-from fico_export.errors import ConfigError, InputError
+from fico_export.errors import ConfigError, FicoError, InputError
+from fico_export.runtime.template import ChatTemplate
+
+MAX_TEXT = 2**20
+"""Characters of the longest message: some 250,000 tokens."""
 
 _PROBE = "a question"
 
@@ -65,31 +63,17 @@ class PromptFormatter:
 
     def __init__(self, tokenizer_json: str, chat_template: str | None, tokens: Tokens) -> None:
         self.tokens = tokens
-        try:
-            self.tokenizer: Tokenizer = Tokenizer.from_str(tokenizer_json)
-        except Exception as error:  # the tokenizers library raises bare Exception
-            raise ConfigError(
-                f"tokenizer.json cannot be read: {error}",
-                fix="export the checkpoint again with its own tokenizer.json",
-            ) from error
-        # A tokenizer.json saved after training may cut or pad every text.
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
+        self._bounded = tokenizer.read(
+            tokenizer_json, "tokenizer.json", fix="export the checkpoint again with its own tokenizer.json"
+        )
+        self.tokenizer: Tokenizer = self._bounded.tokenizer
         found = self.tokenizer.token_to_id(tokens.image)
         if found != tokens.image_id:
             raise ConfigError(
                 f"the tokenizer's id of {tokens.image!r} is {found}, the model's is {tokens.image_id}",
                 fix="use tokenizer.json and config.json of one checkpoint",
             )
-        try:
-            self._template = _environment().from_string(
-                LLAVA_TEMPLATE if chat_template is None else chat_template
-            )
-        except jinja2.TemplateError as error:
-            raise ConfigError(
-                f"the chat template cannot be read: {error}",
-                fix="correct chat_template.jinja (or .json) and export again",
-            ) from error
+        self._template = ChatTemplate(LLAVA_TEMPLATE if chat_template is None else chat_template)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The prompt as text, with one image token for each picture.
@@ -106,6 +90,8 @@ class PromptFormatter:
             self._check_text(message.text)
         try:
             return self._rendered(messages, self.content, add_generation_prompt)
+        except FicoError:
+            raise
         except Exception as error:  # a template is a program: it fails in any way that Python does
             roles = ", ".join(message.role for message in messages)
             raise ConfigError(
@@ -171,7 +157,7 @@ class PromptFormatter:
         """
         text = self.render(messages)
         begins = bool(self.tokens.bos) and text.startswith(str(self.tokens.bos))
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=not begins).ids
+        ids = self._bounded.encode(text, add_special_tokens=not begins)
         image_id = self.tokens.image_id
         wanted, shown = sum(message.images for message in messages), ids.count(image_id)
         if wanted != shown:
@@ -207,10 +193,13 @@ class PromptFormatter:
             InputError: it holds the image token, or is not Unicode.
         """
         self._check_text(text)
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._bounded.encode(text, add_special_tokens=False)
 
     def _check_text(self, text: str) -> None:
+        if len(text) > MAX_TEXT:
+            raise InputError(
+                f"the text has {len(text):,} characters, more than {MAX_TEXT:,}", fix="shorten the prompt"
+            )
         if self.tokens.image in text:
             raise InputError(
                 f"the text holds {self.tokens.image!r}, which stands for a picture",
@@ -222,34 +211,3 @@ class PromptFormatter:
             raise InputError(
                 f"the text is not Unicode at character {error.start}", fix="give the text as UTF-8"
             ) from error
-
-
-class _Generation(jinja2.ext.Extension):
-    """``{% generation %}`` marks the words to train on; a prompt has them like any others."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body).set_lineno(line)
-
-
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    """The jinja2 that chat templates are written for; sandboxed, as they come with a download."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    # jinja2's own escapes <, > and & for HTML, which a prompt is not.
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from fico_export import documents
 from fico_export.bundle import files, generation_config
 from fico_export.bundle.manifest import Manifest
 from fico_export.errors import BundleError, ConfigError, EngineError, InputError
@@ -360,15 +360,8 @@ class Vlm:
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"cannot read {path}: {error}", fix="export or copy the bundle again") from error
+    return documents.read_text(path, error=BundleError, fix="export or copy the bundle again")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(_read(path))
-    except ValueError as error:
-        raise BundleError(f"{path} is damaged: {error}", fix="export or copy the bundle again") from error
-    return content
+    return documents.read_object(path, error=BundleError, fix="export or copy the bundle again")

@@ -11,7 +11,19 @@ FIX = "give another file"
 
 
 @pytest.mark.parametrize(
-    "content", [{}, [], "ü", 1, -(2**63), 2**63 - 1, 1.5, None, True, {"a": [{"b": "\U0001f600"}]}]
+    "content",
+    [
+        {},
+        [],
+        "ü",
+        1,
+        -(2**63),
+        1000000000000000019884624838656,
+        1.5,
+        None,
+        True,
+        {"a": [{"b": "\U0001f600"}]},
+    ],
 )
 def test_json_is_read_as_it_was_written(content, tmp_path):
     path = tmp_path / "a.json"
@@ -26,9 +38,8 @@ def test_json_is_read_as_it_was_written(content, tmp_path):
         ("", "damaged"),
         ("{", "damaged"),
         ("[1", "damaged"),
-        ("9" * 5000, "64 bits"),
-        (str(2**63), "64 bits"),
-        ("-" + "9" * 30, "64 bits"),
+        ("9" * 5000, "40 digits"),
+        ("-" + "9" * 41, "40 digits"),
         ("[" * 65 + "]" * 65, "nested deeper"),
         ("[" * 500_000, "nested deeper"),
         ('{"a":' * 100 + "1" + "}" * 100, "nested deeper"),
@@ -38,7 +49,7 @@ def test_json_is_read_as_it_was_written(content, tmp_path):
         ("[-Infinity]", "Infinity"),
         ("1e999", "finite"),
     ],
-    ids=range(14),
+    ids=range(13),
 )
 def test_what_no_program_writes_is_refused(text, words, tmp_path):
     path = tmp_path / "a.json"
@@ -75,5 +86,5 @@ def test_a_huge_file_is_not_loaded(tmp_path):
     path = tmp_path / "huge.json"
     with path.open("wb") as file:
         file.truncate(documents.MAX_BYTES + 1)
-    with pytest.raises(ConfigError, match="larger than 256 MiB"):
+    with pytest.raises(ConfigError, match="larger than 64 MiB"):
         documents.read(path, fix=FIX)

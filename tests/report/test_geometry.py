@@ -194,7 +194,7 @@ def test_a_grid_that_the_config_does_not_make_is_refused(tmp_path):
         ('{"vision_config": {"patch_size": "14"}}', "do not make a grid"),
         ('{"vision_config": {"patch_size": 0}}', "do not make a grid"),
         ("{", "damaged"),
-        ("[]", "damaged"),
+        ("[]", "not an object"),
     ):
         config.write_text(content)
         with pytest.raises(BundleError, match=words):

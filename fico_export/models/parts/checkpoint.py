@@ -6,7 +6,6 @@ all are read as one: `vision_tower.…`, `multi_modal_projector.…`, `language_
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from fico_export import documents
 from fico_export.errors import CheckpointError
 from fico_export.models.parts import identify, layouts, weight_files
 from fico_export.models.parts.headers import Stored, read_header
@@ -182,10 +182,7 @@ def read_text(path: Path) -> str:
     Raises:
         CheckpointError: the file is not one.
     """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}", fix="download the checkpoint again") from error
+    return documents.read_text(path, error=CheckpointError, fix="download the checkpoint again")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -194,10 +191,4 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is not one.
     """
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"cannot read {path}: {error}", fix="download the checkpoint again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object", fix="download the checkpoint again")
-    return content
+    return documents.read_object(path, error=CheckpointError, fix="download the checkpoint again")

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import CLIPConfig
 
-from fico_export import models
+from fico_export import models, tokenizer
 from fico_export.errors import CheckpointError, ConfigError, unknown_name
 from fico_export.models.parts import config_check
 from fico_export.models.parts.checkpoint import Checkpoint, read_json, read_text
@@ -237,12 +236,9 @@ def _unread(name: str) -> bool:
 
 def _check_tokenizer(clip: Clip) -> None:
     """The runtime frames each piece of a prompt by what the tokenizer puts around an empty text."""
-    try:
-        frame = Tokenizer.from_str(clip.tokenizer).encode("").ids
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise CheckpointError(
-            f"tokenizer.json cannot be read: {error}", fix="use the tokenizer.json of this checkpoint"
-        ) from error
+    fix = "use the tokenizer.json of this checkpoint"
+    found = tokenizer.read(clip.tokenizer, "tokenizer.json", error=CheckpointError, fix=fix)
+    frame = found.encode("", add_special_tokens=True)
     if len(frame) != 2 or max(frame) >= clip.text.vocab_size:
         raise CheckpointError(
             f"tokenizer.json puts the ids {frame} around a text, where a CLIP model of {clip.text.vocab_size} tokens "

@@ -58,13 +58,13 @@ _object = BeforeValidator(_must_be("an object", lambda value: isinstance(value, 
 
 # Each bound is several times the largest that is published.
 Layers = Annotated[int, _whole(1, 1000)]
+Labels = Annotated[int, _whole(0, 10_000)]  # of a classifier: transformers makes a name of each
 Channels = Annotated[int, _whole(1, 2**16)]
 Inner = Annotated[int, _whole(1, 2**19)]
 Heads = Annotated[int, _whole(1, 2**10)]
 HeadDim = Annotated[int, _whole(2, 2**12)]
 Vocabulary = Annotated[int, _whole(1, 2**22)]
 Token = Annotated[int, _whole(0, 2**22 - 1)]
-Labels = Annotated[int, _whole(0, 2**16)]
 Context = Annotated[int, _whole(1, 2**27)]
 Pixels = Annotated[int, _whole(1, 2**13)]
 Rgb = Annotated[int, PlainValidator(_must_be("3: red, green and blue", lambda value: value == 3))]
@@ -107,11 +107,8 @@ class _Rope(TypedDict, total=False):
 Rope = Annotated[_Rope, _object] | None
 
 
-class _Any(TypedDict, total=False):
-    num_labels: Labels | None  # no model here has any, and transformers makes a name for each
-
-
-class _Stack(_Any, total=False):
+class _Stack(TypedDict, total=False):
+    num_labels: Labels
     hidden_size: Channels
     intermediate_size: Inner
     num_hidden_layers: Layers
@@ -152,7 +149,8 @@ Tower = Annotated[_Tower, _object] | None
 ClipText = Annotated[_ClipText, _object] | None
 
 
-class _Llava(_Any, total=False):
+class _Llava(TypedDict, total=False):
+    num_labels: Labels
     text_config: Annotated[_Decoder, _object] | None
     vision_config: Tower
     image_token_index: Token
@@ -163,7 +161,8 @@ class _Llava(_Any, total=False):
     tie_word_embeddings: Switch | None
 
 
-class _Clip(_Any, total=False):
+class _Clip(TypedDict, total=False):
+    num_labels: Labels
     text_config: ClipText
     vision_config: Tower
     text_config_dict: ClipText  # of older files, and counts before text_config

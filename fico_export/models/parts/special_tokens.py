@@ -31,18 +31,19 @@ def find(folder: Path) -> tuple[dict[str, str], list[str]]:
         switch = isinstance(value, bool) and name not in STANDARD  # as add_bos_token is
         if name.endswith("_token") and value is not None and not switch:
             named[name] = _text(name, value, place)
-    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    extra = settings.get("extra_special_tokens") or []
     if isinstance(extra, dict):
         named |= {name: _text(name, value, place) for name, value in extra.items() if value is not None}
         extra = []
-    if not isinstance(extra, list):
+    additional = extra or settings.get("additional_special_tokens") or []
+    if not isinstance(additional, list):
         raise CheckpointError(
-            f"the additional special tokens of {place} are {extra!r:.60}, not a list",
+            f"the additional special tokens of {place} are {additional!r:.60}, not a list",
             fix=f"use the {place} of this checkpoint",
         )
     if not settings.keys() >= set(_DEFAULTED):
         named = _of_class(folder) | named
-    return named, [_text("an additional special token", value, place) for value in extra]
+    return named, [_text("an additional special token", value, place) for value in additional]
 
 
 def _merged(folder: Path) -> tuple[dict[str, Any], str]:
