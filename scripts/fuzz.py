@@ -67,7 +67,7 @@ def case(seed: int, number: int, subjects: fuzz_subjects.Subjects, folder: Path)
         if not error.what.strip() or not error.fix.strip():
             return subject.name, "wrong", f"{done}: an error without a fix: {error.what!r}"
         return subject.name, "refused", f"{done}: {error.what}"
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, TooSlow):
         raise
     except BaseException as error:  # a panic of a Rust library is none of Exception's
         last = "".join(traceback.format_exception(error)[-3:])
@@ -90,6 +90,8 @@ def campaign(
             except TooSlow:
                 name, end, said = subjects.pick(number).name, "wrong", f"took over {MOST_SECONDS} s"
         took, grown = time.perf_counter() - began, _peak_bytes() - before
+        if took > MOST_SECONDS and end != "wrong":  # whoever caught it
+            end, said = "wrong", f"{said}: took {took:.0f} s"
         if grown > MOST_BYTES:
             end, said = "wrong", f"{said}: took {grown / 1e9:.1f} GB"
         found.ends[name, end] += 1

@@ -36,7 +36,7 @@ def _json(content: bytes, chance: random.Random) -> tuple[bytes, str]:
     """Another value, a key that is gone, renamed or new, or a literal that no program writes."""
     try:
         document = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _text(content, chance)
     holders = [(None, None, document), *_places(document)]
     # Shallow values are few and many files have long lists: half of the time by depth first.
@@ -70,7 +70,7 @@ def _json(content: bytes, chance: random.Random) -> tuple[bytes, str]:
 def _places(document: Any) -> list[tuple[Any, Any, Any]]:
     """(holder, key, value) of each value, those near the root first."""
     found: list[tuple[Any, Any, Any]] = []
-    level = [document]
+    level = [document] if isinstance(document, dict | list) else []
     while level:
         here = [
             (holder, key, value)

@@ -109,7 +109,9 @@ class Subjects:
     def _read_plan(self, folder: Path, chance: random.Random) -> None:
         described = models.describe(folder)
         device = catalog.get(chance.choice(sorted(catalog.load())))
-        advice.plan(described, Request("ficoco-v", keep=4), device)
+        advice.plan(
+            described, Request("ficoco-v", keep=4, precision="fp16", text_tokens=8, new_tokens=4), device
+        )
 
     def _write_processor(self, folder: Path) -> list[Path]:
         shutil.copy(self._checkpoint / "preprocessor_config.json", folder)
@@ -243,7 +245,7 @@ class Subjects:
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a <b>"}]}
         try:
             template.render(messages=[message] * 3, bos_token="<s>", add_generation_prompt=True)
-        except (MemoryError, RecursionError):
+        except (ConfigError, MemoryError, RecursionError):
             raise
         except Exception as error:  # a template's own mistakes are for who renders it
             raise ConfigError(str(error) or type(error).__name__, fix="correct the template") from error
