@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import random
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +153,80 @@ def _bytes(content: bytes, chance: random.Random) -> tuple[bytes, str]:
     else:
         data[:0] = chance.choice((b"\xef\xbb\xbf", b"\xff\xfe", b"\0" * 8, b"%!PS\n", b"[", b"<html>"))
     return bytes(data), f"{kind} at byte {at}"
+
+
+def hash_again(bundle: Path) -> None:
+    """Write the right sizes and hashes into a manifest, as the author of a hostile bundle does."""
+    path = bundle / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        for name, entry in manifest["files"].items():
+            content = (bundle / name).read_bytes()
+            entry |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        path.write_text(json.dumps(manifest), encoding="utf-8")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return  # what is damaged so far is damaged enough
+
+
+def rewrite_tar(path: Path, chance: random.Random) -> None:
+    """An archive whose headers are whole, and one of whose members is not as it should be."""
+    with tarfile.open(path) as archive:
+        members = [(member, archive.extractfile(member)) for member in archive]
+        held = [(member, file.read() if file else b"") for member, file in members]
+    top = held[0][0].name.split("/")[0]
+    member, content = chance.choice(held)
+    kind = chance.choice(("name", "name", "type", "size", "twice", "gone", "sparse", "order", "content"))
+    odd = tarfile.TarInfo(member.name)
+    odd.size = len(content)
+    if kind == "name":
+        names = (
+            f"{top}/../x", "/tmp/x", f"{top}/" + "a" * 300, f"{top}/" + "a/" * 3000 + "b", f"{top}/onnx", f"{member.name}/x", "x", "",
+            ".", "..", f"{top}//config.json", f"{top}/./config.json", f"{top}/C\u0000x", f"{top}/é🐈", f"other/{member.name}",
+            f"{top}/\x1b[31mx", f"{top}/CONFIG.JSON", f"{top}/manifest.json/x",
+        )  # fmt: skip
+        odd.name = chance.choice(names)
+    elif kind == "type":
+        odd.type = chance.choice(
+            (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE, b"Z")
+        )
+        odd.linkname, odd.size = chance.choice(("/etc/passwd", "../../x", member.name, "")), 0
+    elif kind == "sparse":
+        odd.pax_headers = {
+            "GNU.sparse.major": "1",
+            "GNU.sparse.minor": "0",
+            "GNU.sparse.realsize": str(30 * 10**9),
+        }
+        content = f"1\n{30 * 10**9 - 1}\n1\n".encode().ljust(512, b"\0") + b"x"
+        odd.size = len(content)
+    elif kind == "content":
+        content = content[: len(content) // 2] + b"x" + content[len(content) // 2 + 1 :]
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        listed = (
+            [one for one in held if one[0] is not member]
+            if kind in ("gone", "type", "name", "sparse")
+            else held
+        )
+        if kind == "order":
+            listed = chance.sample(held, len(held))
+        for one, its in listed:
+            archive.addfile(one, io.BytesIO(its))
+        if kind in ("name", "type", "sparse", "twice", "content"):
+            archive.addfile(odd, io.BytesIO(content))
+    whole = bytearray(made.getvalue())
+    if (
+        kind == "size"
+    ):  # the header's field of octal digits, or of a binary number, with the sum that goes with it
+        at = 512 * (len(whole) // 512 // 2) if chance.random() < 0.2 else 0
+        sizes = (
+            b"777777777777",
+            b"-0000000001\0",
+            b"\x80" + b"\x7f" + b"\xff" * 10,
+            b"\xff" * 12,
+            b"00000000000\0",
+            b"xxxxxxxxxxxx",
+        )
+        whole[at + 124 : at + 136] = chance.choice(sizes)
+        whole[at + 148 : at + 156] = b" " * 8
+        whole[at + 148 : at + 156] = b"%06o\0 " % (sum(whole[at : at + 512]) & 0o777777)
+    path.write_bytes(whole)

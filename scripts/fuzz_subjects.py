@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fuzz_mutators
 import numpy as np
 from PIL import Image
 
@@ -159,6 +160,8 @@ class Subjects:
 
     def _read_bundle(self, folder: Path, chance: random.Random) -> None:
         bundle = folder / "bundle"
+        if chance.random() < 0.8:
+            fuzz_mutators.hash_again(bundle)
         manifest_of(bundle)
         vlm = fico_export.load(bundle)
         patch_size(bundle, vlm.manifest)
@@ -172,6 +175,9 @@ class Subjects:
         return [folder / "bundle.tar"]
 
     def _read_archive(self, folder: Path, chance: random.Random) -> None:
+        if chance.random() < 0.6:
+            shutil.copy(self._originals / "bundle.tar", folder)
+            fuzz_mutators.rewrite_tar(folder / "bundle.tar", chance)
         archive.unpack(folder / "bundle.tar", folder / "out")
 
     # ---- images
@@ -241,7 +247,7 @@ class Subjects:
 
     def _read_template(self, folder: Path, chance: random.Random) -> None:
         text = (folder / "template.jinja").read_bytes().decode("utf-8", "replace")
-        template = ChatTemplate(text + program(chance, 3))
+        template = ChatTemplate(text + (program(chance, 3) if chance.random() < 0.8 else ""))
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a <b>"}]}
         try:
             template.render(messages=[message] * 3, bos_token="<s>", add_generation_prompt=True)
