@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from fico_export.errors import CheckpointError, ConfigError
 from fico_export.progress import Progress, Silent
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fico_export.models.parts.family import Architecture
     from fico_export.models.parts.family import Vlm as Checkpoint
     from fico_export.parity.report import Report
+    from fico_export.runtime.images import ImageSource
     from fico_export.runtime.vlm import Vlm
 
 OriginT = TypeVar("OriginT", "Checkpoint", "Clip")
@@ -184,7 +185,7 @@ def report(
     bundles: Sequence[str | Path],
     out: str | Path,
     *,
-    images: Sequence[str | Path] = (),
+    images: ImageSource | Iterable[ImageSource] = (),
     prompt: str | None = None,
     profiles: Sequence[str | Path] = (),
     evaluation: str | Path | None = None,
@@ -198,7 +199,7 @@ def report(
     Args:
         bundles: their folders.
         out: the page's file.
-        images: pictures to show what is kept of.
+        images: the picture or pictures to show what is kept of.
         prompt: the question, for bundles whose method reads it.
         profiles: what `fico profile` wrote; by default what lies in the bundles' folders.
         evaluation: results.json of `scripts/evaluate.py`.
@@ -217,6 +218,7 @@ def report(
     """
     from fico_export import models
     from fico_export.report.write import Request, write_report
+    from fico_export.runtime.images import image_list
 
     def checkpoint(folder: Path, manifest: Manifest) -> Checkpoint:
         source = manifest.model.source
@@ -230,7 +232,7 @@ def report(
     request = Request(
         bundles=[Path(bundle) for bundle in bundles],
         out=Path(out),
-        images=[Path(image) for image in images],
+        images=cast("list[ImageSource]", image_list(images)),
         prompt=prompt,
         profiles=[Path(profile) for profile in profiles],
         evaluation=Path(evaluation) if evaluation is not None else None,

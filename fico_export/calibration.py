@@ -12,10 +12,10 @@ from fico_export.errors import ConfigError
 from fico_export.exporter.stream import Tokens
 from fico_export.models.parts.decoder import EMBEDDINGS
 from fico_export.models.parts.family import Vlm
-from fico_export.runtime.images import load_image
+from fico_export.runtime.image_sources import beside
+from fico_export.runtime.images import ImageSource, load_image
 from fico_export.runtime.preprocess import ImageProcessor
 from fico_export.runtime.prompt import Message, PromptFormatter
-from fico_export.runtime.vlm import ImageSource
 
 _LINE = '{"image": "picture.png", "prompt": "What is in the picture?"}'
 
@@ -34,7 +34,7 @@ def read_prompts(path: Path, checkpoint: Vlm) -> list[Tokens]:
         InputError: a picture cannot be used.
     """
     entries = list(_lines(path))
-    return list(sequences(checkpoint, ((path.parent / image, prompt) for image, prompt in entries)))
+    return list(sequences(checkpoint, ((beside(path.parent, image), prompt) for image, prompt in entries)))
 
 
 def sequences(checkpoint: Vlm, entries: Iterable[tuple[ImageSource, str]]) -> Iterator[Tokens]:

@@ -84,6 +84,10 @@ class DeployError(FicoError):
     """Another machine cannot be reached, or does not do what it was told."""
 
 
+class ImageWarning(UserWarning):
+    """What was decided about an image for want of better knowledge."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     """A ConfigError for a name that is not in a catalogue: lists the known ones, suggests the nearest."""
     names = sorted(known)

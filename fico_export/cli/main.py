@@ -30,6 +30,7 @@ from fico_export.cli import (
     verify,
 )
 from fico_export.cli.console import print_json, say
+from fico_export.cli.images import image_warnings_said
 from fico_export.errors import ConfigError, FicoError
 
 _HELP = """Vision-language models on small GPUs, with their visual tokens already reduced.
@@ -108,7 +109,10 @@ def invoke(application: typer.Typer, name: str, arguments: list[str]) -> int:
         Its exit code: 0 done, 1 it failed, 2 the request was wrong, 130 interrupted.
     """
     try:
-        result: Any = typer.main.get_command(application)(arguments, prog_name=name, standalone_mode=False)
+        with image_warnings_said():
+            result: Any = typer.main.get_command(application)(
+                arguments, prog_name=name, standalone_mode=False
+            )
     except FicoError as error:
         return _report(error, arguments)
     except _USAGE_ERROR as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fico_export.cli.console import StageProgress, human_bytes, print_json, say
+from fico_export.cli.images import opened, paths_of
 from fico_export.cli.options import (
     BackendOption,
     DebugOption,
@@ -36,7 +37,13 @@ def command(
         ),
     ] = None,
     image: Annotated[
-        Path | None, typer.Option("--image", "-i", help="A picture; one is drawn by default.")
+        str | None,
+        typer.Option(
+            "--image",
+            "-i",
+            metavar="FILE|-",
+            help="Image file or `-` for standard input; one is drawn by default.",
+        ),
     ] = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="The question.", show_default=False)
@@ -96,8 +103,9 @@ def command(
 
     if not bundles:
         raise ConfigError("no BUNDLE to profile", fix="give the folder of at least one, or --logs FILE")
+    picture = opened([image])[0] if image is not None else None
     request = Request(
-        image, PROMPT if prompt is None else prompt, backend, threads, iterations, warm_up, new_tokens, in_turn
+        picture, PROMPT if prompt is None else prompt, backend, threads, iterations, warm_up, new_tokens, in_turn
     )  # fmt: skip
     if out is not None:
         own = (
@@ -105,7 +113,7 @@ def command(
             for bundle in bundles
             for name in (manifest.FILE_NAME, *manifest.Manifest.load(bundle).files)
         )
-        require_writable(out, ".json", [*own, *([image] if image else [])])
+        require_writable(out, ".json", [*own, *paths_of([picture])])
     with StageProgress() as progress:
         run = profile(bundles, request, progress)
         if out is not None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fico_export.cli.console import StageProgress, human_bytes, print_json
+from fico_export.cli.images import opened
 from fico_export.cli.options import (
     BackendOption,
     CheckpointNowOption,
@@ -25,8 +26,8 @@ def command(
         Path, typer.Option("--out", "-o", metavar="FILE.html", help="The page.", show_default=False)
     ],
     image: Annotated[
-        list[Path] | None,
-        typer.Option("--image", "-i", help="A picture to show what is kept of it; repeatable."),
+        list[str] | None,
+        typer.Option("--image", "-i", metavar="FILE|-", help="Image to show what is kept of it; repeatable."),
     ] = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="The question, for a method that reads it.")
@@ -56,7 +57,7 @@ def command(
         report(
             bundles,
             out,
-            images=image or [],
+            images=opened(image),
             prompt=prompt,
             profiles=profile or [],
             evaluation=evaluation,

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fico_export.cli.console import print_json, say
+from fico_export.cli.each import run_each
+from fico_export.cli.images import (
+    ImageRangeOption,
+    ImagesOption,
+    image_range,
+    opened,
+    with_folders_listed,
+    without_folders,
+)
 from fico_export.cli.options import (
     BackendOption,
     BundleArgument,
@@ -20,6 +28,8 @@ from fico_export.cli.options import (
 
 if TYPE_CHECKING:
     from fico_export.runtime.generation import Answer
+    from fico_export.runtime.images import ImageSource
+    from fico_export.runtime.vlm import Vlm
 
 
 def command(
@@ -30,7 +40,18 @@ def command(
             "--prompt", "-p", help="The question; repeat it for follow-up turns.", show_default=False
         ),
     ],
-    image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="A picture; repeatable.")] = None,
+    image: ImagesOption = None,
+    each: Annotated[
+        bool,
+        typer.Option(
+            "--each",
+            help="Ask about each image by itself; a line of JSON each, also where one cannot be used.",
+        ),
+    ] = False,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="With --each: images in the folders of a folder too.")
+    ] = False,
+    image_values: ImageRangeOption = None,
     backend: BackendOption = "auto",
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", help="Tokens of an answer at most.")
@@ -56,29 +77,52 @@ def command(
     debug: DebugOption = False,
 ) -> None:
     """Ask a bundle about pictures, or without any."""
+    from fico_export.errors import ConfigError
+    from fico_export.runtime.prompt import Message
     from fico_export.runtime.sampling import Sampling
     from fico_export.runtime.vlm import Vlm
 
+    if recursive and not each:
+        raise ConfigError("--recursive is of --each", fix="add --each, or drop --recursive")
+    values, pictures = image_range(image_values), opened(image)
+    pictures = with_folders_listed(pictures, recursive=recursive) if each else without_folders(pictures)
     sampling = Sampling(temperature, top_p, top_k, seed)
     vlm = Vlm(bundle, backend=backend, threads=threads, low_memory=low_memory)
-    chat = vlm.chat()
-    answers: list[Answer] = []
-    for turn, question in enumerate(prompt):
-        pictures = list(image or []) if turn == 0 else []
-        stream = chat.stream(
-            question, pictures, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or []
-        )
-        for piece in stream:
-            if not as_json:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
-        answers.append(stream.answer)
-        if not as_json:
-            print()
-            say(_timings(stream.answer))
+
+    def ask(shown: list[ImageSource], *, silent: bool) -> list[Answer]:
+        chat = vlm.chat()
+        answers: list[Answer] = []
+        for turn, question in enumerate(prompt):
+            stream = chat.stream(
+                question,
+                shown if turn == 0 else (),
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                stop=stop or [],
+                image_range=values if turn == 0 else None,
+            )
+            for piece in stream:
+                if not silent:
+                    sys.stdout.write(piece)
+                    sys.stdout.flush()
+            answers.append(stream.answer)
+            if not silent:
+                print()
+                say(_timings(stream.answer))
+        return answers
+
+    if each:
+        vlm.formatter.encode([Message("user", prompt[0], 1)], 1)  # a prompt that cannot be used, once
+        run_each(pictures, lambda picture: _turns(ask([picture], silent=True), vlm))
+        return
+    answers = ask(pictures, silent=as_json)
     if as_json:
-        turns = [_describe(a) for a in answers]
-        print_json({**turns[-1], "backend": vlm.backend, "turns": turns})
+        print_json(_turns(answers, vlm))
+
+
+def _turns(answers: list[Answer], vlm: Vlm) -> dict[str, Any]:
+    turns = [_describe(answer) for answer in answers]
+    return {**turns[-1], "backend": vlm.backend, "turns": turns}
 
 
 def _describe(answer: Answer) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fico_export.cli.console import print_json, say
+from fico_export.cli.images import ImageRangeOption, image_range, opened, paths_of
 from fico_export.cli.options import (
     BackendOption,
     BundleArgument,
@@ -29,13 +30,23 @@ _LONGEST_PX = 640  # smaller pictures are drawn larger, so that a patch can be s
 
 def command(
     bundle: BundleArgument,
-    image: Annotated[Path, typer.Option("--image", "-i", help="The picture.", show_default=False)],
+    image: Annotated[
+        str,
+        typer.Option(
+            "--image",
+            "-i",
+            metavar="FILE|-",
+            help="Image file, `-` for standard input, or a data URL.",
+            show_default=False,
+        ),
+    ],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FILE.png", help="The drawing.", show_default=False)
     ],
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="The question, for a method that reads it.")
     ] = None,
+    image_values: ImageRangeOption = None,
     backend: BackendOption = "auto",
     merges: Annotated[
         bool,
@@ -57,11 +68,14 @@ def command(
     from fico_export.bundle.output import require_writable, written_file
     from fico_export.report.kept import kept
     from fico_export.report.overlay import fitted, lit
+    from fico_export.runtime.images import load_image
     from fico_export.runtime.vlm import Vlm
 
-    require_writable(out, ".png", [image])
+    source = opened([image])[0]
+    require_writable(out, ".png", paths_of([source]))
+    picture = load_image(source, image_range=image_range(image_values))
     vlm = Vlm(bundle, backend=backend, lazy=True)
-    found = kept(vlm, image, prompt)
+    found = kept(vlm, picture, prompt)
     scale = max(1.0, fitted(found.picture.size, _LONGEST_PX))
     if merges:
         drawn = _with_merges(vlm, found, prompt, scale, model, clip_text)

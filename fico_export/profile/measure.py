@@ -20,6 +20,7 @@ from fico_export.profile.subject import Subject
 from fico_export.profile.worker import Job
 from fico_export.progress import Progress, Silent
 from fico_export.runtime.engines import backend_for
+from fico_export.runtime.image_sources import ImageSource, label_of, read_source
 from fico_export.runtime.images import load_image
 from fico_export.runtime.memory import available_bytes, loading_steps, needed_bytes
 from fico_export.runtime.sessions import AUTO
@@ -33,7 +34,7 @@ class Request:
     """What to measure by.
 
     Args:
-        picture: a file; None for one drawn by code.
+        picture: any that `load_image` reads; None for one drawn by code.
         prompt: asked about it.
         backend: auto, ort-cpu, ort-cuda, trt or rtx.
         threads: CPU threads within an operator; 0 for one per core.
@@ -46,7 +47,7 @@ class Request:
         ConfigError: a number is out of its range.
     """
 
-    picture: Path | None = None
+    picture: ImageSource | None = None
     prompt: str = PROMPT
     backend: str = AUTO
     threads: int = 0
@@ -93,8 +94,9 @@ def profile(folders: Sequence[str | Path], request: Request, progress: Progress 
     found: list[Measured] = []
     seen: Machine | None = None
     with tempfile.TemporaryDirectory(prefix="fico-profile-") as scratch:
+        picture = _picture_file(request.picture, Path(scratch))
         for group in groups:
-            jobs = [_job(folders[i], request, scratch) for i in group]
+            jobs = [_job(folders[i], request, picture, scratch) for i in group]
             seen, replies = _measure(jobs, request, progress, seen)
             found += [
                 summary.measured(str(folders[i]), manifests[i], *reply)
@@ -114,7 +116,7 @@ def profile(folders: Sequence[str | Path], request: Request, progress: Progress 
         iterations=request.iterations,
         warm_up=request.warm_up,
         in_turn=request.in_turn,
-        picture=str(request.picture) if request.picture is not None else None,
+        picture=label_of(request.picture) if request.picture is not None else None,
         prompt=request.prompt,
         bundles=found,
         ratios=summary.ratios(found),
@@ -149,10 +151,23 @@ def _measure(
         return seen, [(kept, subject.finish()) for subject, kept in zip(subjects, answers, strict=True)]
 
 
-def _job(folder: str | Path, request: Request, scratch: str) -> Job:
+def _picture_file(picture: ImageSource | None, scratch: Path) -> str | None:
+    """A file that the measured processes read: of the very bytes that were given, so that decoding them counts."""
+    if picture is None:
+        return None
+    _, content = read_source(picture)
+    file = scratch / "picture"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        load_image(content).save(file, format="PNG")
+    return str(file)
+
+
+def _job(folder: str | Path, request: Request, picture: str | None, scratch: str) -> Job:
     return Job(
         bundle=str(Path(folder).resolve()),
-        picture=str(request.picture.resolve()) if request.picture is not None else None,
+        picture=picture,
         prompt=request.prompt,
         backend=request.backend,
         threads=request.threads,

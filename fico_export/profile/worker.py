@@ -11,12 +11,13 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fico_export.errors import FicoError
+from fico_export.errors import FicoError, ImageWarning
 from fico_export.profile.memory import DevicePeak, cuda_free_bytes, forget_host_peak, host_peak_bytes
 from fico_export.profile.picture import drawn
 from fico_export.profile.vision import shares
@@ -132,6 +133,7 @@ def request(job: Job) -> str:
 
 def main() -> None:
     """Answer until stdin ends."""
+    warnings.simplefilter("ignore", ImageWarning)  # who asked has said it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that is asked
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

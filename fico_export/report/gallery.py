@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from PIL import Image
 
 from fico_export.report.kept import Kept, kept
 from fico_export.report.overlay import fitted, flows, lit, merged_into
+from fico_export.runtime.image_sources import ImageSource, label_of, path_of
 from fico_export.runtime.vlm import Vlm
 
 if TYPE_CHECKING:
@@ -57,18 +57,20 @@ class Item:
     notes: list[str] = field(default_factory=list)
 
 
-def item(vlm: Vlm, image: Path, prompt: str | None, tracer: Tracer | None) -> Item:
+def item(vlm: Vlm, image: ImageSource, prompt: str | None, tracer: Tracer | None) -> Item:
     """One picture in one bundle.
 
     Args:
         vlm: the bundle.
-        image: a picture's file.
+        image: a picture, as `load_image` takes it.
         prompt: for a method that reads it.
         tracer: follows the tokens of a picture in torch; None where the checkpoint is not there.
 
     Raises:
         InputError: not a picture, or no prompt where one is needed.
     """
+    path = path_of(image)
+    name = path.name if path is not None else label_of(image)
     found = kept(vlm, image, prompt)
     reduction = vlm.manifest.reduction
     patches = reduction.grid[0] * reduction.grid[1]
@@ -77,17 +79,17 @@ def item(vlm: Vlm, image: Path, prompt: str | None, tracer: Tracer | None) -> It
     facts += ", and the CLS token" if found.cls else ""
     scale = fitted(found.picture.size, _LONGEST_PX)
     drawn = lit(found.picture, found.view, found.patches, None, scale)
-    says = f"{image.name} with {len(found.patches)} of {patches} patches lit, the others darkened"
+    says = f"{name} with {len(found.patches)} of {patches} patches lit, the others darkened"
     whole = _shown(drawn, says, "Kept patches are lit.")
     if tracer is None or not reduction.steps:
-        return Item(vlm.manifest.name, image.name, facts, whole)
+        return Item(vlm.manifest.name, name, facts, whole)
     trace = tracer(vlm.processor(found.picture), vlm.read_prompt(prompt))
     merged, notes = _merged(found, trace, reduction.kept_aside, scale)
     if reduction.in_decoder:
         notes.append(
             "What the layers of the decoder drop or merge is only in the picture of what is kept: it is not followed step by step."
         )
-    return Item(vlm.manifest.name, image.name, facts, whole, merged, _steps(found, trace), notes)
+    return Item(vlm.manifest.name, name, facts, whole, merged, _steps(found, trace), notes)
 
 
 def _merged(found: Kept, trace: Trace, aside: int, scale: float) -> tuple[Shown | None, list[str]]:

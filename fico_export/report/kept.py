@@ -13,8 +13,8 @@ from fico_export import documents
 from fico_export.bundle.manifest import Manifest
 from fico_export.errors import BundleError, InputError
 from fico_export.report.geometry import View, patches_of, view
-from fico_export.runtime.images import load_image
-from fico_export.runtime.vlm import ImageSource, Vlm
+from fico_export.runtime.images import ImageSource, load_image
+from fico_export.runtime.vlm import Vlm
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from fico_export.progress import Progress
 from fico_export.report import charts, evidence
 from fico_export.report.gallery import Item, Tracer, item
 from fico_export.report.page import Bundle, Content, render
+from fico_export.runtime.image_sources import ImageSource, path_of
 from fico_export.runtime.images import load_image
 from fico_export.runtime.vlm import Vlm
 
@@ -40,7 +41,7 @@ class Request:
 
     bundles: list[Path]
     out: Path
-    images: list[Path]
+    images: list[ImageSource]
     prompt: str | None
     profiles: list[Path]
     evaluation: Path | None
@@ -59,7 +60,8 @@ def write_report(request: Request, checkpoint_of: Opener, progress: Progress) ->
     Raises:
         BundleError, CheckpointError, ConfigError, InputError: as `fico_export.api.report`.
     """
-    inputs = [*request.images, *request.profiles, *([request.evaluation] if request.evaluation else [])]
+    pictures = [path for image in request.images if (path := path_of(image)) is not None]
+    inputs = [*pictures, *request.profiles, *([request.evaluation] if request.evaluation else [])]
     require_writable(request.out, ".html", inputs)
     if len({folder.resolve() for folder in request.bundles}) < len(request.bundles):
         raise ConfigError("a bundle is given twice", fix="give each bundle once")

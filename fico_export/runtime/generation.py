@@ -13,14 +13,14 @@ import numpy.typing as npt
 
 from fico_export.errors import ConfigError, InputError
 from fico_export.runtime.cache import require_rows
-from fico_export.runtime.images import ImageFeatures
+from fico_export.runtime.images import ImageFeatures, Images, Range, image_list
 from fico_export.runtime.prompt import Message
 from fico_export.runtime.sampling import Sampler, Sampling
 from fico_export.runtime.session import Cache
 from fico_export.runtime.streaming import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:
-    from fico_export.runtime.vlm import ImageSource, Vlm
+    from fico_export.runtime.vlm import Vlm
 
 STAGES = ("preprocess", "vision", "embed", "prefill", "decode")
 
@@ -115,14 +115,22 @@ class Conversation:
     def ask(
         self,
         prompt: str,
-        images: Sequence[ImageSource | ImageFeatures] = (),
+        images: Images = (),
         *,
         max_new_tokens: int = 256,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
+        image_range: Range | None = None,
     ) -> Answer:
         """The next turn, answered at once; arguments as for `Vlm.stream`."""
-        stream = self.stream(prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+        stream = self.stream(
+            prompt,
+            images,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            image_range=image_range,
+        )
         for _ in stream:
             pass
         return stream.answer
@@ -130,11 +138,12 @@ class Conversation:
     def stream(
         self,
         prompt: str,
-        images: Sequence[ImageSource | ImageFeatures] = (),
+        images: Images = (),
         *,
         max_new_tokens: int = 256,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
+        image_range: Range | None = None,
     ) -> Stream:
         """The next turn, answered piece by piece; arguments as for `Vlm.stream`.
 
@@ -144,12 +153,13 @@ class Conversation:
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}", fix="give at least 1")
         answer, clock = Answer(), _Clock()
+        shown = image_list(images, image_range)
         given = [
-            image if isinstance(image, ImageFeatures) else self._vlm.preprocess(image) for image in images
+            image if isinstance(image, ImageFeatures) else self._vlm.preprocess(image) for image in shown
         ]
         # Laid out with the pictures' sizes alone, so that a prompt too long is refused before the slow part.
-        messages = [*self._messages, Message("user", prompt, len(images))]
-        self._require_one_picture(len(self._features) + len(images))
+        messages = [*self._messages, Message("user", prompt, len(shown))]
+        self._require_one_picture(len(self._features) + len(shown))
         per_image = self._vlm.manifest.reduction.handed_over
         ids = self._vlm.formatter.encode(messages, per_image)
         self._require_room(ids)

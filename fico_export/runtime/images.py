@@ -1,27 +1,32 @@
-"""Pictures: a file to an upright RGB picture in memory, as transformers' ``load_image`` reads it; and one encoded."""
+"""Pictures: a source to an upright RGB picture in memory, as transformers' ``load_image`` reads it; and one encoded."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import threading
-import warnings
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import PIL
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from fico_export.errors import InputError
+from fico_export.runtime.deep_images import (
+    Range,
+    check_range,
+    deep_values,
+    has_deep_values,
+    is_deep,
+    to_8_bits,
+)
+from fico_export.runtime.image_bounds import MAX_PIXELS
+from fico_export.runtime.image_decode import decode, settle
+from fico_export.runtime.image_sources import ImageSource, path_of, read_source
 
-MAX_PIXELS = 200_000_000
-"""Pixels of the largest picture that is decoded, padded or resized: 600 MB as RGB."""
+__all__ = ["MAX_PIXELS", "ImageFeatures", "ImageSource", "Images", "Range", "image_list", "load_image"]
 
-_pillow_lock = threading.Lock()
+_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 @dataclass(frozen=True)
@@ -39,115 +44,104 @@ class ImageFeatures:
     digest: str
 
 
-def load_image(source: str | Path | bytes | Image.Image) -> Image.Image:
-    """Read a picture upright and as RGB; of an animation, its first frame.
+Images = ImageSource | ImageFeatures | Iterable[ImageSource | ImageFeatures]
+"""One image or several, as every `images` argument takes them."""
+
+_ALONE = (ImageFeatures, str, os.PathLike, bytes, bytearray, memoryview, np.ndarray, Image.Image, Mapping)
+
+
+def image_list(images: Images | None, image_range: Range | None = None) -> list[ImageSource | ImageFeatures]:
+    """One image or several as a list; an image alone is a list of one.
 
     Args:
-        source: a file, the bytes of one, or an open picture (which is left as it is).
+        images: what an `images` argument was given.
+        image_range: as of `load_image`; with one, every image that is not encoded is loaded.
+
+    Raises:
+        ConfigError: the range is none.
+        InputError: an image cannot be loaded with the range.
+    """
+    check_range(image_range)
+    if images is None:
+        return []
+    alone = isinstance(images, _ALONE) or hasattr(images, "read") or not isinstance(images, Iterable)
+    given: list[Any] = [images] if alone else list(images)  # type: ignore[arg-type]
+    if image_range is None:
+        return given
+    return [i if isinstance(i, ImageFeatures) else load_image(i, image_range=image_range) for i in given]
+
+
+def load_image(source: ImageSource, *, image_range: Range | None = None) -> Image.Image:
+    """Read a picture upright and as RGB; of an animation, its first frame.
+
+    A grey picture of more than 8 bits is scaled to 8 by its own range, with an `ImageWarning`, or by the range given.
+
+    Args:
+        source: a file, a data URL, the bytes of a file, a binary file object (one that can seek is left where it was), an array
+            of uint8 [H, W, 3] in RGB order, [H, W, 4], [H, W, 1] or [H, W], or an open picture (which is left as it is).
+        image_range: of a grey picture of more than 8 bits, the values that become black and white.
 
     Returns:
         An RGB picture with its EXIF rotation applied, in memory.
 
     Raises:
-        InputError: the source is an address, missing, empty, damaged, not a picture, or over ``MAX_PIXELS``.
+        ConfigError: the range is not two numbers.
+        InputError: the source is an address, missing, empty, damaged, not a picture, too large, or of 8 bits with a range given.
     """
-    if isinstance(source, Image.Image):
-        name = "the picture given"
-    elif isinstance(source, bytes):
-        name = f"the {len(source)} bytes given"
-        if not source:
-            raise InputError("the picture given has no bytes", fix="give the bytes of a whole picture file")
-    elif isinstance(source, str | Path):
-        name = repr(str(source))
-        _check_file(source)
+    image_range = check_range(image_range)
+    name, content = read_source(source)
+    if isinstance(content, np.ndarray):
+        if is_deep(content):
+            _check_shape(content, name)
+            return to_8_bits(content.reshape(content.shape[:2]), name, image_range)
+        picture, header = settle(_of_array(content, name), name)
+    elif isinstance(content, bytes):
+        picture, header = decode(content, name, path_of(source))
     else:
+        picture, header = settle(content, name)
+    if has_deep_values(picture, header):
+        inverted = header is not None and header.white_is_zero
+        return to_8_bits(deep_values(picture, header), name, image_range, white_is_zero=inverted)
+    if image_range is not None:
         raise InputError(
-            f"a picture cannot be a {type(source).__name__}", fix="give a path, bytes, or a PIL.Image.Image"
+            f"{name} has 8 bits a value, and a range is for grey images of more",
+            fix="leave out the range (--image-range, or image_range= in Python)",
         )
-    try:
-        with _quiet_pillow():
-            return _upright_rgb(source, name)
-    except InputError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise _too_large(name) from error
-    except UnidentifiedImageError as error:
+    return picture
+
+
+def _check_shape(array: npt.NDArray[Any], name: str) -> None:
+    height, width = array.shape[:2]
+    if height * width == 0:
         raise InputError(
-            f"{name} is not a picture in a format that Pillow {PIL.__version__} reads",
-            fix="convert it to PNG or JPEG",
-        ) from error
-    except Exception as error:  # Pillow's readers raise whatever a damaged file makes their parsers raise
-        raise InputError(
-            f"{name} is cut short or damaged: {error}",
-            fix="copy or download the file again, or save it anew",
-        ) from error
-
-
-@contextlib.contextmanager
-def _quiet_pillow() -> Iterator[None]:
-    """Pillow with our limit on pixels, and silent.
-
-    Pillow's limit is one module variable: it warns above it and refuses above twice it. Plugins read it again
-    while decoding (an .ico may hold a PNG larger than its directory says), so it has to stand during the whole
-    load. Its other warnings are about metadata and palettes, and change no pixel.
-    """
-    with _pillow_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        before = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
-
-
-def _upright_rgb(source: str | Path | bytes | Image.Image, name: str) -> Image.Image:
-    if isinstance(source, Image.Image):
-        _check_pixels(source, name)
-        upright = ImageOps.exif_transpose(source)
-        return upright if upright.mode == "RGB" else upright.convert("RGB")
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
-        _check_pixels(picture, name)
-        # In place, and no convert of what is RGB already: a copy of a large picture is 600 MB.
-        ImageOps.exif_transpose(picture, in_place=True)
-        if picture.mode != "RGB":
-            return picture.convert("RGB")
-        picture.load()
-        return picture
-
-
-def _check_file(source: str | Path) -> None:
-    if str(source).lower().startswith(("http://", "https://")):
-        raise InputError(
-            f"{str(source)!r} is an address, not a file", fix="download it first and give the file"
+            f"{name} has no pixels: its shape is {array.shape}", fix="give an image that has some"
         )
-    path = Path(source)
-    try:
-        if path.is_dir():
-            raise InputError(f"{str(source)!r} is a folder", fix="give one picture file in it")
-        if not path.is_file():
-            raise InputError(
-                f"there is no file {str(source)!r}", fix=f"give a path that exists from {Path.cwd()}"
-            )
-        if path.stat().st_size == 0:
-            raise InputError(f"{str(source)!r} has no bytes", fix="copy or download the picture again")
-        with path.open("rb"):
-            pass
-    except (OSError, ValueError) as error:
+    if height * width > MAX_PIXELS:
         raise InputError(
-            f"{str(source)!r} cannot be opened: {error}", fix="give the path of a file that you may read"
-        ) from error
+            f"{name}, {width}×{height}, has over {MAX_PIXELS:,} pixels",
+            fix="scale the image down first; the tower sees far fewer",
+        )
 
 
-def _check_pixels(picture: Image.Image, name: str) -> None:
-    if picture.width * picture.height > MAX_PIXELS:
-        raise _too_large(f"{name}, {picture.width}×{picture.height},")
-    if picture.width * picture.height == 0:
-        raise InputError(f"{name} has no pixels", fix="give a picture that has some")
+def _of_array(array: npt.NDArray[Any], name: str) -> Image.Image:
+    what = f"{name} has the shape {array.shape} and dtype {array.dtype}; an image is uint8 [H, W, 3] in RGB order"
+    if array.ndim == 3 and array.shape[2] > max(_CHANNELS) and array.shape[0] in _CHANNELS:
+        raise InputError(what, fix="put the channels last: array.transpose(1, 2, 0)")
+    if array.ndim == 4:
+        raise InputError(what, fix="give the images one by one: images=list(array)")
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in _CHANNELS):
+        raise InputError(what, fix="give [H, W, 3], [H, W, 4] with alpha, or [H, W] in grey")
+    if array.dtype != np.uint8:
+        raise InputError(what, fix=_cast(array))
+    _check_shape(array, name)
+    plain = np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array)
+    return Image.fromarray(plain)
 
 
-def _too_large(name: str) -> InputError:
-    return InputError(
-        f"{name} has over {MAX_PIXELS:,} pixels",
-        fix="scale the picture down first; the tower sees far fewer",
-    )
+def _cast(array: npt.NDArray[Any]) -> str:
+    """How an array of another dtype becomes bytes."""
+    if array.dtype == np.bool_:
+        return "scale it: array.astype(numpy.uint8) * 255"
+    if array.dtype.kind == "f" and array.size and np.nanmin(array) >= 0 and np.nanmax(array) <= 1:
+        return "scale it: (array * 255).round().astype(numpy.uint8)"
+    return "scale its values to 0…255, and give array.astype(numpy.uint8)"

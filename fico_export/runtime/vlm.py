@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from fico_export import documents
 from fico_export.bundle import files
@@ -22,15 +21,13 @@ from fico_export.runtime.embedding import open_table, rows
 from fico_export.runtime.engine import LIBRARIES
 from fico_export.runtime.engines import Engines, backend_for
 from fico_export.runtime.generation import Answer, Conversation, Stream
-from fico_export.runtime.images import ImageFeatures, load_image
+from fico_export.runtime.images import ImageFeatures, Images, ImageSource, Range, load_image
 from fico_export.runtime.memory import loading_steps, require_memory
 from fico_export.runtime.preprocess import ImageProcessor
 from fico_export.runtime.prompt import PromptFormatter
 from fico_export.runtime.sampling import Sampling
 from fico_export.runtime.session import AnyDecoder, Session
 from fico_export.runtime.sessions import AUTO, give_back, open_session
-
-ImageSource = str | Path | bytes | Image.Image
 
 
 class Vlm:
@@ -118,13 +115,13 @@ class Vlm:
             for name in ("_vision", "clip_text", "decoder"):
                 self.__dict__.pop(name, None)
 
-    def preprocess(self, image: ImageSource) -> npt.NDArray[np.float32]:
-        """Pixel values [1, 3, S, S] of a picture.
+    def preprocess(self, image: ImageSource, *, image_range: Range | None = None) -> npt.NDArray[np.float32]:
+        """Pixel values [1, 3, S, S] of a picture; arguments as for `load_image`.
 
         Raises:
             InputError: not a picture, or too large.
         """
-        return self.processor(load_image(image))
+        return self.processor(load_image(image, image_range=image_range))
 
     @property
     def reads_prompt(self) -> bool:
@@ -170,18 +167,21 @@ class Vlm:
         digest = hashlib.sha256(b"".join(feed.tobytes() for feed in feeds.values())).hexdigest()
         return ImageFeatures(features[0], keep_index[0], digest)
 
-    def encode_image(self, image: ImageSource, prompt: str | None = None) -> ImageFeatures:
+    def encode_image(
+        self, image: ImageSource, prompt: str | None = None, *, image_range: Range | None = None
+    ) -> ImageFeatures:
         """Features [K, D] and kept positions [K] of a picture: to ask about it several times, or for a decoder of your own.
 
         Args:
             image: the picture.
             prompt: the question to be asked, for a bundle whose method reads it to choose what it keeps.
+            image_range: of a grey picture of more than 8 bits, the values that become black and white; its own by default.
 
         Raises:
             InputError: not a picture, or too large; or no prompt where the bundle reads it, or too long a one.
         """
         text = self.read_prompt(prompt)
-        return self.encode_pixels(self.preprocess(image), text)
+        return self.encode_pixels(self.preprocess(image, image_range=image_range), text)
 
     def embed(self, token_ids: Sequence[int]) -> npt.NDArray[Any]:
         """Embeddings [S, C] of token ids, read from the table."""
@@ -200,37 +200,54 @@ class Vlm:
     def stream(
         self,
         prompt: str,
-        images: Sequence[ImageSource | ImageFeatures] = (),
+        images: Images = (),
         *,
         max_new_tokens: int = 256,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
+        image_range: Range | None = None,
     ) -> Stream:
         """Answer piece by piece: iterate over the text; `.answer` holds the whole when it ends.
 
         Args:
             prompt: the question.
-            images: pictures it is about, shown before it; or what `encode_image` made of them.
+            images: the picture or pictures it is about, shown before it; or what `encode_image` made of them.
             max_new_tokens: at most so many tokens.
             sampling: how tokens are chosen; greedily by default.
             stop: strings that end the answer.
+            image_range: of grey pictures of more than 8 bits, the values that become black and white; each picture's own by default.
 
         Raises:
             InputError: a picture or the prompt cannot be used.
         """
-        return self.chat().stream(prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+        return self.chat().stream(
+            prompt,
+            images,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            image_range=image_range,
+        )
 
     def generate(
         self,
         prompt: str,
-        images: Sequence[ImageSource | ImageFeatures] = (),
+        images: Images = (),
         *,
         max_new_tokens: int = 256,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
+        image_range: Range | None = None,
     ) -> Answer:
         """Answer at once; arguments as for `stream`."""
-        return self.chat().ask(prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+        return self.chat().ask(
+            prompt,
+            images,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            image_range=image_range,
+        )
 
     def _open(self, name: str, backend: str) -> Session:
         if self._engines is not None and backend in LIBRARIES:

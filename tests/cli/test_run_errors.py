@@ -20,7 +20,7 @@ def ask(fico, bundle):
         assert answer.code == 2
         assert answer.json.keys() == {"error", "hint", "exit"}
         assert answer.json["exit"] == 2
-        assert f"error: {answer.json['error']}\nhint:  {answer.json['fix']}\n" == outcome.err
+        assert f"error: {answer.json['error']}\nhint:  {answer.json['hint']}\n" == outcome.err
 
     return run
 

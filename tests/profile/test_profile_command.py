@@ -1,5 +1,7 @@
 """`fico profile`: what it measures, where it keeps it, and what it refuses. No test holds a time to more than sanity."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -176,6 +178,19 @@ def test_a_picture_given_is_asked_about(reduced, photographs, tmp_path):
     run = profile([reduced], Request(picture=tmp_path / "photo.png", iterations=1, warm_up=0, new_tokens=1))
 
     assert run.picture == str(tmp_path / "photo.png")
+
+
+def test_an_image_in_memory_is_asked_about_under_a_short_name(reduced, photographs):
+    file = io.BytesIO()
+    photographs[0].resize((40, 30)).save(file, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    named = {
+        "the array given": np.asarray(photographs[0]),
+        f"data:image/png;base64,{url[22:40]}… ({len(url):,} characters)": url,
+    }
+    for name, picture in named.items():
+        run = profile([reduced], Request(picture=picture, iterations=1, warm_up=0, new_tokens=1))
+        assert run.picture == name
 
 
 def test_a_bundle_that_cannot_be_run_is_named(fico, reduced, tmp_path):

@@ -1,5 +1,6 @@
 """`fico show` and `fico report` on a bundle: what they write, and what they refuse without writing anything."""
 
+import base64
 import json
 import re
 import shlex
@@ -14,6 +15,7 @@ from cli_tools import copied, edit_json, flip_a_bit, in_own_process, in_this_pro
 from pages import Page
 from PIL import Image
 
+import fico_export.api
 from fico_export.bundle.manifest import Manifest
 from fico_export.report import write
 from fico_export.runtime.vlm import Vlm
@@ -195,6 +197,38 @@ def test_report_writes_one_whole_page(fico, reported):
     assert "b" not in read.tags
     assert read.tags.count("img") == 2
     assert sorted(p.name for p in folder.iterdir()) == ["a&b<i>.png", "page.html", "profile.json"]
+
+
+def test_an_image_of_any_source_is_shown_and_reported_under_a_short_name(fico, bundle, photograph, tmp_path):
+    url = "data:image/png;base64," + base64.b64encode(photograph.read_bytes()).decode()
+    kept = [
+        fico("show", bundle, "--image", image, "--out", tmp_path / "out.png", "--json").json["patches"]
+        for image in (photograph, url)
+    ]
+    fico_export.api.report([bundle], tmp_path / "a.html", images=str(photograph))
+    fico_export.api.report([bundle], tmp_path / "b.html", images=np.asarray(Image.open(photograph)))
+    assert fico("report", bundle, "--image", url, "--out", tmp_path / "c.html").code == 0
+    pages = [Page((tmp_path / name).read_text(encoding="utf-8")) for name in ("a.html", "b.html", "c.html")]
+
+    assert kept[0] == kept[1]
+    assert [page.tags.count("img") for page in pages] == [1, 1, 1]
+    assert "photograph.png" in pages[0].words
+    assert "the array given" in pages[1].words
+    assert url[:60] not in pages[2].words
+
+
+def test_show_scales_an_image_of_16_bits_by_the_range_given(fico, bundle, tmp_path):
+    values = np.linspace(1000, 3000, 40_000).astype(np.uint16).reshape(200, 200)
+    Image.fromarray(values).save(tmp_path / "depth.png")
+    line = ["show", bundle, "--image", tmp_path / "depth.png", "--out", tmp_path / "out.png"]
+
+    assert "warning:" in fico(*line).err
+    by_itself = np.asarray(Image.open(tmp_path / "out.png")).max()
+    ranged = fico(*line, "--image-range", "0,6000")
+    assert ranged.code == 0
+    assert "warning:" not in ranged.err
+    assert by_itself == 255
+    assert 126 <= np.asarray(Image.open(tmp_path / "out.png")).max() <= 128
 
 
 def test_report_says_what_it_has_not(fico, bundle, tmp_path, monkeypatch):

@@ -165,12 +165,6 @@ FILES = {
     "bilevel.png": lambda: saved(noise(40, 25).convert("1"), "PNG"),
     "rgba.png": lambda: saved(noise(40, 25).convert("RGBA"), "PNG"),
     "palette.png": palette_with_transparency,
-    "grey16.png": lambda: saved(
-        Image.fromarray((np.arange(1000, dtype=np.uint16) * 65).reshape(25, 40)), "PNG"
-    ),
-    "grey16.tif": lambda: saved(
-        Image.fromarray((np.arange(1000, dtype=np.uint16) * 65).reshape(25, 40)), "TIFF"
-    ),
     "animated.gif": lambda: saved(noise(40, 25), "GIF", save_all=True, append_images=[noise(40, 25, 1)]),
     "animated.webp": lambda: saved(noise(40, 25), "WEBP", save_all=True, append_images=[noise(40, 25, 1)]),
     "pages.tif": lambda: saved(noise(40, 25), "TIFF", save_all=True, append_images=[noise(40, 25, 1)]),
@@ -318,7 +312,7 @@ def test_text_is_not_a_picture(tmp_path):
 
 
 def test_something_else_is_not_a_picture():
-    assert "ndarray" in refusal(np.zeros((4, 4, 3), np.uint8)).what
+    assert "set" in refusal({1, 2}).what
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "TIFF", "WEBP"])
