@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from fico_export.errors import CheckpointError, ConfigError
+from fico_export.errors import CheckpointError, ConfigError, FicoError
 from fico_export.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def export(
     from fico_export import reducers
     from fico_export.calibration import read_prompts
     from fico_export.devices import catalog
+    from fico_export.exporter.precision import resolve
     from fico_export.exporter.write import Request, write_bundle
     from fico_export.models.parts.clip_text import open_clip
     from fico_export.parity.report import require
@@ -95,16 +96,20 @@ def export(
     chosen = (
         catalog.get(device, Path(devices) if devices is not None else None) if device is not None else None
     )
-    wanted, precision = catalog.resolve(chosen, target, precision)
+    catalog.resolve(chosen, target, precision)  # refuses what no checkpoint could change
     progress.stage("read checkpoint")
     checkpoint = open_checkpoint(str(model), revision)
+    int4_asked = any(option is not None for option in (block, quantize_head, quantize_vision, calibrate))
+    wanted, precision, gave_way = resolve(chosen, target, precision, checkpoint.shapes, int4_asked=int4_asked)
+    if gave_way:
+        progress.warn(gave_way)
     if clip_text is not None:
         checkpoint = checkpoint.with_clip(open_clip(str(clip_text)))
-    _require_answerable(checkpoint)
+    _require_answerable(checkpoint, progress)
     request = Request(
         name=Path(model).expanduser().resolve().name,
         source=_source(str(model), checkpoint),
-        method=method or ("none" if keep is None else reducers.DEFAULT),
+        method=method if method is not None else "none" if keep is None else reducers.DEFAULT,
         keep=keep,
         settings=settings or {},
         precision=precision,
@@ -295,7 +300,7 @@ def _sizes(weights: dict[str, int]) -> str:
     return f"{sum(weights.values())} bytes in {', '.join(sorted(weights))}"
 
 
-def _require_answerable(checkpoint: Checkpoint) -> None:
+def _require_answerable(checkpoint: Checkpoint, progress: Progress) -> None:
     """Have the runtime prepare a prompt with a picture, before hours are spent on graphs it could not use.
 
     Raises:
@@ -307,9 +312,22 @@ def _require_answerable(checkpoint: Checkpoint) -> None:
     from fico_export.runtime.prompt import Message, PromptFormatter
 
     texts = checkpoint.files()
-    PromptFormatter(texts.tokenizer, texts.chat_template, checkpoint.tokens).encode(
-        [Message("user", "?", 1)], 1
-    )
+    for text in texts.warnings:
+        progress.warn(text)
+    formatter = PromptFormatter(texts.tokenizer, texts.chat_template, checkpoint.tokens)
+    try:
+        formatter.encode([Message("user", "?", 1)], 1)
+    except FicoError as error:
+        raise CheckpointError(
+            f"the chat template of {checkpoint.folder} cannot ask about an image: {error.what}",
+            fix=f"{texts.other_template}: one that shows an image as {checkpoint.tokens.image}",
+        ) from error
+    if formatter.content == "text":
+        progress.warn(
+            f"the chat template of {checkpoint.folder} takes texts alone, as language models' own do: an image becomes "
+            f"{checkpoint.tokens.image!r} and a new line before the text; if the model was trained on another form, "
+            f"{texts.other_template} and export again"
+        )
     height, width = ImageProcessor.from_config(texts.preprocessor)(Image.new("RGB", (3, 2))).shape[2:]
     if (height, width) != (checkpoint.image_size, checkpoint.image_size):
         raise CheckpointError(
@@ -333,12 +351,14 @@ def open_checkpoint(model: str, revision: str | None) -> Checkpoint:
 
 
 def open_architecture(model: str, revision: str | None = None) -> Architecture:
-    """What a model's config.json says; of a hub model nothing else is downloaded.
+    """What a model's config.json says; of a hub model nothing else is downloaded, of an alias nothing at all.
 
     Raises:
         ConfigError: no such model, or one of a family that is not supported.
     """
     from fico_export import demo, models
 
-    folder = demo.FOLDER if model == models.DEMO else models.find(model, revision, models.CONFIG)[0]
-    return models.describe(folder)
+    if model == models.DEMO:
+        return models.describe(demo.FOLDER)
+    packaged = models.packaged(model) if revision is None else None
+    return models.describe(packaged or models.find(model, revision, models.CONFIG)[0])

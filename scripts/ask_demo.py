@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Show what token reduction does: a held-out scene, three questions, all visual tokens against the kept ones.
+"""Show what token reduction does: a held-out scene, a question of each kind, all visual tokens against the kept ones.
 
-    fico-export --model demo --keep 64
+    fico-export --model demo --keep 64 --method dpp
     fico-export --model demo --method none
-    python scripts/ask_demo.py engines/demo-none-k576-fp32 engines/demo-ficoco-v-k64-fp32
+    python scripts/ask_demo.py engines/demo-none-k576-fp32 engines/demo-dpp-k64-fp32
 
-Writes the scene beside the same scene with the dropped tokens darkened, and prints the answers and the time per stage.
+Prints the answers beside what the scene shows, and the time of each stage. Writes the scene beside the same scene with the
+dropped tokens darkened.
 """
 
 from __future__ import annotations
@@ -26,8 +27,6 @@ from fico_export.demo import scenes
 from fico_export.demo.questions import one_of_each
 from fico_export.runtime.generation import STAGES, Answer
 
-KINDS = ("colour", "place", "sign")
-
 
 def main(
     full: Annotated[Path, typer.Argument(help="Bundle with all visual tokens.")],
@@ -39,7 +38,7 @@ def main(
     """Ask both bundles in alternation."""
     shown = scenes.scene(scene, "held-out")
     picture = scenes.render(shown)
-    asked = [question for question in one_of_each(shown) if question.kind in KINDS]
+    asked = one_of_each(shown)
     vlms = [fico_export.load(bundle) for bundle in (full, reduced)]
     columns = [f"{vlm.manifest.reduction.keep} tokens" for vlm in vlms]
     runs: list[list[list[Answer]]] = [  # run, question, bundle
@@ -51,9 +50,13 @@ def main(
     kept = vlms[1].encode_image(picture, asked[0].text).keep_index
     grid = vlms[1].manifest.reduction.grid
     console.print(_map(picture, kept, grid))
-    answers = Table("question", *columns, "right answer")
+    answers = Table("question", *columns, "the scene shows")
+    right = [0, 0]
     for question, said in zip(asked, runs[0], strict=True):
-        answers.add_row(question.text, *(answer.text for answer in said), question.answer)
+        marks = [answer.text == question.answer for answer in said]
+        right = [count + mark for count, mark in zip(right, marks, strict=True)]
+        cells = [f"{a.text}  {'right' if m else 'wrong'}" for a, m in zip(said, marks, strict=True)]
+        answers.add_row(question.text, *cells, question.answer)
     console.print(answers)
     times = Table(f"ms, median of {repeats * len(asked)}", *columns, "ratio")
     timed = [answer for run in runs[1:] for answer in run]  # the first run warms up
@@ -68,6 +71,10 @@ def main(
     console.print(times)
     out.parent.mkdir(parents=True, exist_ok=True)
     _beside(picture, kept, grid).save(out)
+    method = vlms[1].manifest.reduction.method
+    console.print(
+        f"{columns[0]}: {right[0]} of {len(asked)} right; {columns[1]} by {method}: {right[1]} of {len(asked)} right"
+    )
     console.print(f"the scene, and the tokens that {reduced.name} keeps: {out}", soft_wrap=True)
 
 

@@ -99,7 +99,7 @@ def per_token(long: list[dict[str, Any]], short: list[dict[str, Any]], key: str,
 
 def answered(vlm: Vlm, new_tokens: int) -> dict[str, float]:
     """Times of one answer without any clock inside."""
-    picture, sampling = drawn(), Sampling(ignore_eos=True)
+    picture, sampling = drawn(), Sampling(temperature=0, ignore_eos=True)
     began, cpu_began = time.perf_counter(), time.process_time()
     vlm.generate(PROMPT, [picture], max_new_tokens=new_tokens, sampling=sampling)
     wall_ms, cpu_ms = (time.perf_counter() - began) * 1000, (time.process_time() - cpu_began) * 1000

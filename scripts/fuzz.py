@@ -1,178 +1,248 @@
-"""Damages files as a stranger could, reads them, and says what was neither read nor refused.
+"""Spoils files of every kind that this package reads, and has it read them: each is read, or refused with a hint.
 
-    python scripts/fuzz.py --seed 7 --count 500              # over all kinds of files
-    python scripts/fuzz.py --seed 7 --count 500 --only 123   # one case again, its files kept in fuzz-123/
+    python scripts/fuzz.py --seed 1 --count 2000
+    python scripts/fuzz.py --seed 1 --only manifest:17      one case again, with its trace
 
-A case is right where what reads it succeeds, or raises the package's own error with a fix; it is wrong where anything else is
-raised, it takes over a minute, or 4 GB. Everything runs in this process; a case follows from the seed and its number alone.
+A finding is any exception but the package's own, an error without words, a case over a minute, over 4 GB of memory, or the end of
+the process. Cases run in one process, which is started again where one ends it.
 """
 
 from __future__ import annotations
 
 import argparse
-import faulthandler
+import json
 import os
+import queue
 import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
-import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
-os.environ.setdefault("RUST_BACKTRACE", "0")
-sys.path.insert(0, str(Path(__file__).parent))
-
-import fuzz_mutators
-import fuzz_subjects
+from fuzz_subjects import SUBJECTS, Subject
 
 from fico_export.errors import FicoError
 
-MOST_SECONDS = 60
-MOST_BYTES = 4 * 10**9
+SECONDS, BYTES = 60.0, 4 * 10**9
 
 
-class TooSlow(BaseException):
-    """A case took over a minute. No Exception: whoever catches all of them must not catch this."""
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case: `read`, `refused`, or what was found; seconds, and the peak of memory in bytes."""
+
+    subject: str
+    number: int
+    result: str
+    seconds: float
+    peak: int
+
+    @property
+    def found(self) -> bool:
+        """Whether it is a fault."""
+        return self.result not in ("read", "refused")
 
 
-@dataclass
-class Found:
-    """What a campaign found: cases by subject and end, and those that went wrong."""
-
-    ends: Counter[tuple[str, str]] = field(default_factory=Counter)
-    wrong: list[tuple[int, str, str, str]] = field(default_factory=list)
-    slowest: tuple[float, int] = (0.0, -1)
-    most_bytes: int = 0
+class TooSlowError(Exception):
+    """A case ran out of time."""
 
 
-def case(seed: int, number: int, subjects: fuzz_subjects.Subjects, folder: Path) -> tuple[str, str, str]:
-    """Run one case in an empty folder: the subject, how it ended (read, refused or wrong), and what was said."""
-    chance = random.Random(f"{seed}:{number}")
-    subject = subjects.pick(number)
-    files = subject.write(folder)
-    said = [fuzz_mutators.mutate(chance.choice(files), chance) for _ in range(chance.choice((1, 1, 1, 2, 3)))]
-    done = "; ".join(said)
+def run_case(subject: Subject, whole: Path, seed: int, number: int, seconds: float = SECONDS) -> Outcome:
+    """Spoil a copy of a subject's files and have them read."""
+    rng = random.Random(f"{seed}:{subject.name}:{number}")
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(shutil.copytree(whole, Path(work) / "files"))
+        subject.spoil(rng, folder)
+        began = time.monotonic()
+        signal.signal(signal.SIGALRM, _too_slow)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            result = _read(subject, folder)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    took = time.monotonic() - began
+    if peak > BYTES:
+        result = f"memory: {peak / 1e9:.1f} GB"
+    elif took > seconds:
+        result = f"time: {took:.0f} s"
+    return Outcome(subject.name, number, result, took, peak)
+
+
+def _read(subject: Subject, folder: Path) -> str:
     try:
-        subject.read(folder, chance)
+        subject.read(folder)
     except FicoError as error:
-        if not error.what.strip() or not error.fix.strip():
-            return subject.name, "wrong", f"{done}: an error without a fix: {error.what!r}"
-        return subject.name, "refused", f"{done}: {error.what}"
-    except (KeyboardInterrupt, SystemExit, TooSlow):
-        raise
-    except BaseException as error:  # a panic of a Rust library is none of Exception's
-        last = "".join(traceback.format_exception(error)[-3:])
-        return subject.name, "wrong", f"{done}: {type(error).__name__}: {str(error)[:300]}\n{last}"
-    return subject.name, "read", done
+        try:
+            json.dumps([error.what, error.fix]).encode()
+        except (TypeError, ValueError):
+            return "an error that cannot be written as JSON"
+        return "refused" if error.what.strip() and error.fix.strip() else "an error without words"
+    except TooSlowError:
+        return "time"
+    except BaseException as error:
+        if os.environ.get("FICO_FUZZ_TRACE"):
+            traceback.print_exc()
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {str(error)[:120]}"
+    return "read"
 
 
-def campaign(
-    seed: int, numbers: range, subjects: fuzz_subjects.Subjects, keep: Path | None = None, show: bool = False
-) -> Found:
-    """Run cases one after another."""
-    found = Found()
-    for number in numbers:
-        folder = keep or Path(tempfile.mkdtemp(prefix="fuzz-"))
-        before, began = _peak_bytes(reset=True), time.perf_counter()
-        print(f"\rcase {number} ", end="", file=sys.stderr, flush=True) if show else None
-        with _limits(number):
-            try:
-                name, end, said = case(seed, number, subjects, folder)
-            except TooSlow:
-                name, end, said = subjects.pick(number).name, "wrong", f"took over {MOST_SECONDS} s"
-        took, grown = time.perf_counter() - began, _peak_bytes() - before
-        if took > MOST_SECONDS and end != "wrong":  # whoever caught it
-            end, said = "wrong", f"{said}: took {took:.0f} s"
-        if grown > MOST_BYTES:
-            end, said = "wrong", f"{said}: took {grown / 1e9:.1f} GB"
-        found.ends[name, end] += 1
-        found.slowest = max(found.slowest, (took, number))
-        found.most_bytes = max(found.most_bytes, grown)
-        if end == "wrong":
-            found.wrong.append((number, name, end, said))
-        if keep is None:
-            shutil.rmtree(folder, ignore_errors=True)
-    return found
+def _too_slow(*_: object) -> None:
+    raise TooSlowError
 
 
-@contextmanager
-def _limits(number: int) -> Iterator[None]:
-    """Raise TooSlow in Python's own code after a minute; end the process, with its place, where a library does not return."""
-
-    def ring(signum: int, frame: FrameType | None) -> None:
-        raise TooSlow(number)
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(MOST_SECONDS)
-    faulthandler.dump_traceback_later(2 * MOST_SECONDS, exit=True)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        faulthandler.cancel_dump_traceback_later()
-        signal.signal(signal.SIGALRM, before)
+def cases(seed: int, count: int) -> list[tuple[str, int]]:
+    """Names and numbers of the cases, every subject in turn; by its weight some come more often."""
+    rng = random.Random(seed)
+    names = [name for name, subject in SUBJECTS.items() for _ in range(subject.weight)]
+    seen: Counter[str] = Counter()
+    chosen = []
+    for i in range(count):
+        name = names[i] if i < len(names) else rng.choice(names)
+        chosen.append((name, seen[name]))
+        seen[name] += 1
+    return chosen
 
 
-def _peak_bytes(reset: bool = False) -> int:
-    """The most memory that this process had since the last reset."""
-    if reset:
-        with suppress(OSError):  # where it is not ours to reset, it is the most there ever was
-            Path("/proc/self/clear_refs").write_text("5")
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(kilobytes) * 1024
+# ---- the process that reads
 
 
-def summary(found: Found) -> list[str]:
-    """A line for each kind of file, and the totals."""
-    lines = [f"{'files':<14}{'read':>8}{'refused':>9}{'wrong':>7}"]
-    for name in sorted({name for name, _ in found.ends}):
-        counts = (found.ends[name, end] for end in ("read", "refused", "wrong"))
-        lines.append(f"{name:<14}" + "".join(f"{n:>{w}}" for n, w in zip(counts, (8, 9, 7), strict=True)))
-    seconds, number = found.slowest
-    lines.append(
-        f"{sum(found.ends.values())} cases, {len(found.wrong)} wrong; slowest {seconds:.1f} s (case {number}), "
-        f"most memory of a case {found.most_bytes / 1e6:.0f} MB"
+def work(seed: int, wholes: Path) -> None:
+    """Run the cases that come on stdin, a line each; say what became of them on stdout."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no outcome
+    limit = resource.getrlimit(resource.RLIMIT_AS)[1]
+    size = (
+        int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        if Path("/proc/self/statm").exists()
+        else 0
     )
-    return lines
+    if size:
+        resource.setrlimit(resource.RLIMIT_AS, (size + 2 * BYTES, limit))
+    for line in sys.stdin:
+        name, number = line.split()
+        outcome = run_case(SUBJECTS[name], wholes / name, seed, int(number))
+        print(json.dumps(vars(outcome)), file=out, flush=True)
+
+
+class Reader:
+    """The process that reads; started again when it has ended."""
+
+    def __init__(self, seed: int, wholes: Path) -> None:
+        self._command = [sys.executable, __file__, "--seed", str(seed), "--work", str(wholes)]
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(self, name: str, number: int) -> Outcome:
+        """One case, which may end the process."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        process, began = self._process, time.monotonic()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{name} {number}\n")
+        process.stdin.flush()
+        lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=lambda: lines.put(process.stdout.readline()), daemon=True).start()  # type: ignore[union-attr]
+        try:
+            line = lines.get(timeout=3 * SECONDS)
+        except queue.Empty:
+            line = ""
+        if line:
+            return Outcome(**json.loads(line))
+        process.kill()
+        with process:
+            status, self._process = process.wait(), None
+        return Outcome(name, number, f"the process ended: {status}", time.monotonic() - began, 0)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            with self._process as process:  # closes its streams, and waits
+                assert process.stdin is not None
+                process.stdin.close()
+
+
+# ---- the command
+
+
+def outcomes(seed: int, chosen: list[tuple[str, int]], wholes: Path) -> Iterator[Outcome]:
+    """What becomes of each case."""
+    reader = Reader(seed, wholes)
+    try:
+        for name, number in chosen:
+            yield reader.run(name, number)
+    finally:
+        reader.close()
+
+
+def write_wholes(folder: Path, names: set[str]) -> None:
+    """The files of each subject, unspoilt."""
+    for name in sorted(names):
+        (folder / name).mkdir()
+        SUBJECTS[name].write(folder / name)
+
+
+def summary(found: list[Outcome]) -> str:
+    """A line a subject."""
+    lines = [f"{'subject':<20}{'cases':>7}{'read':>7}{'refused':>9}{'found':>7}{'slowest':>10}"]
+    for name in SUBJECTS:
+        own = [outcome for outcome in found if outcome.subject == name]
+        if own:
+            results = Counter(outcome.result for outcome in own)
+            faults = sum(outcome.found for outcome in own)
+            slowest = max(outcome.seconds for outcome in own)
+            lines.append(
+                f"{name:<20}{len(own):>7}{results['read']:>7}{results['refused']:>9}{faults:>7}{slowest:>8.1f} s"
+            )
+    return "\n".join(lines)
 
 
 def main() -> int:
-    """Run the campaign that the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0, help="cases follow from it and their number")
+    """Run the cases and print what was found."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0, help="seed of the cases")
     parser.add_argument("--count", type=int, default=200, help="number of cases")
-    parser.add_argument("--only", type=int, metavar="K", help="run case K alone and keep its files")
     parser.add_argument(
-        "--subject", choices=fuzz_subjects.NAMES, action="append", help="files of this kind only"
+        "--only", metavar="SUBJECT[:K]", help=f"one subject, or one case of it: {', '.join(SUBJECTS)}"
     )
-    args = parser.parse_args()
-    warnings.simplefilter("ignore")
-    soft = int(1.5 * MOST_BYTES) + 2 * 10**9  # so that the machine is not ended with what runs away
-    resource.setrlimit(resource.RLIMIT_DATA, (soft, resource.getrlimit(resource.RLIMIT_DATA)[1]))
-    numbers = range(args.count) if args.only is None else range(args.only, args.only + 1)
-    keep = None if args.only is None else Path(f"fuzz-{args.only}")
-    if keep is not None:
-        keep.mkdir()
-    with tempfile.TemporaryDirectory(prefix="fuzz-originals-") as originals:
-        subjects = fuzz_subjects.Subjects(Path(originals), args.subject or fuzz_subjects.NAMES)
-        found = campaign(args.seed, numbers, subjects, keep, show=sys.stderr.isatty())
-    for number, name, _, said in found.wrong:
-        chosen = "".join(f" --subject {n}" for n in args.subject or ())
-        print(
-            f"WRONG {name}: {said}\n  again: python scripts/fuzz.py --seed {args.seed}{chosen} --only {number}\n"
-        )
-    print("\n".join(summary(found)))
-    return 1 if found.wrong else 0
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    given: Any = parser.parse_args()
+    if given.work:
+        work(given.seed, given.work)
+        return 0
+    chosen = cases(given.seed, given.count)
+    if given.only:
+        name, _, number = given.only.partition(":")
+        chosen = [(name, int(number))] if number else [(name, i) for i in range(given.count)]
+        os.environ["FICO_FUZZ_TRACE"] = "1"
+    began, found = time.monotonic(), []
+    with tempfile.TemporaryDirectory() as folder:
+        write_wholes(Path(folder), {name for name, _ in chosen})
+        for outcome in outcomes(given.seed, chosen, Path(folder)):
+            found.append(outcome)
+            if outcome.found:
+                print(
+                    f"FOUND {outcome.result}\n  python scripts/fuzz.py --seed {given.seed} --only {outcome.subject}:{outcome.number}",
+                    flush=True,
+                )
+    print(summary(found))
+    faults, peak = sum(o.found for o in found), max(o.peak for o in found)
+    print(
+        f"{len(found)} cases, {faults} found, {time.monotonic() - began:.0f} s, at most {peak / 1e9:.2f} GB of memory"
+    )
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 #!/usr/bin/env bash
 # Sets up a virtual environment and passes every check: format, lint, types, layers, tests, and a device's install.
+# Python is all that it needs. Tests of `fico deploy` and of pages in a browser are skipped where there are no openssh-server,
+# rsync and Chromium; the summary says which were, and what installs them. FICO_REQUIRE_SSH=1 and FICO_REQUIRE_CHROMIUM=1 fail
+# there instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/venv.sh
@@ -10,8 +13,6 @@ ruff check .
 mypy
 lint-imports
 scripts/check_runtime.sh
-# `fico deploy` is tested against a real sshd where there are openssh-server and rsync (apt install them), and skipped where
-# not; FICO_REQUIRE_SSH=1 fails there instead.
 # A process for each core, and in each one thread: torch's own would take each other's time.
 export OMP_NUM_THREADS=1
 # Last, so that its closing line is the run's: N passed.

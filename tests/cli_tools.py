@@ -1,5 +1,6 @@
 """Drives `fico` and `fico-export` as a shell would, in this process or in one of its own; edits checkpoints and bundles."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,7 +10,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 from safetensors.torch import load_file, save_file
 
 from fico_export.cli.main import app, export_app, invoke
@@ -43,13 +43,6 @@ class Outcome:
 
 def _no_json(constant):
     raise ValueError(f"{constant} is not JSON")
-
-
-def missing(reason):
-    """Skip a test of `fico deploy` for what this machine lacks, or fail it under FICO_REQUIRE_SSH=1."""
-    if os.environ.get("FICO_REQUIRE_SSH") == "1":
-        pytest.fail(f"FICO_REQUIRE_SSH=1, and {reason}")
-    pytest.skip(reason)
 
 
 def started(line, **options):
@@ -102,6 +95,15 @@ def edit_json(path: Path, **changes):
         else:
             owner[last] = value
     path.write_text(json.dumps(content))
+
+
+def edit_listed(bundle: Path, name: str, **changes):
+    """As `edit_json`, of a bundle's file, whose manifest then lists it as it is."""
+    edit_json(bundle / name, **changes)
+    content = (bundle / name).read_bytes()
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"][name] |= {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
 def edit_weights(folder: Path, change):

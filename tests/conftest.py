@@ -7,6 +7,7 @@ import pytest
 from checkpoints import GRID24, to_public_layout, write_tiny
 from clip_checkpoints import write_clip
 from PIL import Image
+from programs import skipped
 from skimage import data
 from tracing import traced_once
 
@@ -19,6 +20,14 @@ def pytest_runtest_setup(item):
         if os.environ.get("FICO_REQUIRE_GPU") == "1":
             pytest.fail("FICO_REQUIRE_GPU=1, and there is no GPU")
         pytest.skip("needs a CUDA GPU")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What was not tested on this machine, and what installs it; pytest's own closing line comes after."""
+    if lines := skipped(terminalreporter.stats.get("skipped", [])):
+        terminalreporter.section("not tested on this machine")
+        for line in lines:
+            terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session")

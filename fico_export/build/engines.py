@@ -16,6 +16,7 @@ from fico_export.build.jobs import Job
 from fico_export.build.library import Builder
 from fico_export.bundle import files
 from fico_export.bundle.engines import FOLDER, Build, Engine, Options
+from fico_export.bundle.output import replace_engines, working_folder
 from fico_export.errors import BundleError, ConfigError
 from fico_export.progress import Progress, Silent
 
@@ -121,7 +122,7 @@ def _build(
     if not missing:  # a bundle that may only be read is as good
         return [rows[job.name] for job in jobs]
     full = "free some space on the bundle's disk, or build fewer graphs with --graph"
-    with files.aside(folder, full=full, denied=f"make {bundle} a folder that you may write to") as work:
+    with working_folder(folder, full=full, denied=f"make {bundle} a folder that you may write to") as work:
         if same and (folder / TIMING_CACHE).is_file():
             shutil.copyfile(folder / TIMING_CACHE, work / TIMING_CACHE)
         for number, job in enumerate(missing):
@@ -216,7 +217,7 @@ def _publish(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     build.save(whole)
-    files.replace(whole, folder)
+    replace_engines(whole, folder)
 
 
 def _link(source: str | Path, to: str | Path) -> None:

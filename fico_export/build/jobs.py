@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fico_export.bundle.engines import Sizes
+from fico_export.bundle.external import external_files
 from fico_export.bundle.manifest import Graph, Manifest
 from fico_export.errors import BundleError, ConfigError, unknown_name
 
@@ -19,7 +19,6 @@ _BATCH = "batch_size"
 _PREFILL = 512
 _PROMPT = 64  # words about a picture, to guess the likeliest length of a prompt by
 # StringStringEntryProto of TensorProto.external_data: key (field 1) `location`, then value (field 2) and its length.
-_LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]?[\x00-\x7f])")
 
 
 @dataclass(frozen=True)
@@ -78,12 +77,7 @@ def wanted(manifest: Manifest) -> list[str]:
 
 def weight_files(graph: Path) -> set[str]:
     """The files beside a graph that hold its weights, read off the names in it."""
-    content = graph.read_bytes()
-    found = set()
-    for match in _LOCATION.finditer(content):
-        size = match[1][0] if len(match[1]) == 1 else (match[1][0] & 0x7F) | match[1][1] << 7
-        found.add(content[match.end() : match.end() + size].decode("utf-8"))
-    return found
+    return external_files(graph)
 
 
 def _sources(bundle: Path, manifest: Manifest, name: str) -> dict[str, str]:

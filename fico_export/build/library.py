@@ -113,7 +113,7 @@ def _require_version(target: Target, version: str) -> None:
         if _numbers(version) < _numbers(target.parser.version):
             raise ConfigError(
                 f"target {target.name} needs {name} {target.parser.version} or later; {version} is installed",
-                fix="pip install --upgrade 'fico_export[rtx]'",
+                fix="pip install --upgrade tensorrt-rtx-cu13",
             )
         return
     covered = _numbers(target.name.removeprefix("trt-"))

@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from fico_export import documents
+from fico_export import documents, extras
 from fico_export.build.compile import RTX, Runtime, Task
 from fico_export.build.worker import Job, Made
 from fico_export.bundle.engines import Options
@@ -121,13 +121,13 @@ def _error(said: dict[str, Any], runtime: Runtime) -> Exception:
 
 def _install(runtime: Runtime) -> str:
     if runtime == RTX:
-        return "pip install 'fico_export[rtx]'"
+        return extras.install("rtx")
     if machine.jetson_linux(Path("/")):
         return (
             "JetPack brings it: sudo apt install nvidia-jetpack; a virtual environment sees it when made with "
             "--system-site-packages; then pip install polygraphy"
         )
-    return "pip install 'fico_export[tensorrt]'; with --emit-trtexec none is needed here"
+    return f"{extras.install('tensorrt')}; with --emit-trtexec none is needed here"
 
 
 def _death(code: int, what: str, words: str, options: Options) -> BuildError:

@@ -103,8 +103,9 @@ def write(bundle: Path, target: Target, jobs: Sequence[Job], options: Options) -
             fix="build without --emit-trtexec: no GPU is needed",
         )
     for job in jobs:
-        for word in (job.name, job.graph.file, *(value.name for value in job.graph.inputs)):
-            if not re.fullmatch(r"[\w./-]+", word):  # they stand in a script that someone will run
+        for word in (job.name, *PurePosixPath(job.graph.file).parts, *(i.name for i in job.graph.inputs)):
+            # They stand in a script that someone will run, as words and as names of files that it writes.
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", word):
                 raise ConfigError(f"{word!r} is no name for a script", fix="export the bundle again")
     version = target.parser.version
     texts = {

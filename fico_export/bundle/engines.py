@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
+from fico_export import documents
+from fico_export.bundle.bounds import (
+    BundlePath,
+    Bytes,
+    Count,
+    GraphName,
+    Label,
+    Positive,
+    Sha256,
+    bundle_path,
+)
 from fico_export.errors import BundleError
 from fico_export.tables import Record
 
@@ -15,7 +27,10 @@ SCHEMA_VERSION = 1
 FILE_NAME = "build.json"
 FOLDER = "trt"
 
-Sizes = tuple[int, int, int]  # least, likeliest and most
+MAX_BYTES = 16 * 2**20
+"""Size of the largest build.json."""
+
+Sizes = tuple[Positive, Positive, Positive]  # least, likeliest and most
 
 
 class Options(Record):
@@ -30,12 +45,18 @@ class Options(Record):
         low_memory: whether memory was spared where it costs speed.
     """
 
-    optimization_level: int = 3
-    workspace_bytes: int | None = None
-    auxiliary_streams: int | None = None
+    optimization_level: Count = 3
+    workspace_bytes: Bytes | None = None
+    auxiliary_streams: Count | None = None
     hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
     version_compatible: bool = False
     low_memory: bool = False
+
+
+def _file_name(name: str) -> str:
+    if "/" in name or not bundle_path(name).endswith(".engine"):
+        raise ValueError(f"{name[:60]!r} is no file name of an engine")
+    return name
 
 
 class Engine(Record):
@@ -51,13 +72,13 @@ class Engine(Record):
         peak_bytes: most host memory of the process that built it.
     """
 
-    file: str
-    sha256: str
-    size: int
-    sources: dict[str, str]
-    profiles: list[dict[str, Sizes]]
+    file: Annotated[str, AfterValidator(_file_name)]
+    sha256: Sha256
+    size: Bytes
+    sources: dict[BundlePath, Sha256] = Field(max_length=4096)
+    profiles: list[dict[Label, Sizes]] = Field(max_length=64)
     seconds: float
-    peak_bytes: int
+    peak_bytes: Bytes
 
 
 class Build(Record):
@@ -77,18 +98,20 @@ class Build(Record):
         created: time of the build.
     """
 
-    schema_version: int = SCHEMA_VERSION
-    target: str
+    schema_version: int = Field(SCHEMA_VERSION, strict=True, ge=1)
+    target: Label
     runtime: Literal["tensorrt", "tensorrt_rtx"]
-    version: str
-    platform: str
-    compute_capabilities: list[str]
-    gpu: str | None = None
-    driver: str | None = None
+    version: Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9A-Za-z+-]{1,32}){0,8}$")]
+    platform: Label
+    compute_capabilities: list[Annotated[str, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,3})?$")]] = Field(
+        max_length=64
+    )
+    gpu: Label | None = None
+    driver: Label | None = None
     options: Options
-    timing_cache_sha256: str | None = None
-    engines: dict[str, Engine]
-    created: str
+    timing_cache_sha256: Sha256 | None = None
+    engines: dict[GraphName, Engine] = Field(max_length=64)
+    created: Label
 
     def save(self, folder: Path) -> None:
         """Write build.json."""
@@ -104,15 +127,29 @@ class Build(Record):
         """
         path = bundle / FOLDER / target / FILE_NAME
         fix = f"fico build {bundle} --target {target}"
-        if not path.is_file():
+        if not re.fullmatch(r"[\w.-]+", target) or not path.is_file():
             raise BundleError(f"{bundle} has no engines for {target}", fix=fix)
+        if path.stat().st_size > MAX_BYTES:
+            raise BundleError(f"{path} is larger than {MAX_BYTES >> 20} MiB", fix=fix)
+        return cls.parse(documents.read_text(path, error=BundleError, fix=fix), str(path), fix)
+
+    @classmethod
+    def parse(cls, text: str, place: str, fix: str) -> Build:
+        """The build.json that a text holds; `place` names it in errors.
+
+        Raises:
+            BundleError: it is damaged or newer; `fix` says what to do.
+        """
+        content = documents.parse(text, place, error=BundleError, fix=fix)
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise BundleError(
+                f"{place} has schema version {version}; this fico_export reads {SCHEMA_VERSION}",
+                fix=f"update fico_export, or build again: {fix}",
+            )
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["schema_version"] > SCHEMA_VERSION:
-                raise BundleError(
-                    f"{path} has schema version {content['schema_version']}; this fico_export reads {SCHEMA_VERSION}",
-                    fix=f"update fico_export, or build again: {fix}",
-                )
             return cls.model_validate(content)
-        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-            raise BundleError(f"{path} is damaged: {error}", fix=fix) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part)[:64] for part in first["loc"])
+            raise BundleError(f"{place} is damaged: {where}: {first['msg']}", fix=fix) from error

@@ -1,8 +1,7 @@
-"""The files of a bundle: written aside and renamed when whole, hashed, and checked before they are trusted."""
+"""The files of a bundle: described with their hashes, and checked before they are trusted."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
@@ -10,19 +9,20 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from fico_export.bundle.manifest import FILE_NAME, File, Manifest
+from fico_export.bundle.belongings import every_file, left_by_commands
+from fico_export.bundle.external import external_files
+from fico_export.bundle.manifest import FILE_NAME, READ_BY_NAME, File, Manifest
 from fico_export.errors import BundleError, ConfigError, DiskError
 
 # Hashing the weights of a 7B bundle takes longer than answering a question, so `run` hashes what is small
 # (graphs, tokenizer, configs) and compares the sizes of the rest; `verify` and `inspect --check` hash everything.
 QUICK_LIMIT_BYTES = 64 * 2**20
-# No space, no quota, and no larger file: a limit of the shell or of the file system (4 GB on FAT32).
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DAMAGED = "copy or export the bundle again: a damaged graph would answer wrongly without a word"
 # Large: a thread that hashes waits for the interpreter after each piece, while another traces graphs.
 _PIECE_BYTES = 16 * 2**20
+_STATE = ("st_dev", "st_ino", "st_size", "st_mtime_ns")
 
 
 def sha256(path: Path, stop: threading.Event | None = None) -> str:
@@ -50,6 +50,26 @@ def hashed_aside(paths: Iterable[Path]) -> Iterator[Future[dict[Path, File]]]:
             stop.set()
 
 
+def require_unchanged(before: Mapping[Path, os.stat_result]) -> None:
+    """Refuse what was made of files that changed meanwhile.
+
+    Args:
+        before: the state of each file when the work began.
+
+    Raises:
+        ConfigError: a file is missing, was written to, or is another one now.
+    """
+    for path, then in before.items():
+        try:
+            now = path.stat()
+        except OSError:
+            now = None
+        if now is None or any(getattr(then, key) != getattr(now, key) for key in _STATE):
+            raise ConfigError(
+                f"{path} changed while it was read: nothing was kept", fix="give the same command again"
+            )
+
+
 def describe(folder: Path, linked: Mapping[Path, File]) -> dict[str, File]:
     """Every file below a bundle's folder but its manifest, by POSIX path; those in `linked` are hashed already."""
     found = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != FILE_NAME)
@@ -68,10 +88,16 @@ def check(folder: Path, manifest: Manifest, *, full: bool) -> None:
     has, gets the time of the original if its content is right, so that this is done once.
 
     Raises:
-        BundleError: a file is missing, of another size, or of another content.
+        BundleError: a file is missing, of another size or content, or outside of the bundle; or there is one that would be read
+            though the manifest does not list it.
     """
+    for name in READ_BY_NAME:
+        if os.path.lexists(folder / name):
+            manifest.require(name)
+    root = folder.resolve()
     for name, expected in manifest.files.items():
         path = folder / name
+        _require_inside(folder, root, name)
         if not path.is_file():
             raise BundleError(f"{name} is missing from the bundle {folder}", fix=_damaged(False))
         stat = path.stat()
@@ -96,64 +122,36 @@ def check(folder: Path, manifest: Manifest, *, full: bool) -> None:
             if touched and not shared and expected.mtime_ns is not None:
                 with suppress(OSError):  # a bundle that may only be read is hashed every time
                     os.utime(path, ns=(stat.st_atime_ns, expected.mtime_ns))
+    for graph in manifest.graphs.values():
+        for location in sorted(external_files(folder / graph.file)):
+            manifest.require(
+                (PurePosixPath(graph.file).parent / location).as_posix(), f"weights of {graph.file}"
+            )
+
+
+def unlisted(folder: Path, manifest: Manifest) -> list[str]:
+    """Files of a bundle's folder that its manifest says nothing of, by POSIX path; what commands left there is left out."""
+    known = {FILE_NAME, *manifest.files}
+    found = (name for name in every_file(folder) if name not in known and not left_by_commands(name))
+    return [os.fsencode(name).decode("utf-8", "replace") for name in found]  # a name may be no Unicode
+
+
+def _require_inside(folder: Path, root: Path, name: str) -> None:
+    try:
+        inside = (folder / name).resolve().is_relative_to(root)
+    except (OSError, RuntimeError):
+        inside = False
+    if not inside:
+        raise BundleError(
+            f"{name} is a link that leads out of the bundle {folder}",
+            fix=f"copy the bundle with its content: cp -rL {folder} {folder}-copy",
+        )
 
 
 def _damaged(shared: bool) -> str:
     if shared:
         return "restore the checkpoint's file, or export again; with --copy-weights the bundle has weights of its own"
     return DAMAGED
-
-
-@contextmanager
-def written_whole(folder: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `folder` to write into, renamed to it at the end; on any failure nothing remains.
-
-    Raises:
-        ConfigError: `folder` exists and is not to be overwritten, or is no bundle, or cannot be made.
-        DiskError: the disk filled up while writing.
-    """
-    _clear_abandoned(folder.resolve())
-    _require_free(folder, overwrite=overwrite)
-    full = "free some space, or give --out a folder on another disk"
-    with aside(folder, full=full, denied="give --out a folder that you may write to") as partial:
-        yield partial
-        replace(partial, folder)
-
-
-@contextmanager
-def aside(folder: Path, *, full: str, denied: str) -> Iterator[Path]:
-    """A folder beside `folder` to write into, which is gone at the end; see `replace`.
-
-    Args:
-        folder: what it will replace, or a part of it.
-        full: the fix for a disk that fills up.
-        denied: the fix for a folder that may not be written to.
-
-    Raises:
-        ConfigError: it cannot be made.
-        DiskError: the disk filled up while writing.
-    """
-    place = folder.resolve()
-    _clear_abandoned(place)
-    partial = place.parent / f".{place.name}.partial-{os.getpid()}"
-    new_parents = [parent for parent in place.parents if not parent.exists()]
-    try:
-        _make(partial, folder, denied)
-        yield partial
-    except OSError as error:
-        if error.errno in _FULL:
-            raise DiskError(f"the disk of {folder.parent} filled up; nothing was kept", fix=full) from error
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):  # not empty: the bundle is in it
-            for parent in new_parents:
-                parent.rmdir()
-
-
-def replace(whole: Path, folder: Path) -> None:
-    """Put a folder that is whole in the place of another; a link stays, what it points at is replaced."""
-    _swap(whole, folder.resolve())
 
 
 _SMALLER_BUNDLE = (
@@ -177,74 +175,3 @@ def require_space(
             f"{what} {needed / 1e9:.1f} GB, the disk of {existing} has {free / 1e9:.1f} GB free",
             fix=fix,
         )
-
-
-def _require_free(folder: Path, *, overwrite: bool) -> None:
-    if not folder.exists():
-        return
-    if not overwrite:
-        raise ConfigError(f"{folder} exists", fix="give --overwrite to replace it, or --out another folder")
-    if folder.is_dir() and not any(folder.iterdir()):
-        return
-    try:
-        Manifest.load(folder)  # many a project has a manifest.json: it must be one of ours
-    except BundleError as error:
-        raise ConfigError(
-            f"{folder} is not a bundle, so --overwrite will not delete it", fix="give --out another folder"
-        ) from error
-
-
-def _make(partial: Path, folder: Path, denied: str) -> None:
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"cannot write to {folder}: {error.strerror}", fix=denied) from error
-
-
-def _swap(partial: Path, folder: Path) -> None:
-    aside = folder.parent / f".{folder.name}.old-{os.getpid()}"
-    if folder.exists():
-        folder.rename(aside)
-    try:
-        partial.rename(folder)
-    except BaseException:
-        if aside.exists():
-            aside.rename(folder)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _clear_abandoned(folder: Path) -> None:
-    """Clear away what exports of this folder left behind when they were killed outright.
-
-    One that was killed between the two renames of `_swap` left the old bundle aside: it gets its name back.
-    """
-    if not folder.parent.is_dir():
-        return
-    for leftover in sorted(folder.parent.iterdir()):
-        name, _, pid = leftover.name.rpartition("-")
-        if name not in (f".{folder.name}.partial", f".{folder.name}.old") or not pid.isdigit():
-            continue
-        if int(pid) != os.getpid() and _alive(int(pid)):
-            continue
-        if name.endswith(".old") and not folder.exists():
-            leftover.rename(folder)
-        else:
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def disk_is_full(error: OSError) -> bool:
-    """Whether that is what it says."""
-    return error.errno in _FULL

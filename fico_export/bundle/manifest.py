@@ -3,17 +3,54 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from fico_export import documents, extras
+from fico_export.bundle.bounds import (
+    MAX_FILES,
+    BundlePath,
+    Bytes,
+    Count,
+    Dtype,
+    GraphName,
+    Label,
+    Layers,
+    Positive,
+    Sha256,
+    TensorName,
+    Text,
+    require_distinct,
+)
+from fico_export.bundle.consistency import first_contradiction
 from fico_export.errors import BundleError
 
 SCHEMA_VERSION = 3
 FILE_NAME = "manifest.json"
 CLIP_TOKENIZER = "clip_tokenizer.json"
 AWQ_FILE = "awq.npz"
+MAX_BYTES = 16 * 2**20
+"""Size of the largest manifest: a hundred times one of a model with 80 layers."""
+
+READ_BY_NAME = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    CLIP_TOKENIZER,
+    AWQ_FILE,
+)
+"""Files that this package, or another that opens the bundle, reads by their name alone."""
+
 _FIX = "export or copy the bundle again"
 
 
@@ -24,18 +61,18 @@ class _Record(BaseModel):
 class TensorSpec(_Record):
     """An input or output of a graph; a dimension is a number, or the name of a free axis."""
 
-    name: str
-    dtype: str
-    shape: list[int | str]
+    name: TensorName
+    dtype: Dtype
+    shape: list[Positive | Label] = Field(max_length=16)
 
 
 class Graph(_Record):
     """One ONNX file and its tensors; `weight_bytes` is the size of its weights, wherever they lie."""
 
-    file: str
-    inputs: list[TensorSpec]
-    outputs: list[TensorSpec]
-    weight_bytes: int
+    file: BundlePath
+    inputs: list[TensorSpec] = Field(max_length=4096)
+    outputs: list[TensorSpec] = Field(max_length=4096)
+    weight_bytes: Bytes
 
     @property
     def past(self) -> list[str]:
@@ -50,10 +87,15 @@ class Graph(_Record):
 class Table(_Record):
     """A matrix in a file of the bundle, row by row from the byte `offset` on: what one row needs is read, not the whole."""
 
-    file: str
-    offset: int
-    dtype: str
-    shape: tuple[int, int]
+    file: BundlePath
+    offset: Bytes
+    dtype: Literal["float32", "float16"]
+    shape: tuple[Positive, Positive]
+
+    @property
+    def end(self) -> int:
+        """The byte after its last."""
+        return self.offset + self.shape[0] * self.shape[1] * (4 if self.dtype == "float32" else 2)
 
 
 class Model(_Record):
@@ -62,20 +104,20 @@ class Model(_Record):
     `source` is an alias, a hub id or an absolute folder; `weights` the size in bytes of each file of weights.
     """
 
-    model_type: str
-    source: str
-    revision: str | None
-    weights: dict[str, int]
+    model_type: Label
+    source: Text
+    revision: Label | None
+    weights: dict[Text, Bytes] = Field(max_length=MAX_FILES)
 
 
 class Step(_Record):
     """One method: visual tokens before and after it; `schedule` maps a layer to those left after it."""
 
-    method: str
-    site: str
-    before: int
-    keep: int
-    schedule: dict[int, int]
+    method: Label
+    site: Label
+    before: Count
+    keep: Count
+    schedule: dict[int, Count] = Field(max_length=1024)
 
 
 class Reduction(_Record):
@@ -85,15 +127,15 @@ class Reduction(_Record):
     `cached` in that of each layer. `options` holds every option of `method`, which may be a chain.
     """
 
-    method: str
-    options: dict[str, Any]
-    steps: list[Step]
-    visual_tokens: int
-    handed_over: int
-    keep: int
-    cached: list[int]
-    grid: tuple[int, int]
-    kept_aside: int
+    method: Label
+    options: dict[Label, Any] = Field(max_length=256)
+    steps: list[Step] = Field(max_length=64)
+    visual_tokens: Positive
+    handed_over: Positive
+    keep: Positive
+    cached: list[Count] = Field(max_length=1024)
+    grid: tuple[Positive, Positive]
+    kept_aside: Count
     positions: Literal["compact", "original"]
 
     @property
@@ -105,22 +147,24 @@ class Reduction(_Record):
 class Decoder(_Record):
     """Shape of the KV cache and the longest sequence."""
 
-    layers: int
-    kv_heads: int
-    head_dim: int
-    hidden_size: int
-    vocab_size: int
-    context: int
+    layers: Layers
+    kv_heads: Positive
+    head_dim: Positive
+    hidden_size: Positive
+    vocab_size: Positive
+    context: Positive
 
 
 class Tokens(_Record):
-    """Special tokens."""
+    """Special tokens; `named` holds those that a chat template may name, `additional` those that have no name."""
 
-    image: str
-    image_id: int
-    bos: str | None
-    eos: str | None
-    eos_ids: list[int]
+    image: Text
+    image_id: Count
+    bos: Text | None
+    eos: Text | None
+    eos_ids: list[Count] = Field(max_length=1024)
+    named: dict[Text, Text] = Field({}, max_length=1024)
+    additional: list[Text] = Field([], max_length=4096)
 
 
 class Quantization(_Record):
@@ -132,14 +176,14 @@ class Quantization(_Record):
     """
 
     bits: Literal[4]
-    block: int
+    block: Positive
     scheme: Literal["rtn", "awq"]
     head_bits: Literal[8, 4] | None
     vision_bits: Literal[8] | None
     form: Literal["dequantize", "matmul_nbits"]
     activations: Literal["fp16", "fp32"]
     signed_scales: bool
-    opset: int
+    opset: Count
 
 
 class File(_Record):
@@ -149,33 +193,47 @@ class File(_Record):
     the export.
     """
 
-    sha256: str
-    size: int
-    mtime_ns: int | None = None
+    sha256: Sha256
+    size: Bytes
+    mtime_ns: int | None = Field(None, strict=True, ge=-(2**62), le=2**62)
+
+
+def _distinct(files: dict[str, File]) -> dict[str, File]:
+    require_distinct(files)
+    for name in files:
+        if name.split("/")[0] in ("trt", "deploy") or name in (FILE_NAME, "profile.json"):
+            raise ValueError(f"{name!r} is no file of the manifest's: commands write there")
+    return files
+
+
+def _time(text: str) -> str:
+    if not 1970 <= datetime.fromisoformat(text).year < 2200:
+        raise ValueError("it is not of this age")
+    return text
 
 
 class Manifest(_Record):
     """The whole of manifest.json."""
 
     schema_version: int = Field(SCHEMA_VERSION, strict=True, ge=1)
-    name: str
+    name: Label
     model: Model
     clip_text: Model | None = None
     reduction: Reduction
     decoder: Decoder
     tokens: Tokens
-    image_size: int
+    image_size: Positive
     precision: Literal["fp32", "fp16", "int4"]
     quantization: Quantization | None = None
-    target: str
-    device: str | None = None
-    opset: int
-    ir_version: int
-    graphs: dict[str, Graph]
+    target: Label
+    device: Label | None = None
+    opset: Count
+    ir_version: Count
+    graphs: dict[GraphName, Graph] = Field(max_length=64)
     embedding: Table | None = None
-    tools: dict[str, str]
-    created: str
-    files: dict[str, File] = {}
+    tools: dict[Label, Label] = Field(max_length=256)
+    created: Annotated[str, Field(max_length=64), AfterValidator(_time)]
+    files: Annotated[dict[BundlePath, File], Field(max_length=MAX_FILES), AfterValidator(_distinct)] = {}
 
     def save(self, folder: Path) -> None:
         """Write manifest.json."""
@@ -195,27 +253,58 @@ class Manifest(_Record):
                 f"{folder} is no bundle: it has no {FILE_NAME}",
                 fix="make one with `fico-export --model M --keep K`, and give its folder",
             )
+        if path.stat().st_size > MAX_BYTES:
+            raise BundleError(f"{path} is larger than {MAX_BYTES >> 20} MiB", fix=_FIX)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            version = content["schema_version"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"{path} is damaged: {error!r}", fix=_FIX) from error
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{path} is damaged: {error}", fix=_FIX) from error
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: str, place: str) -> Manifest:
+        """The manifest that a JSON text holds; `place` names it in errors.
+
+        Raises:
+            BundleError: a newer or older schema, a value that is none, or values that contradict each other.
+        """
+        content = documents.parse(text, place, error=BundleError, fix=_FIX)
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if version is None:
+            raise BundleError(f"{place} is damaged: schema_version is missing", fix=_FIX)
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise BundleError(
-                f"{path} has schema version {version}; this fico_export reads {SCHEMA_VERSION}",
-                fix="update with `pip install --upgrade fico_export`, or export again with this version",
+                f"{place} has schema version {version}; this fico_export reads {SCHEMA_VERSION}",
+                fix=f"{extras.UPDATE}; or export again with this version",
             )
         if isinstance(version, int) and version < SCHEMA_VERSION:
             raise BundleError(
-                f"{path} has schema version {version}, of an earlier fico_export; this one reads {SCHEMA_VERSION}",
+                f"{place} has schema version {version}, of an earlier fico_export; this one reads {SCHEMA_VERSION}",
                 fix="export the model again",
             )
         try:
-            return cls.model_validate(content)
+            made = cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise BundleError(f"{path} is damaged: {where}: {first['msg']}", fix=_FIX) from error
+            where = ".".join(str(part)[:64] for part in first["loc"])
+            raise BundleError(f"{place} is damaged: {where}: {first['msg']}", fix=_FIX) from error
+        if contradiction := first_contradiction(made):
+            raise BundleError(f"{place} contradicts itself: {contradiction}", fix=_FIX)
+        return made
+
+    def require(self, name: str, what: str = "") -> str:
+        """A file's path in the bundle, which is in the manifest with its hash.
+
+        Raises:
+            BundleError: it is not.
+        """
+        if name not in self.files:
+            raise BundleError(
+                f"{FILE_NAME} of {self.name} lists no {name!r} with its hash{f', {what}' if what else ''}: it was added or "
+                "edited after the export",
+                fix=_FIX,
+            )
+        return name
 
     @property
     def decoder_name(self) -> str:

@@ -41,3 +41,13 @@ class Recipe(Record):
             ConfigError: it cannot be read, or a key is unknown or wrong.
         """
         return tables.checked(cls, tables.read(path), str(path))
+
+    def with_flags(self, flags: dict[str, Any]) -> dict[str, Any]:
+        """The options of an export: the recipe's, and the flags that were given instead of its own.
+
+        Args:
+            flags: by the recipe's names; None is a flag that was not given, and any other value wins, 0, "" and False too.
+        """
+        written = self.model_dump(exclude={"description"})
+        given = {name: value for name, value in flags.items() if value is not None}
+        return written | given | {"settings": self.settings | given.get("settings", {})}

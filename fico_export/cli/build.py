@@ -33,23 +33,23 @@ def command(
         str | None,
         typer.Option(
             "--target",
-            help="`fico list targets`. Default: the bundle's own, or of a portable one what the device runs.",
+            help="TensorRT version to build for; `fico list targets`. Default: the bundle's own, or for a portable bundle the device's.",
         ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="What the engines are for; `fico list devices`.")
+        str | None, typer.Option("--device", help="Device that runs the engines; `fico list devices`.")
     ] = None,
     devices: DevicesOption = None,
     graph: Annotated[
         list[str] | None,
-        typer.Option("--graph", metavar="NAME", help="Only this graph; repeatable. Default: all that run."),
+        typer.Option("--graph", metavar="NAME", help="Graph to build; repeatable. Default: all that run."),
     ] = None,
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(
             "--compute-capability",
             metavar="8.6",
-            help="With target rtx: what to build for; repeatable. Default: the device's, this GPU's, or 8.6, 8.9 and 12.0.",
+            help="GPU generation to build for, with target rtx; repeatable. Default: the device's, this GPU's, or 8.6, 8.9 and 12.0.",
         ),
     ] = None,
     profiles: Annotated[
@@ -57,37 +57,45 @@ def command(
         typer.Option(
             "--profiles",
             metavar="1|2",
-            help="2: one optimisation profile for a token, one for a prompt; weights may be there twice.",
+            help="Optimisation profiles. 2: one for a token, one for a prompt; the weights may then be stored twice.",
         ),
     ] = 1,
     opt_level: Annotated[
-        int, typer.Option("--opt-level", metavar="0-5", help="How much the builder tries.")
+        int, typer.Option("--opt-level", metavar="0-5", help="Effort of the builder; 5 builds longest.")
     ] = 3,
     workspace: Annotated[
         str | None,
         typer.Option(
-            "--workspace", metavar="2GB", help="Most scratch memory of an engine. Default: the device's all."
+            "--workspace",
+            metavar="2GB",
+            help="Scratch memory that an engine may use. Default: all of the device's.",
         ),
     ] = None,
     aux_streams: Annotated[
-        int | None, typer.Option("--aux-streams", help="Most of them. Default: TensorRT's choice.")
+        int | None,
+        typer.Option(
+            "--aux-streams", help="Maximum number of auxiliary CUDA streams. Default: TensorRT's choice."
+        ),
     ] = None,
     hardware_compatibility: Annotated[
         str,
         typer.Option(
             "--hardware-compatibility",
             metavar="none|ampere_plus|same_compute_capability",
-            help="Other GPUs that run the engine, at some cost of speed.",
+            help="Let other GPUs run the engine too, at some cost of speed.",
         ),
     ] = "none",
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Later versions of TensorRT run the engine too.")
+        bool, typer.Option("--version-compatible", help="Let later versions of TensorRT run the engine too.")
     ] = False,
     low_memory: Annotated[
-        bool, typer.Option("--low-memory", help="A workspace of 512 MiB and no auxiliary streams.")
+        bool, typer.Option("--low-memory", help="Build with a workspace of 512 MiB and no auxiliary streams.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Build again what could be reused; drop what was built otherwise.")
+        bool,
+        typer.Option(
+            "--force", help="Build again what could be reused, and drop engines built with other options."
+        ),
     ] = False,
     emit_trtexec: Annotated[
         bool,

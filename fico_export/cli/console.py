@@ -1,12 +1,9 @@
-"""Draws progress on stderr and results on stdout."""
+"""Draws progress on stderr."""
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -22,10 +19,34 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from fico_export.cli import stop
+from fico_export.cli.output import (
+    complain,
+    detail,
+    print_json,
+    put,
+    say,
+    settings,
+    visible,
+    write,
+)
 
-def print_json(content: dict[str, Any]) -> None:
-    """The one JSON object of a `--json` run, in ASCII: it survives every terminal and every path."""
-    print(json.dumps(content))
+__all__ = [
+    "StageProgress",
+    "complain",
+    "console",
+    "human_bytes",
+    "print_json",
+    "put",
+    "say",
+    "visible",
+    "write",
+]
+
+
+def console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """A console of rich that takes text as it is: no markup, no emoji codes, no colours for numbers."""
+    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
 def human_bytes(count: int) -> str:
@@ -52,9 +73,9 @@ class StageProgress:
     """One line per step with its time and size, and a bar under way where the size is known."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = console(stderr=True)
         self._bar = Progress(
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(),
             _Done(),
             TimeElapsedColumn(),
@@ -62,7 +83,7 @@ class StageProgress:
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
-            disable=not self._console.is_terminal,
+            disable=settings.quiet or not self._console.is_terminal,
         )
         self._task: TaskID | None = None
         self._title, self._began = "", 0.0
@@ -83,18 +104,22 @@ class StageProgress:
 
     def stage(self, title: str, total_bytes: int | None = None, *, parts: int | None = None) -> None:
         """A step begins, and the one before it is done."""
+        stop.check()
         self._finish()
+        title = visible(title)
         self._title, self._total, self._began = title, total_bytes, time.perf_counter()
+        detail(f"  {title} …")
         self._task = self._bar.add_task(title, total=parts or total_bytes, in_bytes=parts is None)
 
     def advance(self, done: int) -> None:
         """So many more bytes or parts of the step are done."""
+        stop.check()
         if self._task is not None:
             self._bar.advance(self._task, done)
 
     def warn(self, text: str) -> None:
         """Something the user should know."""
-        self._console.print(f"warning: {text}", style="yellow", soft_wrap=True)
+        self._console.print(f"warning: {visible(text)}", style="yellow", soft_wrap=True)
 
     def _finish(self) -> None:
         if not self._title:
@@ -102,12 +127,8 @@ class StageProgress:
         if self._task is not None:
             self._bar.remove_task(self._task)
         size = f"  {human_bytes(self._total)}" if self._total is not None else ""
-        self._console.print(
-            f"  {self._title:<30}{time.perf_counter() - self._began:7.1f} s{size}", soft_wrap=True
-        )
+        if not settings.quiet:
+            self._console.print(
+                f"  {self._title:<30}{time.perf_counter() - self._began:7.1f} s{size}", soft_wrap=True
+            )
         self._title, self._task = "", None
-
-
-def say(text: str) -> None:
-    """A line on stderr."""
-    print(text, file=sys.stderr)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import typer
 
-from fico_export.cli.console import human_bytes, print_json
+from fico_export import extras
+from fico_export.cli.console import human_bytes, print_json, put
 from fico_export.cli.options import DebugOption, JsonOption
 from fico_export.devices import machine
 
@@ -43,9 +44,9 @@ def command(as_json: JsonOption = False, debug: DebugOption = False) -> None:
         print_json({"ok": good, "findings": [asdict(f) for f in findings]})
     else:
         for finding in findings:
-            print(f"{finding.status:<8} {finding.what:<14} {finding.found}")
+            put(f"{finding.status:<8} {finding.what:<14} {finding.found}")
             if finding.fix:
-                print(f"{'':<8} {'':<14} hint: {finding.fix}")
+                put(f"{'':<8} {'':<14} hint: {finding.fix}")
     if not good:
         raise typer.Exit(1)
 
@@ -144,13 +145,13 @@ def _tensorrt(root: Path, installed: dict[str, str], jetson: bool) -> Iterator[F
     if version:
         yield Finding("TensorRT", version)
     else:
-        fix = "sudo apt install nvidia-jetpack" if jetson else "pip install 'fico_export[tensorrt]'"
+        fix = "sudo apt install nvidia-jetpack" if jetson else extras.install("tensorrt")
         yield Finding("TensorRT", "not installed", "note", f"to build engines: {fix}")
     rtx = next((installed[name] for name in _RTX_PACKAGES if name in installed), None)
     if rtx:
         yield Finding("TensorRT-RTX", rtx)
     elif not jetson:  # it builds for no Jetson
-        fix = "to build engines for GeForce and RTX without a GPU here: pip install 'fico_export[rtx]'"
+        fix = f"to build engines for GeForce and RTX without a GPU here: {extras.install('rtx')}"
         yield Finding("TensorRT-RTX", "not installed", "note", fix)
     yield from _bindings(version or rtx, installed)
 
@@ -211,7 +212,7 @@ def _installed() -> dict[str, str]:
 
 
 def _extras() -> list[Finding]:
-    installed, fix = _installed(), "to export and verify: pip install 'fico_export[export]'"
+    installed, fix = _installed(), f"to export and verify: {extras.install('export')}"
     return [
         Finding(package, installed[package])
         if package in installed

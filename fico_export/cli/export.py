@@ -36,7 +36,7 @@ def command(
         typer.Option(
             "--model",
             "-m",
-            help="An alias (llava-1.5-7b), a hub id, a checkpoint folder, or demo. Default: demo.",
+            help="Model to export: an alias (llava-1.5-7b), a hub id, a checkpoint folder, or demo. Default: demo.",
         ),
     ] = None,
     keep: KeepOption = None,
@@ -51,19 +51,19 @@ def command(
         typer.Option(
             "--calibrate",
             metavar="FILE.jsonl",
-            help='With int4: AWQ, by lines of {"image": …, "prompt": …}. Default: round to nearest.',
+            help='Calibration data for AWQ, with int4: lines of {"image": …, "prompt": …}. Default: none, rounding to nearest.',
         ),
     ] = None,
     target: Annotated[
         str | None,
         typer.Option(
             "--target",
-            help="What the graphs are for; `fico list targets`. Default: what the device runs, or portable.",
+            help="Runtime and version that the graphs are for; `fico list targets`. Default: the device's, or portable.",
         ),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option("--device", help="The GPU or Jetson that the bundle is for; `fico list devices`."),
+        typer.Option("--device", help="GPU or Jetson that the bundle is for; `fico list devices`."),
     ] = None,
     devices: DevicesOption = None,
     max_context: Annotated[
@@ -71,12 +71,14 @@ def command(
         typer.Option(
             "--max-context",
             metavar="M",
-            help="For trt-* and rtx: tokens that the KV cache has room for. Default: 1024, or the model's context.",
+            help="Tokens that the KV cache has room for, with trt-* and rtx. Default: 1024, or the model's context.",
         ),
     ] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option("--recipe", metavar="FILE.toml", help="An export as a file; flags given beside it win."),
+        typer.Option(
+            "--recipe", metavar="FILE.toml", help="File of export options; flags given beside it win."
+        ),
     ] = None,
     positions: Annotated[
         str | None,
@@ -91,7 +93,7 @@ def command(
         typer.Option(
             "--clip-text",
             metavar="MODEL",
-            help="The CLIP model that the vision tower comes from, for a method that reads prompts in its space.",
+            help="CLIP model that the vision tower comes from, for a method that compares the prompt with the image.",
         ),
     ] = None,
     revision: RevisionOption = None,
@@ -106,34 +108,46 @@ def command(
         bool,
         typer.Option(
             "--copy-weights",
-            help="Write all weights into the bundle; else link the checkpoint's files that fit.",
+            help="Write all weights into the bundle, instead of linking the checkpoint's files that fit.",
         ),
     ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Compare every graph with torch first.")
+        bool,
+        typer.Option(
+            "--verify/--no-verify", help="Compare every graph with torch before the bundle gets its name."
+        ),
     ] = True,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Export a LLaVA checkpoint to ONNX graphs with its visual tokens reduced to K."""
-    count = whole_number(keep)
-    settings: dict[str, Any] = as_settings(setting or [])
+    options: dict[str, Any] = {
+        "model": model,
+        "keep": whole_number(keep),
+        "method": method,
+        "settings": as_settings(setting or []),
+        "precision": precision,
+        "block": block,
+        "quantize_head": quantize_head,
+        "quantize_vision": quantize_vision,
+        "target": target,
+        "device": device,
+        "max_context": max_context,
+        "positions": positions,
+        "clip_text": clip_text,
+        "revision": revision,
+    }
     if recipe is not None:
         from fico_export.bundle.recipe import Recipe
 
-        written = Recipe.load(recipe)
-        model, method, count = model or written.model, method or written.method, count or written.keep
-        precision, target = precision or written.precision, target or written.target
-        block, quantize_head = block or written.block, quantize_head or written.quantize_head
-        quantize_vision = quantize_vision or written.quantize_vision
-        max_context = max_context or written.max_context
-        device, positions = device or written.device, positions or written.positions
-        clip_text, revision = clip_text or written.clip_text, revision or written.revision
-        settings = written.settings | settings
-    if precision is not None and precision not in _PRECISIONS:
-        raise unknown_name("precision", precision, _PRECISIONS)
-    if positions is not None and positions not in _POSITIONS:
-        raise unknown_name("positions policy", positions, _POSITIONS)
+        options = Recipe.load(recipe).with_flags(options)
+    for name, kind, known in (
+        ("precision", "precision", _PRECISIONS),
+        ("positions", "positions policy", _POSITIONS),
+    ):
+        if options[name] is not None and options[name] not in known:
+            raise unknown_name(kind, options[name], known)
+    model = options.pop("model")
 
     from fico_export.api import export
     from fico_export.bundle.manifest import Manifest
@@ -141,22 +155,11 @@ def command(
     began = time.perf_counter()
     with StageProgress() as progress:
         folder = export(
-            model or "demo",
-            count,
-            method=method,
-            settings=settings,
-            precision=precision,
-            block=block,
-            quantize_head=quantize_head,
-            quantize_vision=quantize_vision,
+            "demo" if model is None else model,
+            options.pop("keep"),
+            **options,
             calibrate=calibrate,
-            target=target,
-            device=device,
             devices=devices,
-            max_context=max_context,
-            positions=positions,  # type: ignore[arg-type]  # checked above
-            clip_text=clip_text,
-            revision=revision,
             out=out,
             overwrite=overwrite,
             copy_weights=copy_weights,

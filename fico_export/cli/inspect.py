@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fico_export.cli.console import human_bytes, print_json
+from fico_export.cli.console import human_bytes, print_json, put
 from fico_export.cli.options import BundleArgument, DebugOption, JsonOption
 
 if TYPE_CHECKING:
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def command(
     bundle: BundleArgument,
-    check: Annotated[bool, typer.Option("--check", help="Hash every file and compare.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Hash every file and compare; name files that are not listed.")
+    ] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -32,58 +34,68 @@ def command(
         for target in targets:
             check_engines(bundle, manifest, target, full=True)
     builds = [Build.load(bundle, target) for target in targets]
+    besides = files.unlisted(bundle, manifest) if check else []
     if as_json:
         engines = {build.target: build.model_dump(mode="json") for build in builds}
-        print_json({**manifest.model_dump(mode="json"), "engines": engines, "hashes_checked": check})
+        print_json(
+            {
+                **manifest.model_dump(mode="json"),
+                "engines": engines,
+                "hashes_checked": check,
+                "unlisted": besides,
+            }
+        )
         return
     reduction, decoder = manifest.reduction, manifest.decoder
     options = ", ".join(f"{k}={v}" for k, v in reduction.options.items() if v is not None)
-    print(f"{manifest.name}  schema {manifest.schema_version}, made {manifest.created}")
-    print(
+    put(f"{manifest.name}  schema {manifest.schema_version}, made {manifest.created}")
+    put(
         f"model      {manifest.model.source} ({manifest.model.model_type}), revision {manifest.model.revision or '–'}"
     )
     if manifest.clip_text is not None:
-        print(f"clip text  {manifest.clip_text.source}, revision {manifest.clip_text.revision or '–'}")
-    print(f"method     {reduction.method}{'; ' + options if options else ''}")
-    print(f"tokens     {reduction.visual_tokens} → {reduction.keep} of a {reduction.grid[0]}×{reduction.grid[1]} grid, "
+        put(f"clip text  {manifest.clip_text.source}, revision {manifest.clip_text.revision or '–'}")
+    put(f"method     {reduction.method}{'; ' + options if options else ''}")
+    put(f"tokens     {reduction.visual_tokens} → {reduction.keep} of a {reduction.grid[0]}×{reduction.grid[1]} grid, "
           f"{reduction.positions} positions")  # fmt: skip
     for step in reduction.steps:
         layers = ", ".join(f"layer {layer}: {left}" for layer, left in step.schedule.items())
-        print(
+        put(
             f"step       {step.method} at the {step.site}: {step.before} → {step.keep}{'; ' + layers if layers else ''}"
         )
     if reduction.in_decoder:
         mean = sum(reduction.cached) / len(reduction.cached)
-        print(f"cached     {mean:.1f} visual tokens in the mean of the decoder's layers")
+        put(f"cached     {mean:.1f} visual tokens in the mean of the decoder's layers")
     room = f", KV cache of {manifest.cache_rows} rows" if manifest.cache_rows else ""
-    print(
+    put(
         f"decoder    {decoder.layers} layers, {decoder.kv_heads} kv heads of {decoder.head_dim}, context {decoder.context}{room}"
     )
-    print(
+    put(
         f"graphs     {manifest.precision}, target {manifest.target}{' for ' + manifest.device if manifest.device else ''}, opset {manifest.opset}, IR {manifest.ir_version}"
     )
     if record := manifest.quantization:
-        print(
+        put(
             f"weights    INT{record.bits} in blocks of {record.block} by {record.form}, {record.scheme}; "
             f"lm_head {_bits(record.head_bits)}, vision tower {_bits(record.vision_bits)}"
         )
     for name, graph in manifest.graphs.items():
-        print(f"  {name}: {graph.file}")
+        put(f"  {name}: {graph.file}")
         for direction, specs in (("in ", graph.inputs), ("out", graph.outputs)):
             for spec in specs[:4]:
-                print(f"    {direction} {spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]")
+                put(f"    {direction} {spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]")
             if len(specs) > 4:
-                print(f"    {direction} … {len(specs) - 4} more")
+                put(f"    {direction} … {len(specs) - 4} more")
     for build in builds:
-        print(f"engines    {_made(build)}")
+        put(f"engines    {_made(build)}")
         for name, engine in build.engines.items():
             profiles = " | ".join(
                 ", ".join(f"{axis} {least}…{most}" for axis, (least, _, most) in profile.items())
                 for profile in engine.profiles
             )
-            print(f"  {name}: {human_bytes(engine.size)}{', ' + profiles if profiles else ''}")
+            put(f"  {name}: {human_bytes(engine.size)}{', ' + profiles if profiles else ''}")
     total = sum(f.size for f in manifest.files.values())
-    print(f"files      {len(manifest.files)}, {human_bytes(total)}{', hashes match' if check else ''}")
+    put(f"files      {len(manifest.files)}, {human_bytes(total)}{', hashes match' if check else ''}")
+    for name in besides:
+        put(f"unlisted   {name}: nothing vouches for it, and nothing reads it")
 
 
 def _made(build: Build) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fico_export.cli.console import print_json
+from fico_export.cli.console import print_json, put
 from fico_export.cli.options import DebugOption, JsonOption
 
 
@@ -21,7 +21,10 @@ def command(
     ],
     target: Annotated[
         str | None,
-        typer.Option("--target", help="`fico list targets`. Default: the bundle's own, or portable."),
+        typer.Option(
+            "--target",
+            help="Target to check against; `fico list targets`. Default: the bundle's own, or portable.",
+        ),
     ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -48,8 +51,8 @@ def command(
         print_json({"target": wanted.name, "passed": passed, "graphs": graphs})
     else:
         for path, violations in found.items():
-            print(f"{path}: {len(violations) or 'nothing'} that {wanted.name} refuses")
+            put(f"{path}: {len(violations) or 'nothing'} that {wanted.name} refuses")
             for violation in violations:
-                print(f"  {violation}\n    hint: {violation.fix}")
+                put(f"  {violation}\n    hint: {violation.fix}")
     if not passed:
         raise typer.Exit(1)

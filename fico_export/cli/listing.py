@@ -10,16 +10,25 @@ from typing import Annotated, Any
 
 import typer
 
-from fico_export.cli.console import print_json
+from fico_export.cli.console import print_json, put
 from fico_export.cli.options import DebugOption, DevicesOption, JsonOption
 from fico_export.errors import unknown_name
+
+_KINDS = ("models", "methods", "targets", "devices", "backends")
+
+
+def _kinds(incomplete: str) -> list[str]:
+    return [kind for kind in _KINDS if kind.startswith(incomplete)]
 
 
 def command(
     kind: Annotated[
-        str, typer.Argument(metavar="models|methods|targets|devices|backends", help="What to list.")
+        str,
+        typer.Argument(metavar="|".join(_KINDS), help="Kind of thing to list.", autocompletion=_kinds),
     ],
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With all that is known.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show all that is known of each entry.")
+    ] = False,
     devices: DevicesOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -39,9 +48,9 @@ def command(
         print_json({kind: entries})
         return
     for name, details in entries.items():
-        print(f"{name:<19} {details.pop('summary', '')}")
+        put(f"{name:<19} {details.pop('summary', '')}")
         for line in _device_lines(details) if "evidence" in details else _lines(details):
-            print(f"{'':<22}{line}")
+            put(f"{'':<22}{line}")
 
 
 def _lines(details: dict[str, Any]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fico_export.cli.console import StageProgress, human_bytes, print_json
+from fico_export.cli.console import StageProgress, human_bytes, print_json, put
 from fico_export.cli.options import BundleArgument, DebugOption, JsonOption
 
 if TYPE_CHECKING:
@@ -18,10 +18,15 @@ def command(
     bundle: BundleArgument,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE.tar", help="Default: the bundle's name, beside it."),
+        typer.Option(
+            "--out", "-o", metavar="FILE.tar", help="Archive to write. Default: the bundle's name, beside it."
+        ),
     ] = None,
     with_engines: Annotated[
-        bool, typer.Option("--with-engines", help="Also what `fico build` made, for machines alike.")
+        bool,
+        typer.Option(
+            "--with-engines", help="Pack the engines of `fico build` too, for machines of the same kind."
+        ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an archive that is there.")] = False,
     as_json: JsonOption = False,
@@ -49,7 +54,7 @@ def report(packed: Packed, *, as_json: bool, next_command: str) -> None:
         )
         return
     engines = f", engines for {', '.join(packed.engines)}" if packed.engines else ""
-    print(f"{packed.path}  {packed.files} files, {human_bytes(packed.size)}{engines}")
+    put(f"{packed.path}  {packed.files} files, {human_bytes(packed.size)}{engines}")
     whose = "the manifest, which lists all others" if packed.path.is_dir() else "the archive"
-    print(f"SHA-256 of {whose}: {packed.sha256}")
-    print(f"next: {next_command}")
+    put(f"SHA-256 of {whose}: {packed.sha256}")
+    put(f"next: {next_command}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fico_export.cli.console import human_bytes, print_json, say
+from fico_export.cli.console import human_bytes, print_json, put, say
 from fico_export.cli.options import (
     BlockOption,
     DebugOption,
@@ -31,12 +31,16 @@ if TYPE_CHECKING:
     from fico_export.plan.planner import Estimate
     from fico_export.plan.roofline import Range
 
+_MOST_TOKENS = 2**24  # more than any model's context
 _NOTE = "estimates: likely (range); without the host's part, which prepares the picture and the prompt"
 
 
 def command(
     model: Annotated[
-        str, typer.Option("--model", "-m", help="An alias, a hub id, a checkpoint folder, or demo.")
+        str,
+        typer.Option(
+            "--model", "-m", help="Model to plan for: an alias, a hub id, a checkpoint folder, or demo."
+        ),
     ] = "demo",
     keep: KeepOption = None,
     method: MethodOption = None,
@@ -46,20 +50,31 @@ def command(
     quantize_head: QuantizeHeadOption = None,
     quantize_vision: QuantizeVisionOption = None,
     target: Annotated[
-        str | None, typer.Option("--target", help="Default: what the device runs, or portable.")
+        str | None,
+        typer.Option(
+            "--target",
+            help="Runtime and version to plan for; `fico list targets`. Default: the device's, or portable.",
+        ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="`fico list devices`. Default: all of them, a line each.")
+        str | None,
+        typer.Option(
+            "--device", help="Device to plan for; `fico list devices`. Default: all of them, a line each."
+        ),
     ] = None,
     devices: DevicesOption = None,
     max_context: Annotated[
-        str | None, typer.Option("--max-context", metavar="M", help="Rows of a static cache.")
+        str | None,
+        typer.Option("--max-context", metavar="M", help="Tokens that a static KV cache has room for."),
     ] = None,
     text_tokens: Annotated[
-        int, typer.Option("--text-tokens", min=1, help="Tokens of the prompt beside the picture's.")
+        int,
+        typer.Option("--text-tokens", min=1, max=_MOST_TOKENS, help="Number of text tokens in the prompt."),
     ] = 40,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Tokens of the answer.")] = 128,
-    sweep: Annotated[bool, typer.Option("--sweep", help="A table over K and precision.")] = False,
+    new_tokens: Annotated[
+        int, typer.Option("--new-tokens", min=1, max=_MOST_TOKENS, help="Number of tokens in the answer.")
+    ] = 128,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Print a table over K and precision.")] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -71,12 +86,10 @@ def command(
     debug: DebugOption = False,
 ) -> None:
     """Estimate memory and speed of an export on a device before making it; reads config.json, no weights."""
-    from fico_export.api import open_architecture
     from fico_export.bundle.output import require_matplotlib, require_writable
     from fico_export.devices import catalog
     from fico_export.errors import ConfigError
-    from fico_export.plan import advice, plot
-    from fico_export.plan.planner import Request
+    from fico_export.plan import plot
 
     count = whole_number(keep)
     chosen = catalog.get(device, devices) if device is not None else None
@@ -87,8 +100,14 @@ def command(
     if out is not None:
         require_writable(out, plot.SUFFIXES)
         require_matplotlib("plots")
+
+    # These take torch: what is wrong with the request has been said before.
+    from fico_export.api import open_architecture
+    from fico_export.plan import advice
+    from fico_export.plan.planner import Request
+
     request = Request(
-        method=method or ("none" if count is None else DEFAULT),
+        method=method if method is not None else "none" if count is None else DEFAULT,
         keep=count,
         settings=as_settings(setting or []),
         precision=precision,
@@ -113,7 +132,7 @@ def command(
         )
     else:
         for line in (*_described(found), *_table("sweep", swept), *_table("devices", everywhere)):
-            print(line)
+            put(line)
     if out is not None:
         say(f"{out}: written")
 
@@ -124,6 +143,8 @@ def _described(found: Estimate) -> Iterator[str]:
         f"{found.method}: {found.visual_tokens} → {found.keep} visual tokens, {found.precision}, "
         f"target {found.target}{where}"
     )
+    if found.note:
+        yield f"note: {found.note}"
     yield f"{'stage':<10}{'GFLOP':>10}{'weights':>11}{'moved':>11}   of the FLOPs"
     for stage in found.stages:
         parts = ", ".join(f"{name} {n / 1e9:.4g}" for name, n in stage.flops.items() if n)

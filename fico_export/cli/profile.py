@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fico_export.cli.console import StageProgress, human_bytes, print_json, say
+from fico_export.cli.console import StageProgress, console, human_bytes, print_json, say, visible
 from fico_export.cli.images import opened, paths_of
 from fico_export.cli.options import (
     BackendOption,
@@ -46,14 +46,19 @@ def command(
         ),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="The question.", show_default=False)
+        str | None, typer.Option("--prompt", "-p", help="Question to ask.", show_default=False)
     ] = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = 0,
-    iterations: Annotated[int, typer.Option("--iterations", help="Answers of each bundle that count.")] = 20,
-    warm_up: Annotated[int, typer.Option("--warm-up", help="Answers of each bundle before them.")] = 3,
+    iterations: Annotated[
+        int, typer.Option("--iterations", help="Number of answers measured, of each bundle.")
+    ] = 20,
+    warm_up: Annotated[
+        int,
+        typer.Option("--warm-up", help="Number of answers before them that do not count, of each bundle."),
+    ] = 3,
     new_tokens: Annotated[
-        int, typer.Option("--new-tokens", help="Tokens of every answer, whatever the model says.")
+        int, typer.Option("--new-tokens", help="Number of tokens in every answer, whatever the model says.")
     ] = 16,
     in_turn: Annotated[
         bool,
@@ -66,7 +71,7 @@ def command(
         Path | None,
         typer.Option(
             "--out",
-            help="File for the whole as JSON. Default: profile.json in every bundle.",
+            help="File for the whole measurement as JSON. Default: profile.json in every bundle.",
             show_default=False,
         ),
     ] = None,
@@ -75,7 +80,7 @@ def command(
         typer.Option(
             "--logs",
             metavar="FILE",
-            help="Measure nothing: read what trtexec or ONNX Runtime's profiler wrote; repeatable. A BUNDLE is what it is of.",
+            help="Log of trtexec or ONNX Runtime's profiler to read instead of measuring; repeatable. BUNDLE is then the one it is of.",
             show_default=False,
         ),
     ] = None,
@@ -99,7 +104,7 @@ def command(
     from fico_export.errors import ConfigError
     from fico_export.profile.measure import Request, profile
     from fico_export.profile.picture import PROMPT
-    from fico_export.profile.record import FILE_NAME
+    from fico_export.profile.record import FILE_NAME, is_profile
 
     if not bundles:
         raise ConfigError("no BUNDLE to profile", fix="give the folder of at least one, or --logs FILE")
@@ -113,7 +118,7 @@ def command(
             for bundle in bundles
             for name in (manifest.FILE_NAME, *manifest.Manifest.load(bundle).files)
         )
-        require_writable(out, ".json", [*own, *paths_of([picture])])
+        require_writable(out, ".json", [*own, *paths_of([picture])], ours=is_profile)
     with StageProgress() as progress:
         run = profile(bundles, request, progress)
         if out is not None:
@@ -144,16 +149,14 @@ def _kept(files: Iterable[Path], run: Run, progress: Progress) -> list[Path]:
 
 
 def _show(run: Run) -> None:
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    console.print(_table(run))
-    console.print(_waterfall(run))
+    page = console(width=None if sys.stdout.isatty() else 140)
+    page.print(_table(run))
+    page.print(_waterfall(run))
     machine = run.machine
     facts = [machine.name, f"{machine.cores} threads", machine.power_mode or "power mode unknown"]
     facts += [f"{name} {first:.0f}→{last:.0f} MHz" for name, (first, last) in machine.clocks_mhz.items()]
     facts += [f"{run.iterations} iterations after {run.warm_up}", "in turn" if run.in_turn else ""]
-    console.print(" · ".join(filter(None, facts)), style="dim", markup=False)
+    page.print(visible(" · ".join(filter(None, facts))), style="dim")
 
 
 def _table(run: Run) -> Table:
@@ -163,9 +166,9 @@ def _table(run: Run) -> Table:
 
     table = Table("ms: median (p10–p90)")
     for number, bundle in enumerate(run.bundles, 1):
-        table.add_column(Text(f"{number}: {_title(bundle)}"), justify="right")
+        table.add_column(Text(f"{number}: {visible(_title(bundle))}"), justify="right")
     for name, cells in _rows(run):
-        table.add_row(name, *cells)
+        table.add_row(Text(visible(name)), *cells)
     return table
 
 
@@ -213,7 +216,7 @@ def _waterfall(run: Run) -> Table:
         for stage, taken in bundle.stages.items():
             end = begin + taken.median
             table.add_row(
-                f"{number}", stage, Bar(total, begin, end, width=_BAR), f"{begin:.1f} → {end:.1f} ms"
+                f"{number}", visible(stage), Bar(total, begin, end, width=_BAR), f"{begin:.1f} → {end:.1f} ms"
             )
             begin = end
     return table

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fico_export.cli.console import print_json
+from fico_export.cli.console import print_json, put
 from fico_export.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,26 +33,26 @@ def show(files: Sequence[Path], bundles: Sequence[Path], *, as_json: bool) -> No
         print_json(content)
         return
     for profile in content["profiles"]:
-        print(
+        put(
             f"{profile['path']}: {profile['total_ms']:.3f} ms a run, mean of {profile['runs']} by {profile['tool']}"
         )
         for stage, ms in profile["stages"].items():
-            print(f"  {stage:<20}{ms:>10.3f} ms{ms / profile['total_ms']:>8.1%}")
-        print(
+            put(f"  {stage:<20}{ms:>10.3f} ms{ms / profile['total_ms']:>8.1%}")
+        put(
             f"  {'not attributed':<20}{profile['unattributed_ms']:>10.3f} ms{profile['unattributed_share']:>8.1%}"
         )
         if profile["mixed_ms"]:
-            print(
+            put(
                 f"  of which {profile['mixed_ms']:.3f} ms of layers that join stages, shared out by their nodes"
             )
     used = {profile["layer_info"] for profile in content["profiles"]}
     for name, count in content["engines"].items():
         if name not in used:
-            print(f"{name}: {count} layers, those of no profile that was given: it shares out nothing")
+            put(f"{name}: {count} layers, those of no profile that was given: it shares out nothing")
     for name, times in [*content["summaries"].items(), *content["times"].items()]:
-        print(name)
+        put(name)
         for what, spread in times.items():
-            print(
+            put(
                 f"  {what:<20}{spread['median']:>10.3f} ms median, {spread['least']:.3f} … {spread['most']:.3f}"
             )
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fico_export.cli.console import StageProgress, human_bytes, print_json
+from fico_export.cli.console import StageProgress, human_bytes, print_json, put
 from fico_export.cli.images import opened
 from fico_export.cli.options import (
     BackendOption,
@@ -23,26 +23,26 @@ def command(
         list[Path], typer.Argument(metavar="BUNDLE…", help="Folders of bundles.", show_default=False)
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE.html", help="The page.", show_default=False)
+        Path, typer.Option("--out", "-o", metavar="FILE.html", help="HTML page to write.", show_default=False)
     ],
     image: Annotated[
         list[str] | None,
         typer.Option("--image", "-i", metavar="FILE|-", help="Image to show what is kept of it; repeatable."),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="The question, for a method that reads it.")
+        str | None, typer.Option("--prompt", "-p", help="Question to ask, for a method that reads it.")
     ] = None,
     profile: Annotated[
         list[Path] | None,
         typer.Option(
             "--profile",
             metavar="FILE.json",
-            help="What `fico profile` wrote; repeatable. Default: what lies in the bundles.",
+            help="Measurement by `fico profile`; repeatable. Default: those in the bundles.",
         ),
     ] = None,
     evaluation: Annotated[
         Path | None,
-        typer.Option("--evaluation", metavar="results.json", help="What scripts/evaluate.py wrote."),
+        typer.Option("--evaluation", metavar="results.json", help="Results of scripts/evaluate.py."),
     ] = None,
     model: CheckpointNowOption = None,
     clip_text: ClipNowOption = None,
@@ -70,4 +70,4 @@ def command(
     if as_json:
         print_json({"out": str(out), "bytes": size, "bundles": [str(bundle) for bundle in bundles]})
     else:
-        print(f"{out}: {human_bytes(size)}, open it in a browser")
+        put(f"{out}: {human_bytes(size)}, open it in a browser")

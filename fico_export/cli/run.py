@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fico_export.cli.console import print_json, say
+from fico_export.cli.console import print_json, put, say, write
 from fico_export.cli.each import run_each
 from fico_export.cli.images import (
     ImageRangeOption,
@@ -25,6 +24,19 @@ from fico_export.cli.options import (
     JsonOption,
     ThreadsOption,
 )
+from fico_export.cli.sampling import (
+    GreedyOption,
+    MinPOption,
+    NewTokensOption,
+    RepetitionPenaltyOption,
+    SeedOption,
+    StopOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    sampling_of,
+)
+from fico_export.errors import ConfigError
 
 if TYPE_CHECKING:
     from fico_export.runtime.generation import Answer
@@ -53,18 +65,15 @@ def command(
     ] = False,
     image_values: ImageRangeOption = None,
     backend: BackendOption = "auto",
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", help="Tokens of an answer at most.")
-    ] = 256,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[
-        float, typer.Option("--top-p", help="Sample among tokens of this total probability.")
-    ] = 1.0,
-    top_k: Annotated[int, typer.Option("--top-k", help="Sample among so many tokens; 0 for all.")] = 0,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of the sampling.")] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option("--stop", help="A string that ends an answer; repeatable.")
-    ] = None,
+    max_new_tokens: NewTokensOption = None,
+    greedy: GreedyOption = False,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    min_p: MinPOption = None,
+    repetition_penalty: RepetitionPenaltyOption = None,
+    seed: SeedOption = None,
+    stop: StopOption = None,
     threads: ThreadsOption = 0,
     low_memory: Annotated[
         bool,
@@ -76,17 +85,26 @@ def command(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Ask a bundle about pictures, or without any."""
-    from fico_export.errors import ConfigError
+    """Ask a bundle about pictures, or without any.
+
+    How tokens are chosen is what the checkpoint's generation_config.json says; flags win over it.
+    """
     from fico_export.runtime.prompt import Message
-    from fico_export.runtime.sampling import Sampling
     from fico_export.runtime.vlm import Vlm
 
     if recursive and not each:
         raise ConfigError("--recursive is of --each", fix="add --each, or drop --recursive")
     values, pictures = image_range(image_values), opened(image)
     pictures = with_folders_listed(pictures, recursive=recursive) if each else without_folders(pictures)
-    sampling = Sampling(temperature, top_p, top_k, seed)
+    sampling = sampling_of(
+        greedy=greedy,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
     vlm = Vlm(bundle, backend=backend, threads=threads, low_memory=low_memory)
 
     def ask(shown: list[ImageSource], *, silent: bool) -> list[Answer]:
@@ -103,11 +121,13 @@ def command(
             )
             for piece in stream:
                 if not silent:
-                    sys.stdout.write(piece)
-                    sys.stdout.flush()
+                    write(piece)
             answers.append(stream.answer)
             if not silent:
-                print()
+                if stream.answer.text:
+                    put()
+                if note := _note(stream.answer):
+                    say(note)
                 say(_timings(stream.answer))
         return answers
 
@@ -123,6 +143,19 @@ def command(
 def _turns(answers: list[Answer], vlm: Vlm) -> dict[str, Any]:
     turns = [_describe(answer) for answer in answers]
     return {**turns[-1], "backend": vlm.backend, "turns": turns}
+
+
+def _note(answer: Answer) -> str:
+    """What should be said of how an answer ended; nothing where the model ended it."""
+    count = f"{len(answer.token_ids)} tokens" if len(answer.token_ids) > 1 else "1 token"
+    parts = []
+    if not answer.text.strip():
+        parts.append(f"the answer is empty: {count}, finish reason {answer.finish_reason}")
+    if answer.finish_reason == "length":
+        parts.append(f"the answer was cut (length): {count}; --max-new-tokens N gives it more")
+    if answer.finish_reason == "context":
+        parts.append(f"the answer was cut (context): after {count} the model's context is full")
+    return f"[{'; '.join(parts)}]" if parts else ""
 
 
 def _describe(answer: Answer) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fico_export.cli.console import print_json, say
+from fico_export.cli.console import print_json, put, say
 from fico_export.cli.images import ImageRangeOption, image_range, opened, paths_of
 from fico_export.cli.options import (
     BackendOption,
@@ -41,10 +41,10 @@ def command(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE.png", help="The drawing.", show_default=False)
+        Path, typer.Option("--out", "-o", metavar="FILE.png", help="PNG file to write.", show_default=False)
     ],
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="The question, for a method that reads it.")
+        str | None, typer.Option("--prompt", "-p", help="Question to ask, for a method that reads it.")
     ] = None,
     image_values: ImageRangeOption = None,
     backend: BackendOption = "auto",
@@ -67,7 +67,7 @@ def command(
     from fico_export import reducers
     from fico_export.bundle.output import require_writable, written_file
     from fico_export.report.kept import kept
-    from fico_export.report.overlay import fitted, lit
+    from fico_export.report.overlay import fitted, lit, marked
     from fico_export.runtime.images import load_image
     from fico_export.runtime.vlm import Vlm
 
@@ -82,7 +82,7 @@ def command(
     else:
         drawn = lit(found.picture, found.view, found.patches, None, scale)
     with written_file(out) as partial:
-        drawn.save(partial, format="PNG")
+        drawn.save(partial, format="PNG", pnginfo=marked())
     merging = [step for step in vlm.manifest.reduction.steps if reducers.merges(step.method)]
     if as_json:
         print_json(
@@ -102,7 +102,7 @@ def command(
     besides = f", {found.outside} of them in padding" if found.outside else ""
     besides += ", and the CLS token" if found.cls else ""
     rows, columns = found.view.grid
-    print(f"{out}: {len(found.patches)} of {rows * columns} patches kept{besides}")
+    put(f"{out}: {len(found.patches)} of {rows * columns} patches kept{besides}")
     if any(step.site != _UNFOLLOWED for step in merging) and not merges:
         say(f"{vlm.manifest.reduction.method} merges tokens into some of these: --merges draws which")
 

@@ -14,7 +14,7 @@ from fico_export.cli.options import DebugOption, JsonOption
 
 def command(
     archive: Annotated[
-        Path, typer.Argument(metavar="FILE.tar", help="An archive of a bundle.", show_default=False)
+        Path, typer.Argument(metavar="FILE.tar", help="Archive that `fico pack` made.", show_default=False)
     ],
     out: Annotated[
         Path | None,
@@ -25,7 +25,7 @@ def command(
     debug: DebugOption = False,
 ) -> None:
     """Unpack a bundle, whole and checked against its manifest, or not at all."""
-    from fico_export.bundle.archive import unpack
+    from fico_export.bundle.unpack import unpack
 
     with StageProgress() as progress:
         unpacked = unpack(archive, out, overwrite=overwrite, progress=progress)

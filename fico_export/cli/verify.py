@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fico_export.cli.console import StageProgress, print_json
+from fico_export.cli.console import StageProgress, print_json, put
 from fico_export.cli.options import (
     BundleArgument,
     CheckpointNowOption,
@@ -39,8 +39,8 @@ def command(
         print_json({"bundle": report.bundle, "precision": report.precision, "passed": good, "checks": checks})
     else:
         for check in report.checks:
-            print(_line(check))
-        print("passed" if good else f"not passed: {len(report.failed)} failed, {len(report.skipped)} skipped")
+            put(_line(check))
+        put("passed" if good else f"not passed: {len(report.failed)} failed, {len(report.skipped)} skipped")
     if not good:
         raise typer.Exit(1)
 

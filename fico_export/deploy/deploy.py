@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from fico_export import documents
 from fico_export.bundle import files
 from fico_export.bundle.manifest import FILE_NAME, Manifest
+from fico_export.bundle.output import anything, written_file
 from fico_export.deploy import probe, transfer
 from fico_export.deploy.probe import Place
 from fico_export.deploy.remote import Done, Remote
@@ -146,7 +147,7 @@ def deploy(
         if kept is None:
             progress.stage(f"{step.name} there")
             outcome = _run(remote, step, words, basis, results, log)
-            (results / f"{step.name}.json").write_text(_json(outcome), encoding="utf-8")
+            _write(results / f"{step.name}.json", _json(outcome))
         else:
             outcome = kept.model_copy(update={"status": "kept"})
         if step.name == "doctor":
@@ -166,7 +167,7 @@ def deploy(
         outcomes=[o.model_copy(update={"result": {}}) for o in outcomes],
         passed=all(o.status != "failed" for o in outcomes),
     )
-    (results / SUMMARY).write_text(_json(summary), encoding="utf-8")
+    _write(results / SUMMARY, _json(summary))
     return summary
 
 
@@ -261,7 +262,7 @@ def _run(
 ) -> Outcome:  # fmt: skip
     began = time.perf_counter()
     done = remote.run(words, log)
-    (results / f"{step.name}.log").write_text(done.err, encoding="utf-8")
+    _write(results / f"{step.name}.log", done.err)
     result = _result(done.out)
     outcome = Outcome(
         step=step.name,
@@ -300,6 +301,12 @@ def _result(out: str) -> dict[str, Any]:
         with suppress(ConfigError):
             return documents.parse_object(line, "the other machine's answer", fix="")
     return {}
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace an earlier result of the same name."""
+    with written_file(path, ours=anything) as partial:
+        partial.write_text(text, encoding="utf-8", errors="replace")
 
 
 def _json(record: Record) -> str:

@@ -19,8 +19,12 @@ from fico_export.errors import ConfigError, DeployError
 _PATIENCE = ("ConnectTimeout=10", "ServerAliveInterval=15", "ServerAliveCountMax=4")
 _LINGER_SECONDS = 60  # that the connection outlives a fico which was killed outright
 _SSH_FAILED = 255
-# Neither part may pass for an option; an address of IPv6 may stand in brackets, as rsync has it.
-_NAME = re.compile(r"([^-\s@/:][^\s@/:]*@)?([^-\s@/:\[][^\s@/:]*|\[?[0-9a-fA-F]*:[0-9a-fA-F:.]+(%\w+)?\]?)")
+# Neither part may pass for an option, nor hold what a shell gives a meaning: ssh fills both into a ProxyCommand of its
+# configuration. An address of IPv6 may stand in brackets, as rsync has it.
+_NAME = re.compile(
+    r"([A-Za-z0-9_.][A-Za-z0-9_.+-]*@)?"
+    r"([A-Za-z0-9_][A-Za-z0-9_.-]*|\[[0-9a-fA-F]*:[0-9a-fA-F:.]+(%[A-Za-z0-9_.]+)?\]|[0-9a-fA-F]*:[0-9a-fA-F:.]+(%[A-Za-z0-9_.]+)?)"
+)
 
 # Ends the command when the connection ends: without a terminal, sshd leaves what it started running.
 _TIED = """
@@ -52,7 +56,12 @@ class Host:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             fix = "such as --host me@192.168.55.1, and the port by --port"
-            raise ConfigError(f"--host {self.name!r} is not user@host", fix=fix)
+            raise ConfigError(
+                f"--host {self.name!r} is not user@host, of letters, digits, dots, dashes and underscores",
+                fix=fix,
+            )
+        if self.port is not None and not 1 <= self.port <= 65535:
+            raise ConfigError(f"--port {self.port} is no port", fix="give --port a number from 1 to 65535")
         for flag, file in (("--identity", self.identity), ("--ssh-config", self.config)):
             if file is not None and not file.is_file():
                 raise ConfigError(f"no file {file}", fix=f"{flag} FILE, or drop it for ssh's own choice")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from fico_export.bundle.bounds import bundle_path
 from fico_export.models.parts.checkpoint import Checkpoint, Stored
 
 _DTYPES = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16"}
@@ -83,8 +84,9 @@ def link_files(checkpoint: Checkpoint, names: Iterable[str], dtype: ir.DataType,
         # A CLIP model's file can be called like one of the checkpoint.
         name = file.name if file.name not in linked.values() else f"{file.parent.name}.{file.name}"
         try:
-            os.link(file.resolve(), folder / name)  # resolved: the hub's cache holds symbolic links
-        except OSError:
+            # A name that a manifest would not take is linked under none; resolved: the hub's cache holds symbolic links.
+            os.link(file.resolve(), folder / bundle_path(name))
+        except (OSError, ValueError):
             continue
         linked[file] = name
     return Links(folder, linked)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fico_export.bundle.manifest import Quantization
+from fico_export.devices import catalog
+from fico_export.devices.catalog import Device
 from fico_export.devices.targets import Target
 from fico_export.errors import ConfigError
 from fico_export.exporter import quantize
@@ -55,3 +57,40 @@ def quantization(
     )
     quantize.require_fit(shapes, record)
     return record
+
+
+def resolve(
+    device: Device | None,
+    target: str | None,
+    precision: str | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    int4_asked: bool = False,
+) -> tuple[Target, str, str]:
+    """The target and the precision to export for, as `catalog.resolve` has them; a device's preference gives way to the model.
+
+    Args:
+        device: that the bundle is for, or None.
+        target: --target; None for the device's.
+        precision: --precision; None for what the device prefers, or fp32.
+        shapes: of the checkpoint's tensors, by canonical name.
+        int4_asked: whether an option of INT4 was given, which keeps the device's preference.
+
+    Returns:
+        The target, the precision, and a sentence where that is not what the device prefers; else "".
+
+    Raises:
+        ConfigError: as of `catalog.resolve`.
+    """
+    chosen, preferred = catalog.resolve(device, target, precision)
+    if device is None or precision is not None or int4_asked:
+        return chosen, preferred, ""
+    try:
+        quantization(preferred, chosen, shapes, block=None, head=None, vision=None)
+    except ConfigError as refused:
+        others = (p for p in device.precisions if p != preferred and p in chosen.precisions)
+        other = next((p for p in others if p != quantize.PRECISION), None)
+        if other is None:
+            return chosen, preferred, ""
+        return chosen, other, f"{other} instead of {preferred}, which {device.name} prefers: {refused.what}"
+    return chosen, preferred, ""

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from fico_export.bundle import files, manifest
+from fico_export.bundle.output import written_folder
 from fico_export.devices import catalog, targets
 from fico_export.errors import ConfigError
 from fico_export.exporter import awq, checks, context, precision, quantize, stream, trace, weights
@@ -119,7 +120,8 @@ def write_bundle(
     catalog.require_memory(request.device, _weight_bytes(model, request, quantization), cache)
 
     with ExitStack() as stack:
-        folder = stack.enter_context(files.written_whole(bundle, overwrite=request.overwrite))
+        folder = stack.enter_context(written_folder(bundle, overwrite=request.overwrite))
+        before = {path: path.stat() for path in {s.file for s in model.checkpoint.tensors.values()}}
         links = _link(model, request, quantization, folder / "onnx")
         hashed = stack.enter_context(files.hashed_aside(links.paths))
         checkpoint = model.checkpoint
@@ -162,6 +164,7 @@ def write_bundle(
         )
         if verify is not None:
             verify(folder)
+        files.require_unchanged(before)
     return bundle
 
 

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fico_export.errors import CheckpointError, ConfigError, unknown_name
+from fico_export.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from fico_export.models.parts.family import Architecture, Family, Vlm
 
 DEMO = "demo"
 CONFIG = ("config.json",)
+_HUB = "https://huggingface.co/"
 _FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 
 
@@ -26,6 +27,13 @@ def families() -> dict[str, Family]:
 def aliases() -> dict[str, str]:
     """Short name → hub id, over all families."""
     return {alias: hub_id for family in families().values() for alias, hub_id in family.aliases.items()}
+
+
+def packaged(model: str) -> Path | None:
+    """Folder of the config.json that this package brings along for an alias or its hub id; None for any other model."""
+    alias = next((short for short, hub_id in aliases().items() if model in (short, hub_id)), None)
+    folder = Path(__file__).parent / "configs" / alias if alias and not Path(model).is_dir() else None
+    return folder if folder and folder.is_dir() else None
 
 
 def load(folder: Path, revision: str | None = None) -> Vlm:
@@ -49,22 +57,19 @@ def describe(folder: Path) -> Architecture:
 
 def _family(folder: Path) -> tuple[Family, dict[str, Any]]:
     """The family of a checkpoint, and the content of its config.json."""
+    from fico_export.models.parts import identify, layouts
     from fico_export.models.parts.checkpoint import read_json
 
-    config_path = folder / "config.json"
+    config_path = folder / identify.CONFIG
     if not config_path.exists():
-        raise CheckpointError(
-            f"{folder} has no config.json",
-            fix="point --model at the checkpoint folder itself: config.json lies beside the .safetensors files",
-        )
+        raise identify.no_config(folder)
     config = read_json(config_path)
+    layouts.check(config, folder)
     model_type = config.get("model_type")
     supported = {t: family for family in families().values() for t in family.model_types}
     if not isinstance(model_type, str) or model_type not in supported:
-        raise CheckpointError(
-            f"model_type {model_type!r} in {config_path} is not supported",
-            fix=f"supported: {', '.join(sorted(supported))}",
-        )
+        named = {t: tuple(family.aliases) for t, family in supported.items()}
+        raise layouts.unsupported(model_type, config, config_path, named)
     return supported[model_type], config
 
 
@@ -79,20 +84,41 @@ def find(model: str, revision: str | None = None, files: Sequence[str] = _FILES)
     Raises:
         ConfigError: no such folder or alias, or the hub cannot be reached.
     """
+    from fico_export.models.parts import identify
+
     place = Path(model).expanduser()
     if place.is_dir():
         return place.resolve(), None
     if place.exists():
-        raise ConfigError(f"{model} is a file", fix="give the checkpoint's folder, the one with config.json")
+        raise identify.file(place)
     known = aliases()
-    hub_id = known.get(model, model)
-    if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
+    hub_id = known.get(model, model).removeprefix(_HUB).strip("/")
+    if hub_id.count("/") != 1 or hub_id.startswith((".", "~")) or model.startswith("/"):
         if "/" in model:
             raise ConfigError(
                 f"no folder {model}", fix="give the checkpoint's folder, a hub id (owner/name) or an alias"
             )
         raise unknown_name("model", model, [DEMO, *known])
+    if files != CONFIG:
+        _refuse_before_download(hub_id, revision)
     return _download(hub_id, revision, files)
+
+
+def _refuse_before_download(hub_id: str, revision: str | None) -> None:
+    """Look at the small files that say what a hub repository is, before its weights are downloaded."""
+    from fico_export.models.parts import identify, layouts
+    from fico_export.models.parts.checkpoint import read_json
+
+    folder, _ = _download(hub_id, revision, identify.SMALL)
+    if (folder / identify.CONFIG).is_file():
+        layouts.check(read_json(folder / identify.CONFIG), folder)
+    elif (folder / identify.ADAPTER).is_file():
+        raise identify.no_config(folder)
+    else:
+        raise ConfigError(
+            f"{hub_id} has no config.json, as a repository of GGUF or ONNX files has none",
+            fix="give the checkpoint in transformers' layout that it was made from",
+        )
 
 
 def _download(hub_id: str, revision: str | None, files: Sequence[str]) -> tuple[Path, str | None]:

@@ -5,8 +5,11 @@ Source: Liu et al., arXiv 2310.03744; checkpoints as llava-hf publishes them and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,10 @@ import torch
 from transformers import LlavaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from fico_export.bundle.manifest import Tokens
 from fico_export.errors import CheckpointError, FicoError
-from fico_export.models.parts.checkpoint import Checkpoint, read_json, read_text
+from fico_export.models.parts import config_check, identify, texts
+from fico_export.models.parts.checkpoint import Checkpoint, read_json
 from fico_export.models.parts.clip import ClipConfig, ClipTower
-from fico_export.models.parts.config_check import Llava, check_config
 from fico_export.models.parts.decoder import Decoder, DecoderConfig, EmbedTokens
 from fico_export.models.parts.family import Architecture, Family, Files, Vlm
 from fico_export.models.parts.siglip import SiglipTower
@@ -34,6 +36,18 @@ _TOWERS: dict[str, type[Tower]] = {
 _DECODERS = ("llama", "mistral", "qwen2")
 _STRATEGIES = ("default", "full")
 _STATIC_ROPES = ("linear", "llama3", "yarn")  # frequencies that do not depend on the length of the prompt
+_ROPES = (
+    *_STATIC_ROPES,
+    "dynamic",
+)  # nor do those of dynamic, up to max_position_embeddings, where the context ends
+_IMAGE_PROCESSOR = "LlavaImageProcessor"
+_HEAD_AND_EMBEDDING = ("lm_head.weight", "language_model.embed_tokens.weight")
+_LAYERS = "vision_tower.encoder.layers."
+_AFTER_TOWER = re.compile(
+    r"vision_tower\.(post_layernorm\.(weight|bias)|head\.(probe|attention\.in_proj_(weight|bias)|attention\.out_proj\.(weight|bias)"
+    r"|layernorm\.(weight|bias)|mlp\.fc[12]\.(weight|bias))|text_model\..*|(text|visual)_projection\.weight|logit_(scale|bias))"
+)
+"""The last norm, SigLIP's pooling head, and CLIP's text tower: LLaVA takes the hidden states of a layer."""
 
 
 def load(folder: Path, revision: str | None) -> Vlm:
@@ -48,18 +62,43 @@ def load(folder: Path, revision: str | None) -> Vlm:
         getattr(config, "tie_word_embeddings", False)
         or getattr(config.text_config, "tie_word_embeddings", False)
     )
-    checkpoint = Checkpoint(
-        folder, {"lm_head.weight": "language_model.embed_tokens.weight"} if tied else None
-    )
-    checkpoint.check(dict(described.shapes))
+    checkpoint = Checkpoint(folder, _HEAD_AND_EMBEDDING if tied else None)
+    if (adapter := identify.beside_weights(folder)) is not None:
+        raise adapter
+    checkpoint.check(described.shapes, _unread(_tower_config(config)[0], described.shapes))
     return Vlm(
         **vars(described),
         folder=folder,
         revision=revision,
         checkpoint=checkpoint,
-        tokens=_tokens(folder, config),
-        files=lambda: _files(folder, raw),
+        tokens=texts.tokens(folder, raw, config),
+        files=lambda: _with_processor_named(texts.files(folder, raw, config)),
     )
+
+
+def _unread(tower: ClipConfig, shapes: Mapping[str, tuple[int, ...]]) -> Callable[[str], bool]:
+    """Tells whether a tensor is one that the tower has and LLaVA does not need: what comes after the layer it takes."""
+    layer = f"{_LAYERS}0."
+    within = {name.removeprefix(layer) for name in shapes if name.startswith(layer)}
+
+    def unread(name: str) -> bool:
+        number, _, rest = name.removeprefix(_LAYERS).partition(".")
+        if name.startswith(_LAYERS) and number.isdecimal():
+            return tower.layers <= int(number) < tower.total_layers and (rest in within or not within)
+        return _AFTER_TOWER.fullmatch(name) is not None
+
+    return unread
+
+
+def _with_processor_named(files: Files) -> Files:
+    """The texts, with the image processor that transformers takes for this model type where none is named."""
+    named, config = files.preprocessor, files.config
+    if any(
+        named.get(key) for key in ("image_processor_type", "feature_extractor_type", "video_processor_type")
+    ):
+        return files
+    name = config.get("image_processor_type") or _IMAGE_PROCESSOR
+    return replace(files, preprocessor={**named, "image_processor_type": name})
 
 
 def describe(raw: dict[str, Any]) -> Architecture:
@@ -121,10 +160,11 @@ def describe(raw: dict[str, Any]) -> Architecture:
 
 def _parsed(raw: dict[str, Any]) -> LlavaConfig:
     with _reading_config():
-        check_config(Llava, raw)
+        config_check.check_parts(raw)
         _check_supported(raw)
+        config_check.check_llava(raw)
         config = LlavaConfig.from_dict(raw)
-        check_config(Llava, config.to_dict())
+        config_check.check_fit(config.to_dict())
         return config
 
 
@@ -138,7 +178,7 @@ def _reading_config() -> Iterator[None]:
     except Exception as error:
         raise CheckpointError(
             f"config.json describes no LLaVA model: {type(error).__name__}: {' '.join(str(error).split())}",
-            fix="use the config.json that was published with this checkpoint",
+            fix=config_check.FIX,
         ) from error
 
 
@@ -229,95 +269,22 @@ def _rope(text: Any, head_dim: int) -> tuple[tuple[float, ...], float]:
         theta = parameters["rope_theta"]
         exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).to(torch.float32) / head_dim
         return tuple((1.0 / (theta**exponents)).tolist()), 1.0
-    if kind not in _STATIC_ROPES:
+    if kind not in _ROPES:
         raise CheckpointError(
-            f"rope_type {kind!r} is not supported", fix=f"supported: default, {', '.join(_STATIC_ROPES)}"
+            f"rope_type {kind!r} is not supported", fix=f"supported: default, {', '.join(_ROPES)}"
         )
     inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](text, torch.device("cpu"))
+    if len(inv_freq) != head_dim // 2:
+        raise CheckpointError(
+            f"partial_rotary_factor {parameters.get('partial_rotary_factor')!r} of the decoder is not supported",
+            fix="supported: 1.0, where all channels of a head are rotated",
+        )
+    if not bool(torch.isfinite(inv_freq).all()) or not math.isfinite(scale):
+        raise CheckpointError(
+            f"config.json: the rotary embeddings of text_config have frequencies that are not finite: {parameters!r:.200}",
+            fix=config_check.FIX,
+        )
     return tuple(inv_freq.tolist()), float(scale)
-
-
-def _tokens(folder: Path, config: Any) -> Tokens:
-    tokenizer = read_json(_tokenizer_file(folder))
-    try:
-        added = {token["id"]: token["content"] for token in tokenizer.get("added_tokens", [])}
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"added_tokens of tokenizer.json cannot be read: {error!r}",
-            fix="use the tokenizer.json of this checkpoint",
-        ) from error
-    image_id = config.image_token_id
-    if image_id not in added:
-        raise CheckpointError(
-            f"image token id {image_id} of config.json is no added token of tokenizer.json",
-            fix="use the tokenizer.json of this checkpoint",
-        )
-    settings = _optional_json(folder / "tokenizer_config.json")
-    generation = _optional_json(folder / "generation_config.json")
-    eos = generation.get("eos_token_id", getattr(config.text_config, "eos_token_id", None))
-    return Tokens(
-        image=added[image_id],
-        image_id=image_id,
-        bos=_text(settings.get("bos_token")),
-        eos=_text(settings.get("eos_token")),
-        eos_ids=eos if isinstance(eos, list) else [] if eos is None else [eos],
-    )
-
-
-def _files(folder: Path, config: dict[str, Any]) -> Files:
-    settings = _optional_json(folder / "tokenizer_config.json")
-    # transformers 5 nests the image processor in processor_config.json; older checkpoints keep it in a file of its own.
-    processor = _optional_json(folder / "processor_config.json")
-    preprocessor = processor.get("image_processor") or _optional_json(folder / "preprocessor_config.json")
-    if not preprocessor:
-        raise CheckpointError(
-            f"{folder} has no preprocessor_config.json, so pictures cannot be prepared",
-            fix="copy preprocessor_config.json (or processor_config.json) of the checkpoint into the folder",
-        )
-    return Files(
-        tokenizer=read_text(_tokenizer_file(folder)),
-        tokenizer_config=settings,
-        chat_template=_chat_template(folder, settings),
-        config=config,
-        generation_config=_optional_json(folder / "generation_config.json"),
-        preprocessor=preprocessor,
-        processor=processor,
-    )
-
-
-def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
-    jinja = folder / "chat_template.jinja"
-    if jinja.exists():
-        return read_text(jinja)
-    template = _optional_json(folder / "chat_template.json").get(
-        "chat_template", tokenizer_config.get("chat_template")
-    )
-    if template is not None and not isinstance(template, str):
-        raise CheckpointError(
-            f"chat_template is a {type(template).__name__}, not one text",
-            fix=f"write the template to use to {jinja}",
-        )
-    return template
-
-
-def _tokenizer_file(folder: Path) -> Path:
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise CheckpointError(
-            f"{folder} has no tokenizer.json",
-            fix='make it from tokenizer.model: `python -c "from transformers import AutoTokenizer as T; '
-            "T.from_pretrained('DIR').save_pretrained('DIR')\"`",
-        )
-    return path
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
-
-
-def _text(token: str | dict[str, str] | None) -> str | None:
-    """A special token is a string, or an object that holds one."""
-    return token["content"] if isinstance(token, dict) else token
 
 
 FAMILY = Family(

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from fico_export.errors import ParityError
 
+PROCESSED = "logits processed as by generate"
+"""A metric: whether generation_config.json does to logits here what it does in transformers."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -70,6 +73,8 @@ def require(report: Report) -> None:
         fix = "export with --precision fp32; if that fails too, please file an issue with the command you ran"
         if math.isnan(check.value):
             fix = "download the checkpoint again if its weights hold NaN or infinity; else export with --precision fp32"
+        if check.metric == PROCESSED:
+            fix = "export the checkpoint again, and leave generation_config.json of the bundle as it is"
         raise ParityError(
             f"{check.graph}: {check.metric} is {check.value:.3g}, not {sign} {check.threshold:g}. {check.note}".strip(),
             fix=fix,

@@ -10,17 +10,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
 from fico_export.bundle.manifest import Manifest
 from fico_export.errors import EngineError
 from fico_export.models.parts.family import Vlm as Checkpoint
+from fico_export.parity.answers import Given, answers, compare_answers
 from fico_export.parity.int4 import StreamedReference, rounded
+from fico_export.parity.prompts import (
+    NEW_TOKENS,
+    QUESTION,
+    Embedder,
+    lay_out,
+    pictures,
+    visual_start,
+)
 from fico_export.parity.reference import ReducedReference, Reference, clip_text_rows
 from fico_export.parity.report import Check, Report
 from fico_export.progress import Progress
 from fico_export.runtime.memory import available_bytes
-from fico_export.runtime.prompt import Message
+from fico_export.runtime.sampling import GREEDY
 from fico_export.runtime.vlm import Vlm
 
 # Errors are held to this share of the largest reference value. FP32: the same arithmetic in another order. FP16: its 10-bit
@@ -32,18 +40,12 @@ COSINE = {"fp32": 0.99999, "fp16": 0.99, "int4": 0.99}
 # A row can differ much in FP16 without a fault: a token merged into the other of two targets that nearly tie.
 MIN_ROW_COSINE = {"fp32": 0.9999, "fp16": None, "int4": None}
 INDEX_AGREEMENT = {"fp32": 1.0, "fp16": 0.95, "int4": 0.9}
-TOKEN_AGREEMENT = {"fp32": 1.0, "fp16": None, "int4": None}
 # A change of the picture that moves its features about three times as far as the precision's rounding does (measured).
 NUDGE = {"fp32": 3e-6, "fp16": 3e-3, "int4": 3e-3}
 NUDGES = 4
 NUDGE_SLACK = 0.05  # of the tokens: four nudges do not find the worst outcome
-TIE = 1e-4  # two logits closer than this, relative to the largest, have no order that FP32 could keep
-
-Embedder = Reference | StreamedReference  # both have the embedding table
 
 PICTURES = 4
-QUESTION = "What is in the picture?"
-NEW_TOKENS = 8
 POSITIONS = [at + at // 5 for at in range(24)]  # with gaps, as those of kept tokens have
 
 
@@ -92,7 +94,10 @@ def verify_bundle(folder: Path, checkpoint: Checkpoint, *, progress: Progress) -
         reduced = ReducedReference(checkpoint, plan)
         _prefill(report, vlm, reference, reduced)
     progress.stage("verify answers")
-    _answers(report, vlm, reference, reduced)
+    try:
+        report.checks += compare_answers(vlm, checkpoint.folder, answers(vlm, reference, reduced))
+    except EngineError as error:  # such as logits that are NaN
+        report.checks.append(Check("answers", "greedy tokens equal", 0.0, 1.0, True, error.what))
     return report
 
 
@@ -105,19 +110,21 @@ def _int4(report: Report, vlm: Vlm, exact: Checkpoint, checkpoint: Checkpoint, p
     _embed(report, vlm, reference)
     ids = _token_ids(vlm.manifest, len(POSITIONS))
     prompts = [(reference.embed(ids), POSITIONS)]
-    answers, inside = [], vlm.manifest.reduction.in_decoder
+    said, inside = [], vlm.manifest.reduction.in_decoder
     progress.stage("verify answers")
     for images in ([],) if inside else ([], pictures(1)):
-        embeds, positions = _prompt(vlm, images, reference)
-        tokens = vlm.generate(QUESTION, images, max_new_tokens=NEW_TOKENS).token_ids
-        answers.append((len(positions) - 1, tokens))
+        embeds, positions = lay_out(vlm, images, reference)
+        tokens = vlm.generate(QUESTION, images, max_new_tokens=NEW_TOKENS, sampling=GREEDY).token_ids
+        said.append((len(images), len(positions) - 1, tokens))
         positions += range(positions[-1] + 1, positions[-1] + len(tokens))
         prompts.append((np.concatenate([embeds, reference.embed(tokens[:-1])]), positions))
     whole, *parts = reference.logits(prompts, report, progress)
     _pieces(report, vlm, ids, whole)
-    chosen = [part[start + n, token] == part[start + n].max()
-              for part, (start, tokens) in zip(parts, answers, strict=True) for n, token in enumerate(tokens)]  # fmt: skip
-    report.checks.append(Check("answers", "greedy tokens equal", float(np.mean(chosen)), None, True))
+    given = [
+        Given(count, tokens, part[start : start + len(tokens)])
+        for part, (count, start, tokens) in zip(parts, said, strict=True)
+    ]
+    report.checks += compare_answers(vlm, exact.folder, given)
     if not inside:
         return
     if note := _no_room(checkpoint, 1.2):
@@ -135,23 +142,6 @@ def _no_room(checkpoint: Checkpoint, copies: float) -> str:
     if (available := available_bytes()) is None or available >= needed:
         return ""
     return f"needs {needed / 1e9:.0f} GB of memory, {available / 1e9:.0f} GB are free"
-
-
-def pictures(count: int) -> list[Image.Image]:
-    """Pictures of many sizes with smooth, flat and noisy parts, the same on every machine."""
-    made = []
-    for i in range(count):
-        generator = np.random.RandomState(i)
-        height, width = (generator.randint(200, 500), generator.randint(200, 500))
-        y, x = np.mgrid[0:height, 0:width]
-        waves = [np.sin(x / (7 + 11 * c + i)) + np.cos(y / (5 + 13 * c)) for c in range(3)]
-        canvas = (np.stack(waves, -1) + 2) * 63
-        canvas[: height // 3, width // 2 :] = generator.randint(0, 255, 3)
-        canvas[height // 2 :, : width // 3] += generator.randint(
-            -60, 60, canvas[height // 2 :, : width // 3].shape
-        )
-        made.append(Image.fromarray(canvas.clip(0, 255).astype(np.uint8)))
-    return made
 
 
 def _vision(
@@ -271,8 +261,8 @@ def _prefill(report: Report, vlm: Vlm, reference: Embedder, reduced: ReducedRefe
     """A prompt with a picture through the graph that reduces, and two tokens after it, against torch."""
     agreements, pairs = [], []
     for picture in pictures(PICTURES):
-        embeds, positions = _prompt(vlm, [picture], reference)
-        start = _visual_start(vlm)
+        embeds, positions = lay_out(vlm, [picture], reference)
+        start = visual_start(vlm)
         logits, cache, kept = vlm.decoder.prefill(embeds, positions, start)
         expected = reduced.begin(embeds, positions, start)
         agreements.append(len(np.intersect1d(kept, reduced.kept)) / len(kept))
@@ -284,81 +274,6 @@ def _prefill(report: Report, vlm: Vlm, reference: Embedder, reduced: ReducedRefe
     threshold = INDEX_AGREEMENT[report.precision]
     report.checks.append(Check("decoder_prefill", "kept-index agreement", min(agreements), threshold, True))
     _compare(report, "decoder_prefill", pairs)
-
-
-def _answers(report: Report, vlm: Vlm, reference: Reference, reduced: ReducedReference | None) -> None:
-    """Greedy answers of the runtime against transformers', which recomputes the whole sequence for each token.
-
-    Where the decoder reduces, against torch running this package's own modules: transformers has no such decoder.
-    """
-    equal, total, note = 0, 0, ""
-    for images in ([], pictures(1)) if reduced else ([], pictures(1), pictures(2)):
-        if not _fits(vlm, len(images)):
-            continue
-        try:
-            answer = vlm.generate(QUESTION, images, max_new_tokens=NEW_TOKENS)
-        except EngineError as error:  # such as logits that are NaN
-            report.checks.append(Check("answers", "greedy tokens equal", 0.0, 1.0, True, error.what))
-            return
-        embeds, positions = _prompt(vlm, images, reference)
-        begun = reduced.begin(embeds, positions, _visual_start(vlm)) if reduced and images else None
-        for step, token in enumerate(answer.token_ids):
-            logits = reference.logits(embeds, positions)[-1] if begun is None else begun
-            total += 1
-            if not logits.max() - logits[token] <= TIE * np.abs(logits).max():  # NaN parts too
-                note = f"with {len(images)} pictures the answers part at token {step}"
-                total += len(answer.token_ids) - step - 1
-                break
-            equal += 1
-            positions.append(positions[-1] + 1)  # a prompt ends in text: its last position is its largest
-            if reduced and begun is not None:
-                begun = reduced.append(reference.embed([token]), positions[-1])
-            else:
-                embeds = np.concatenate([embeds, reference.embed([token])])
-    agreement = equal / total
-    report.checks.append(
-        Check("answers", "greedy tokens equal", agreement, TOKEN_AGREEMENT[report.precision], True, note)
-    )
-
-
-def _fits(vlm: Vlm, count: int) -> bool:
-    """Whether a static cache has room for a prompt with so many pictures and its answer; every export's has for one."""
-    rows = vlm.manifest.cache_rows
-    ids = vlm.formatter.encode([Message("user", QUESTION, count)], vlm.manifest.reduction.handed_over)
-    return count < 2 or rows is None or len(ids) + NEW_TOKENS <= rows
-
-
-def _visual_start(vlm: Vlm) -> int:
-    manifest = vlm.manifest
-    ids = vlm.formatter.encode([Message("user", QUESTION, 1)], manifest.reduction.handed_over)
-    return ids.index(manifest.tokens.image_id)
-
-
-def _prompt(
-    vlm: Vlm, images: list[Image.Image], reference: Embedder
-) -> tuple[npt.NDArray[np.float32], list[int]]:
-    """Embeddings and position ids of the prompt, laid out from the manifest alone."""
-    reduction, image_id = vlm.manifest.reduction, vlm.manifest.tokens.image_id
-    ids = vlm.formatter.encode([Message("user", QUESTION, len(images))], reduction.handed_over)
-    encoded = [vlm.encode_image(image, QUESTION) for image in images]
-    embeds = reference.embed([0 if i == image_id else i for i in ids])
-    positions, position, seen = [], 0, 0
-    for at, token in enumerate(ids):
-        if token != image_id:
-            positions.append(position)
-            position += 1
-            continue
-        picture, row = divmod(seen, reduction.handed_over)
-        seen += 1
-        embeds[at] = encoded[picture].features[row]
-        if reduction.positions == "compact":
-            positions.append(position)
-            position += 1
-        else:
-            positions.append(position + int(encoded[picture].keep_index[row]))
-            if row == reduction.handed_over - 1:
-                position += reduction.visual_tokens
-    return embeds, positions
 
 
 def _token_ids(manifest: Manifest, count: int) -> list[int]:

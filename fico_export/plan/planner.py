@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fico_export.devices import catalog
 from fico_export.devices.catalog import Device, PowerMode
 from fico_export.devices.targets import Target
 from fico_export.errors import ConfigError
 from fico_export.exporter import context
-from fico_export.exporter.precision import quantization
+from fico_export.exporter.precision import quantization, resolve
 from fico_export.models.parts.family import Architecture
 from fico_export.plan import costs, roofline
 from fico_export.plan.costs import Flops, Storage
@@ -114,7 +113,7 @@ class Option:
 class Estimate:
     """All that is known of a request on a device; without one there is no room, verdict or speed.
 
-    `rows` are those of the longest cache of a layer. `speeds` is empty too where the device's peak or bandwidth is not known.
+    `note` says why the precision is not the one that the device prefers. `rows` are those of the longest cache of a layer. `speeds` is empty too where the device's peak or bandwidth is not known.
     """
 
     device: str | None
@@ -132,6 +131,7 @@ class Estimate:
     verdict: Verdict | None
     speeds: tuple[Speed, ...]
     options: tuple[Option, ...] = ()
+    note: str = ""
 
     @property
     def fastest(self) -> Speed | None:
@@ -155,7 +155,10 @@ def estimate(model: Architecture, request: Request, device: Device | None, work:
     Raises:
         ConfigError: as of `plan`.
     """
-    target, precision = catalog.resolve(device, request.target, request.precision)
+    asked = any(o is not None for o in (request.block, request.quantize_head, request.quantize_vision))
+    target, precision, note = resolve(
+        device, request.target, request.precision, model.shapes, int4_asked=asked
+    )
     record = quantization(
         precision,
         target,
@@ -188,6 +191,7 @@ def estimate(model: Architecture, request: Request, device: Device | None, work:
         room=room,
         verdict=_verdict(needed, room) if room else None,
         speeds=tuple(_speeds(stages, device)) if device and "ort-cpu" not in target.backends else (),
+        note=note,
     )
 
 

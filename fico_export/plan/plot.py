@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from fico_export.bundle.belongings import MADE_BY
 from fico_export.bundle.output import require_matplotlib, written_file
 from fico_export.errors import ConfigError
-from fico_export.plan.planner import Estimate
 from fico_export.plan.roofline import Range
+
+if TYPE_CHECKING:
+    from fico_export.plan.planner import Estimate
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -41,7 +45,9 @@ def draw(estimates: Sequence[Estimate], path: Path) -> None:
     first.legend(title="precision")
     figure.suptitle(f"{one.method} on {one.device} {speed.mode}".strip())
     with written_file(path) as partial:
-        figure.savefig(partial, format=path.suffix.lower().removeprefix("."), dpi=150)
+        kind = path.suffix.lower().removeprefix(".")
+        mark = {"Software" if kind == "png" else "Creator": MADE_BY}
+        figure.savefig(partial, format=kind, dpi=150, metadata=mark)
 
 
 def _line(axes: object, keeps: list[int], ranges: list[Range], label: str) -> None:

@@ -7,13 +7,24 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from fico_export import documents
+from fico_export import documents, extras
 from fico_export.bundle.output import written_file
 from fico_export.errors import ConfigError
 from fico_export.tables import Record
 
 SCHEMA_VERSION = 1
 FILE_NAME = "profile.json"
+
+
+def is_profile(path: Path) -> bool:
+    """Whether a file is empty or an earlier profile, of any version: what a new one may replace."""
+    try:
+        content = documents.read_object(path, fix="give --out another file") if path.stat().st_size else None
+    except ConfigError:
+        return False
+    return (
+        content is None or {"schema_version", "iterations", "warm_up", "bundles", "ratios"} <= content.keys()
+    )
 
 
 class Spread(Record):
@@ -122,7 +133,7 @@ class Run(Record):
             DiskError: the disk filled up.
         """
         text = json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False)
-        with written_file(path) as partial:
+        with written_file(path, ours=is_profile) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -139,7 +150,7 @@ class Run(Record):
             if isinstance(version, int) and version > SCHEMA_VERSION:
                 raise ConfigError(
                     f"{path} has schema version {version}; this fico_export reads {SCHEMA_VERSION}",
-                    fix="update with `pip install --upgrade fico_export`",
+                    fix=extras.UPDATE,
                 )
             return cls.model_validate(content)
         except ValidationError as error:

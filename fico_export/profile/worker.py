@@ -73,7 +73,7 @@ class Worker:
                 job.prompt,
                 [self._picture],
                 max_new_tokens=new_tokens,
-                sampling=Sampling(ignore_eos=True),
+                sampling=Sampling(temperature=0, ignore_eos=True),
             )
             wall_ms = (time.perf_counter() - began) * 1000
             cpu_ms = (time.process_time() - cpu_began) * 1000

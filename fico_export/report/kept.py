@@ -84,7 +84,7 @@ def patch_size(folder: Path, manifest: Manifest) -> int:
     """
     (rows, columns), side = manifest.reduction.grid, manifest.image_size
     config = documents.read_object(
-        folder / "config.json", error=BundleError, fix="copy or export the bundle again"
+        folder / manifest.require("config.json"), error=BundleError, fix="copy or export the bundle again"
     )
     vision = config.get("vision_config")
     size = vision.get("patch_size", side / rows) if isinstance(vision, dict) else side / rows

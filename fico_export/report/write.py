@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fico_export import extras
 from fico_export.bundle import files
 from fico_export.bundle.manifest import Manifest
 from fico_export.bundle.output import require_matplotlib, require_writable, written_file
@@ -83,9 +84,7 @@ def write_report(request: Request, checkpoint_of: Opener, progress: Progress) ->
     described = []
     read_graphs = find_spec("onnx_ir") is not None
     if not read_graphs:
-        notes["graphs"].append(
-            "The graphs were not read, that takes onnx-ir: pip install 'fico_export[export]'"
-        )
+        notes["graphs"].append(f"The graphs were not read, that takes onnx-ir: {extras.install('export')}")
     for folder, manifest in bundles:
         progress.stage(f"graphs of {manifest.name}")
         described.append(Bundle(folder, manifest, _statistics(folder, manifest) if read_graphs else None))
@@ -139,7 +138,7 @@ def _tracer(
 ) -> tuple[Tracer | None, str]:
     """What follows the tokens of a picture in torch; or None, and why."""
     if find_spec("torch") is None:
-        return None, "No maps of merges: they take torch: pip install 'fico_export[export]'"
+        return None, f"No maps of merges: they take torch: {extras.install('export')}"
     from fico_export.report.merges import encoder, trace
 
     try:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +72,11 @@ class GrowingCache:
             rows = [np.ascontiguousarray(t.numpy()[:, :, : t.shape()[2] - count]) for t in self._tensors]
             self._tensors = [ort.OrtValue.ortvalue_from_numpy(r, self._device, 0) for r in rows]
 
+    def release(self) -> None:
+        """Copy the tensors out of the session that made them, which they keep in memory."""
+        for i, tensor in enumerate(self._tensors):
+            self._tensors[i] = ort.OrtValue.ortvalue_from_numpy(np.array(tensor.numpy()), self._device, 0)
+
     def reserve(self, count: int) -> None:
         """Nothing: each step makes tensors of its own."""
 
@@ -98,6 +104,9 @@ class _Buffers(ABC):
     def __init__(self, names: Sequence[str], lengths: list[int]) -> None:
         self._names = names
         self._lengths = lengths
+        self._values: list[ort.OrtValue] = []
+        # By session: a binding keeps its session in memory, and the decoder may be closed and loaded again in a conversation.
+        self._bindings: WeakKeyDictionary[ort.InferenceSession, ort.IOBinding] = WeakKeyDictionary()
 
     @property
     def lengths(self) -> list[int]:
@@ -120,9 +129,15 @@ class _Buffers(ABC):
             InputError: they do not fit.
         """
 
-    @abstractmethod
     def bind(self, session: ort.InferenceSession) -> ort.IOBinding:
-        """A binding with past and present, whose first output is the logits on the host."""
+        """The same binding at every step of a session: it knows the buffers."""
+        if session not in self._bindings:
+            binding = _with_logits(session)
+            for name, value in zip(self._names, self._values, strict=True):
+                binding.bind_ortvalue_input(name, value)
+                binding.bind_ortvalue_output(present_of(name), value)
+            self._bindings[session] = binding
+        return self._bindings[session]
 
 
 class SharedCache(_Buffers):
@@ -131,18 +146,15 @@ class SharedCache(_Buffers):
     The buffers double when they are full, up to the context. The system gives memory to the rows that are written only.
 
     Args:
-        session: that is to run on them; they are bound to it as they grow.
-        names: of its inputs `past_key_values.{i}.key` and `.value`.
+        names: of the graph's inputs `past_key_values.{i}.key` and `.value`.
         heads: key-value heads.
         head_dim: D.
         dtype: of keys and values.
         context: most tokens that the model can take.
-
     """
 
     def __init__(
         self,
-        session: ort.InferenceSession,
         names: Sequence[str],
         heads: int,
         head_dim: int,
@@ -150,18 +162,14 @@ class SharedCache(_Buffers):
         context: int,
     ) -> None:
         super().__init__(names, [0] * (len(names) // 2))
-        self._binding = _with_logits(session)
         self._context = context
         self._buffers = [np.zeros((1, heads, 0, head_dim), dtype) for _ in names]
+        self._values = [ort.OrtValue.ortvalue_from_numpy(buffer) for buffer in self._buffers]
 
     @property
     def rows(self) -> int:
         """Tokens that fit before the buffers must grow."""
         return int(self._buffers[0].shape[2])
-
-    def bind(self, session: ort.InferenceSession) -> ort.IOBinding:
-        """The same binding at every step: it knows the buffers."""
-        return self._binding
 
     def reserve(self, count: int) -> None:
         """Let the buffers grow.
@@ -179,22 +187,20 @@ class SharedCache(_Buffers):
         if needed <= self.rows:
             return
         rows = min(self._context, max(LEAST_ROWS, 1 << (needed - 1).bit_length()))
-        for i, (name, old) in enumerate(zip(self._names, self._buffers, strict=True)):
+        self._bindings.clear()
+        for i, old in enumerate(self._buffers):
             new = np.zeros((1, old.shape[1], rows, old.shape[3]), old.dtype)
             new[:, :, :length] = old[:, :, :length]
             # One layer at a time, so that no more than one is held twice.
             self._buffers[i] = new
-            value = ort.OrtValue.ortvalue_from_numpy(new)
-            self._binding.bind_ortvalue_input(name, value)
-            self._binding.bind_ortvalue_output(present_of(name), value)
+            self._values[i] = ort.OrtValue.ortvalue_from_numpy(new)
 
 
 class StaticCache(_Buffers):
     """Buffers [1, kv heads, M, D] of as many rows as the graph was exported with, which writes new tokens into them.
 
     Args:
-        session: that is to run on them.
-        graph: its inputs and outputs.
+        graph: the decoder's inputs and outputs.
         dtype: of keys and values.
         device: where the buffers are to be.
         filled: rows [1, kv heads, length, D] of each key and value to begin with; none for an empty cache.
@@ -202,7 +208,6 @@ class StaticCache(_Buffers):
 
     def __init__(
         self,
-        session: ort.InferenceSession,
         graph: Graph,
         dtype: np.dtype[np.generic],
         device: str,
@@ -215,14 +220,10 @@ class StaticCache(_Buffers):
         self._told = int(
             shapes["past_lengths"][0]
         )  # lengths that the graph takes: one for all layers, or of each
-        self._binding = _with_logits(session)
         self._fill(_filled(shape, dtype, filled or repeat(None, len(names))), device)
 
     def _fill(self, buffers: Iterable[Array], device: str) -> None:
         self._values = [ort.OrtValue.ortvalue_from_numpy(buffer, device, 0) for buffer in buffers]
-        for name, value in zip(self._names, self._values, strict=True):
-            self._binding.bind_ortvalue_input(name, value)
-            self._binding.bind_ortvalue_output(present_of(name), value)
 
     def reserve(self, count: int) -> None:
         """Check that there is room.
@@ -233,9 +234,12 @@ class StaticCache(_Buffers):
         require_rows(max(self._lengths), count, self._rows)
 
     def bind(self, session: ort.InferenceSession) -> ort.IOBinding:
-        """The same binding at every step: it knows the buffers."""
-        self._binding.bind_cpu_input("past_lengths", np.asarray(self._lengths[: self._told], np.int64))
-        return self._binding
+        """The same binding at every step of a session, told how many rows are filled."""
+        return self._tell(super().bind(session))
+
+    def _tell(self, binding: ort.IOBinding) -> ort.IOBinding:
+        binding.bind_cpu_input("past_lengths", np.asarray(self._lengths[: self._told], np.int64))
+        return binding
 
 
 class RowsCache(StaticCache):
@@ -249,11 +253,11 @@ class RowsCache(StaticCache):
 
     def bind(self, session: ort.InferenceSession) -> ort.IOBinding:
         """A new binding: the number of new rows differs from step to step."""
-        self._binding = _with_logits(session)
+        binding = _with_logits(session)
         for name, buffer in zip(self._names, self._buffers, strict=True):
-            self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(buffer))
-            self._binding.bind_output(present_of(name), "cpu")
-        return super().bind(session)
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(buffer))
+            binding.bind_output(present_of(name), "cpu")
+        return self._tell(binding)
 
     def take(self, present: list[ort.OrtValue], count: int) -> None:
         """Put the new rows after those that are filled."""

@@ -27,7 +27,7 @@ class ClipText:
 
     def __init__(self, folder: Path, manifest: Manifest, session: Session) -> None:
         graph = manifest.graph("clip_text")
-        path, fix = folder / CLIP_TOKENIZER, "export or copy the bundle again"
+        path, fix = folder / manifest.require(CLIP_TOKENIZER), "export or copy the bundle again"
         text = documents.read_text(path, error=BundleError, fix=fix)
         self._tokenizer = tokenizer.read(text, str(path), error=BundleError, fix=fix)
         self._length = int(graph.inputs[0].shape[1])

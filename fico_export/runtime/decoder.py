@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,7 @@ class Decoder:
         # Whether past and present are one buffer: then they have one length, where else present has one of its own.
         self._shares = self._shapes["past_key_values.0.key"] == self._shapes["present.0.key"]
         self.dtype = np.dtype(graph.inputs[0].dtype)
+        self._caches: WeakSet[GrowingCache] = WeakSet()
         self._prefill: ort.InferenceSession | None = None
         if self.reduces:
             file = manifest.graph("decoder_prefill").file
@@ -60,14 +62,24 @@ class Decoder:
             return self._static_cache()
         heads, head_dim = self._shape.kv_heads, self._shape.head_dim
         if self._shares:
-            return SharedCache(self._session, self._past, heads, head_dim, self.dtype, self._shape.context)
+            return SharedCache(self._past, heads, head_dim, self.dtype, self._shape.context)
         empty = np.zeros((1, heads, 0, head_dim), self.dtype)
         tensors = [ort.OrtValue.ortvalue_from_numpy(empty, self._device, 0) for _ in self._past]
-        return GrowingCache(tensors, self._past, self._device)
+        return self._growing_cache(tensors)
+
+    def close(self) -> None:
+        """Let the graphs go, and the caches live on: those that grow are tensors of a session, and would keep it in memory."""
+        for cache in self._caches:
+            cache.release()
+
+    def _growing_cache(self, tensors: list[ort.OrtValue]) -> GrowingCache:
+        cache = GrowingCache(tensors, self._past, self._device)
+        self._caches.add(cache)
+        return cache
 
     def _static_cache(self, filled: Sequence[Array] = ()) -> KvCache:
         kind = StaticCache if self._shares else RowsCache
-        return kind(self._session, self._graph, self.dtype, self._device, filled)
+        return kind(self._graph, self.dtype, self._device, filled)
 
     def append(self, cache: KvCache, embeds: Array, positions: Sequence[int]) -> npt.NDArray[np.float32]:
         """Run new tokens after those in the cache, which grows by them.
@@ -133,7 +145,7 @@ class Decoder:
             binding.bind_output(present_of(name), self._device)
         logits, kept, *tensors = _run(self._prefill, binding, 0)
         if self._rows is None:
-            cache: KvCache = GrowingCache(tensors, self._past, self._device)
+            cache: KvCache = self._growing_cache(tensors)
         else:
             cache = self._static_cache([tensor.numpy() for tensor in tensors])
         return _last(logits), cache, kept.numpy()[0]

@@ -21,13 +21,8 @@ def open_table(folder: Path, manifest: Manifest) -> npt.NDArray[Any]:
     """
     table = manifest.embedding
     assert table is not None
-    if table.file not in manifest.files:
-        raise BundleError(
-            f"manifest.json of {manifest.name} lists no file {table.file!r} with its hash",
-            fix="export or copy the bundle again",
-        )
     try:
-        return np.memmap(folder / table.file, table.dtype, "r", table.offset, table.shape)
+        return np.memmap(folder / manifest.require(table.file), table.dtype, "r", table.offset, table.shape)
     except (OSError, ValueError, TypeError) as error:
         raise BundleError(
             f"cannot read the embeddings in {table.file}: {error}", fix="export or copy the bundle again"

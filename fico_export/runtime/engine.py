@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from fico_export import extras
 from fico_export.bundle.engine_check import Host, Shape, this_platform
 from fico_export.devices import gpu
 from fico_export.errors import ConfigError, EngineError
@@ -24,8 +25,8 @@ from fico_export.runtime.profiles import Profile, choose_profile
 # Backend → the library that it runs on.
 LIBRARIES: dict[str, Literal["tensorrt", "tensorrt_rtx"]] = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}
 INSTALL = {
-    "trt": "on Jetson: sudo apt install nvidia-jetpack; elsewhere: pip install 'fico_export[tensorrt]'",
-    "rtx": "pip install 'fico_export[rtx]'",
+    "trt": "on Jetson: sudo apt install nvidia-jetpack; elsewhere " + extras.install("tensorrt"),
+    "rtx": extras.install("rtx"),
 }
 CUDA_GRAPH = "FICO_CUDA_GRAPH"
 _DTYPES = {

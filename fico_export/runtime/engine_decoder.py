@@ -106,6 +106,9 @@ class EngineDecoder:
         """An empty cache; it takes no memory yet."""
         return EngineCache(self._buffers, self._layers)
 
+    def close(self) -> None:
+        """Nothing: engines go with this object, and caches hold none."""
+
     def append(self, cache: EngineCache, embeds: Array, positions: Sequence[int]) -> npt.NDArray[np.float32]:
         """Run new tokens after those in the cache, which grows by them.
 

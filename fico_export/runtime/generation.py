@@ -1,138 +1,126 @@
-"""The loop from a prompt to an answer: prefill, decode, stop. The same for every backend."""
+"""Conversations, and the loop from a prompt to an answer: prefill, decode, stop. The same for every backend."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+import weakref
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fico_export.errors import ConfigError, InputError
-from fico_export.runtime.cache import require_rows
-from fico_export.runtime.images import ImageFeatures, Images, Range, image_list
+from fico_export.runtime.answer import STAGES, Answer, Stream, Wish
+from fico_export.runtime.images import ImageFeatures, Images, ImageSource, Range, image_list
+from fico_export.runtime.layout import LaidOut, lay_out, require_room
+from fico_export.runtime.prefix import Prefix
 from fico_export.runtime.prompt import Message
 from fico_export.runtime.sampling import Sampler, Sampling
-from fico_export.runtime.session import Cache
 from fico_export.runtime.streaming import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:
     from fico_export.runtime.vlm import Vlm
 
-STAGES = ("preprocess", "vision", "embed", "prefill", "decode")
-
-
-@dataclass
-class Answer:
-    """An answer and what it took.
-
-    Attributes:
-        text: what the model said.
-        token_ids: its tokens, with the end-of-sequence token where there was one.
-        finish_reason: eos, stop (a stop string), length (max_new_tokens) or context (no room left).
-        prompt_tokens: tokens of the whole prompt, visual ones included.
-        visual_tokens: of these, those that stand for pictures.
-        cached_tokens: of these, those taken from the KV cache of earlier turns.
-        stages_ms: time per stage in milliseconds.
-        ttft_ms: from the request to the first token: preprocess, vision, embed and prefill.
-        tpot_ms: per token after the first; None where there was none.
-    """
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: str = ""
-    prompt_tokens: int = 0
-    visual_tokens: int = 0
-    cached_tokens: int = 0
-    stages_ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    ttft_ms: float = 0.0
-    tpot_ms: float | None = None
-
-
-class Stream:
-    """Pieces of text while they come; `answer` is whole when the iteration ends."""
-
-    def __init__(self, pieces: Iterator[str], answer: Answer) -> None:
-        self._pieces = pieces
-        self.answer = answer
-
-    def __iter__(self) -> Iterator[str]:
-        """The pieces, once."""
-        return self._pieces
+__all__ = ["STAGES", "Answer", "Conversation", "Stream"]
 
 
 @dataclass(frozen=True)
-class _Prompt:
-    """A prompt laid out token by token.
+class _History:
+    """What was said and shown: replaced as a whole, so that no half of a turn is ever in it."""
 
-    Attributes:
-        keys: what each token is: its id, or (picture, which of its tokens). Equal keys have equal cache entries.
-        ids: token ids, image tokens expanded.
-        positions: position ids.
-        next_position: of the first token of the answer.
-    """
-
-    keys: list[Hashable]
-    ids: list[int]
-    positions: list[int]
-    next_position: int
+    messages: list[Message] = field(default_factory=list)
+    features: list[ImageFeatures] = field(default_factory=list)
+    # Keys of the prompt that was reduced in the decoder: what was kept of its picture holds for all turns after it.
+    reduced: list[Hashable] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Turn:
-    """A turn that is ready to run: the conversation up to it, its pictures encoded."""
+    """A turn that is ready to run: the conversation up to its question, the pictures encoded.
 
-    messages: list[Message]
-    features: list[ImageFeatures]
-    prompt: _Prompt
+    Attributes:
+        together: how many of the prompt's first tokens are reduced together in the decoder.
+        sampler: chooses the tokens of the answer.
+    """
+
+    asked: _History
+    prompt: LaidOut
+    together: int
+    sampler: Sampler
 
 
 class Conversation:
     """Turns that share a KV cache: each prefills only what the turns before have not.
 
+    A turn enters the history when its answer is whole: what fails, is refused, interrupted or left early leaves the history as
+    it was, and the next turn answers as if it had never been. One answer is made at a time: a stream that is open must be read
+    to its end, stopped or closed before the next turn; `ask` from several threads queues.
+
+    Args:
+        vlm: the bundle that answers.
+        system: a system message before all turns.
+
     Attributes:
         kept: [K] which of the tokens handed over for the picture the decoder kept, where it reduces; None before it did.
+
+    Raises:
+        ConfigError: the bundle's chat template takes no system message.
     """
 
     kept: npt.NDArray[np.int64] | None = None
 
-    def __init__(self, vlm: Vlm) -> None:
+    def __init__(self, vlm: Vlm, system: str | None = None) -> None:
         self._vlm = vlm
-        self._messages: list[Message] = []
-        self._features: list[ImageFeatures] = []
-        self._cached: list[Hashable] = []
-        # Tokens of the cache that only make sense together: those of a prompt reduced in the decoder.
-        self._fixed = 0
+        self._start = _History() if system is None else _History([Message("system", system)])
+        if system is not None:
+            vlm.formatter.require_system(system)
+        self._history = self._start
+        self._prefix = Prefix(vlm)
+        self._open: weakref.ref[Stream] | None = None
+        self._closed = False
 
-    @cached_property
-    def _cache(self) -> Cache:
-        # When it is first needed: pictures come before, and memory may hold the tower alone.
-        return self._vlm.decoder.new_cache()
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """What was said: question and answer of each whole turn, after the system message where there is one."""
+        return tuple(self._history.messages)
+
+    @property
+    def images(self) -> tuple[ImageFeatures, ...]:
+        """What was shown, in the order of the messages."""
+        return tuple(self._history.features)
+
+    @property
+    def cache_lengths(self) -> list[int]:
+        """Tokens in the KV cache of each layer; they differ where the decoder reduces visual tokens."""
+        return self._prefix.lengths
 
     def ask(
         self,
         prompt: str,
         images: Images = (),
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         image_range: Range | None = None,
     ) -> Answer:
-        """The next turn, answered at once; arguments as for `Vlm.stream`."""
-        stream = self.stream(
-            prompt,
-            images,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            stop=stop,
-            image_range=image_range,
-        )
-        for _ in stream:
-            pass
+        """The next turn, answered at once; arguments as for `Vlm.stream`. Other threads wait until the answer is whole."""
+        with self._vlm.owned():
+            stream = self.stream(
+                prompt,
+                images,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                stop=stop,
+                image_range=image_range,
+            )
+            with stream:
+                for _ in stream:
+                    pass
         return stream.answer
 
     def stream(
@@ -140,7 +128,7 @@ class Conversation:
         prompt: str,
         images: Images = (),
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         image_range: Range | None = None,
@@ -149,40 +137,108 @@ class Conversation:
 
         Raises:
             InputError: a picture or the prompt cannot be used; the conversation stays as it was.
+            ConfigError: another answer of this conversation is under way, or it was closed.
         """
-        if max_new_tokens < 1:
+        if max_new_tokens is not None and max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}", fix="give at least 1")
-        answer, clock = Answer(), _Clock()
-        shown = image_list(images, image_range)
+        stops = StopStrings(stop)
+        with self._claimed():
+            answer, clock, wish = Answer(), _Clock(), Wish()
+            turn = self._prepare(prompt, image_list(images, image_range), sampling, answer, clock)
+            stops = stops if stop else StopStrings(turn.sampler.stops)
+            limit = max_new_tokens or turn.sampler.new_tokens
+            pieces = self._run(turn, answer, clock, limit, stops, wish)
+            stream = Stream(pieces, answer, wish)
+            self._open = weakref.ref(stream)
+        return stream
+
+    def restart(self) -> None:
+        """Forget all turns, but not what was computed: the next first turn reuses the pictures it shares with the last.
+
+        Raises:
+            ConfigError: an answer of this conversation is under way, or it was closed.
+        """
+        with self._claimed():
+            self._history = self._start
+
+    def close(self) -> None:
+        """Leave the answer that is under way, and give the KV cache back; the bundle stays loaded. A second time changes nothing."""
+        self._closed = True
+        if (stream := self._under_way()) is not None:
+            stream.close()
+        with self._vlm.lock:
+            self._prefix.forget()
+
+    def __enter__(self) -> Conversation:
+        """The conversation itself, closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """Own the model to begin a turn; refuse to where another is under way."""
+        with self._vlm.owned():
+            self._require_open()
+            if self._under_way() is not None:
+                raise ConfigError(
+                    "an answer of this conversation is still under way",
+                    fix="read its stream to the end, or call .stop() or .close() on it; another thread begins vlm.chat()",
+                )
+            yield
+
+    def _under_way(self) -> Stream | None:
+        stream = None if self._open is None else self._open()
+        return None if stream is None or stream.closed else stream
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ConfigError("this conversation was closed", fix="begin another: vlm.chat()")
+
+    def _prepare(
+        self,
+        prompt: str,
+        shown: Sequence[ImageSource | ImageFeatures],
+        sampling: Sampling | None,
+        answer: Answer,
+        clock: _Clock,
+    ) -> _Turn:
         given = [
             image if isinstance(image, ImageFeatures) else self._vlm.preprocess(image) for image in shown
         ]
         # Laid out with the pictures' sizes alone, so that a prompt too long is refused before the slow part.
-        messages = [*self._messages, Message("user", prompt, len(shown))]
-        self._require_one_picture(len(self._features) + len(shown))
+        history = self._history
+        messages = [*history.messages, Message("user", prompt, len(given))]
+        self._require_one_picture(len(history.features) + len(given))
         per_image = self._vlm.manifest.reduction.handed_over
         ids = self._vlm.formatter.encode(messages, per_image)
-        self._require_room(ids)
+        require_room(self._vlm.manifest, ids)
+        sampler = self._vlm.sampler(sampling, ids)
         answer.stages_ms["preprocess"] = clock.lap_ms()
         text = (
             {}
             if all(isinstance(picture, ImageFeatures) for picture in given)
             else self._vlm.read_prompt(prompt)
         )
-        features = [*self._features, *(self._encode(picture, text) for picture in given)]
+        features = [*history.features, *(self._encode(picture, text) for picture in given)]
         answer.stages_ms["vision"] = clock.lap_ms()
 
-        turn = _Turn(messages, features, self._lay_out(ids, features))
         answer.prompt_tokens = len(ids)
         answer.visual_tokens = per_image * len(features)
-        pieces = self._run(
-            turn, answer, clock, max_new_tokens, Sampler(sampling or Sampling()), StopStrings(stop)
-        )
-        return Stream(pieces, answer)
+        laid_out = lay_out(self._vlm.manifest, ids, features)
+        together = self._together(laid_out.keys)
+        return _Turn(_History(messages, features, laid_out.keys[:together]), laid_out, together, sampler)
 
-    def restart(self) -> None:
-        """Forget all turns, but not what was computed: the next first turn reuses the pictures it shares with the last."""
-        self._messages, self._features = [], []
+    def _together(self, keys: list[Hashable]) -> int:
+        """How many of a prompt's first tokens are reduced together: as many as in the turn before it that did so, if any."""
+        if not (self._vlm.manifest.reduction.in_decoder and any(isinstance(key, tuple) for key in keys)):
+            return 0
+        before = self._history.reduced
+        return len(before) if before and keys[: len(before)] == before else len(keys)
 
     def _encode(
         self, picture: ImageFeatures | npt.NDArray[np.float32], text: Mapping[str, npt.NDArray[Any]]
@@ -198,84 +254,86 @@ class Conversation:
         return picture
 
     def _run(
-        self, turn: _Turn, answer: Answer, clock: _Clock, limit: int, sampler: Sampler, stops: StopStrings
-    ) -> Iterator[str]:
-        vlm, prompt = self._vlm, turn.prompt
-        self._messages, self._features = turn.messages, turn.features
-        answer.cached_tokens = known = self._reuse(prompt.keys)
-        embeds = self._embed(prompt, known)
-        answer.stages_ms["embed"] = clock.lap_ms()
-        visual = (
-            prompt.ids.index(image_id) if (image_id := vlm.manifest.tokens.image_id) in prompt.ids else None
-        )
-        if vlm.decoder.reduces and visual is not None and known <= visual:
-            logits, self._cache, self.kept = vlm.decoder.prefill(embeds, prompt.positions, visual)
-            self._fixed = len(prompt.keys)
-        else:
-            logits = vlm.decoder.append(self._cache, embeds, prompt.positions[known:])
-        self._cached = list(prompt.keys)
-        token = sampler(logits)
+        self,
+        turn: _Turn,
+        answer: Answer,
+        clock: _Clock,
+        limit: int,
+        stops: StopStrings,
+        wish: Wish,
+    ) -> Generator[str]:
+        vlm, sampler = self._vlm, turn.sampler
+        if wish.stop or wish.leave:
+            answer.finish_reason = "stopped" if wish.stop else ""
+            return
+        token, position = sampler(self._prefill(turn, answer, clock)), turn.prompt.next_position
         answer.stages_ms["prefill"] = clock.lap_ms()
         answer.ttft_ms = sum(answer.stages_ms.values())
-
-        position, decode_ms = prompt.next_position, 0.0
         text = StreamDecoder(vlm.formatter.tokenizer)
-        try:
-            while True:
-                answer.token_ids.append(token)
-                if token in vlm.manifest.tokens.eos_ids and not sampler.sampling.ignore_eos:
-                    answer.finish_reason = "eos"
-                    break
+        while not wish.leave:
+            if wish.stop:
+                self._enter(turn, answer, "stopped")
+                return
+            answer.token_ids.append(token)
+            piece = ""
+            if token in vlm.manifest.tokens.eos_ids and not sampler.sampling.ignore_eos:
+                reason = "eos"
+            else:
                 piece, stopped = stops.push(text.push(token))
-                answer.text += piece
-                if piece:
-                    yield piece
-                if stopped or len(answer.token_ids) >= limit or not self._has_room(position):
-                    room = "length" if len(answer.token_ids) >= limit else "context"
-                    answer.finish_reason = "stop" if stopped else room
-                    break
-                clock.lap_ms()  # what the reader did with the piece is not the model's time
-                logits = vlm.decoder.append(self._cache, vlm.embed([token]), [position])
-                self._cached.append(token)
-                token = sampler(logits)
-                position += 1
-                decode_ms += clock.lap_ms()
-            if answer.finish_reason != "stop":
-                piece, stopped = stops.push(text.flush())
-                piece += stops.flush()
-                answer.finish_reason = "stop" if stopped else answer.finish_reason
-                answer.text += piece
-                if piece:
-                    yield piece
-        finally:
-            answer.stages_ms["decode"] = decode_ms
-            if len(answer.token_ids) > 1:
-                answer.tpot_ms = decode_ms / (len(answer.token_ids) - 1)
-            self._messages.append(Message("assistant", answer.text))
-
-    def _lay_out(self, ids: list[int], features: Sequence[ImageFeatures]) -> _Prompt:
-        """Keys and position ids: compact counts the tokens; original gives a picture all N positions it had."""
-        reduction = self._vlm.manifest.reduction
-        image_id = self._vlm.manifest.tokens.image_id
-        keys: list[Hashable] = []
-        positions: list[int] = []
-        position = at = picture = 0
-        while at < len(ids):
-            if ids[at] != image_id:
-                keys.append(ids[at])
-                positions.append(position)
-                position, at = position + 1, at + 1
+                reason = "stop" if stopped else self._limit_reached(answer, limit, position)
+            if reason and reason != "stop":
+                rest, stopped = stops.push(text.flush())
+                piece, reason = piece + rest + stops.flush(), "stop" if stopped else reason
+            answer.text += piece
+            if reason:  # before the piece is shown: whoever leaves after the last one has had the whole
+                self._enter(turn, answer, reason)
+            if piece:
+                yield piece
+            if reason:
+                return
+            if wish.stop:
                 continue
-            shown = features[picture]
-            original = reduction.positions == "original"
-            offsets = shown.keep_index.tolist() if original else range(reduction.handed_over)
-            keys += [(shown.digest, i) for i in range(reduction.handed_over)]
-            positions += [position + offset for offset in offsets]
-            position += reduction.visual_tokens if original else reduction.handed_over
-            at, picture = at + reduction.handed_over, picture + 1
-        return _Prompt(keys, ids, positions, position)
+            clock.lap_ms()  # what the reader did with the piece is not the model's time
+            logits = self._prefix.extend([token], vlm.embed([token]), [position])
+            token = sampler(logits)
+            position += 1
+            answer.stages_ms["decode"] += clock.lap_ms()
+            answer.tpot_ms = answer.stages_ms["decode"] / len(answer.token_ids)
 
-    def _embed(self, prompt: _Prompt, start: int) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    def _prefill(self, turn: _Turn, answer: Answer, clock: _Clock) -> npt.NDArray[np.float32]:
+        """Logits [V] after the prompt, of which the cache may hold a beginning."""
+        self._require_open()
+        prompt, together = turn.prompt, turn.together
+        answer.cached_tokens = known = self._prefix.share(prompt.keys, together)
+        embeds = self._embed(prompt, turn.asked.features, known)
+        answer.stages_ms["embed"] = clock.lap_ms()
+        if known < together:
+            visual = prompt.ids.index(self._vlm.manifest.tokens.image_id)
+            start = slice(together)
+            logits, self.kept = self._prefix.begin(
+                prompt.keys[start], embeds[start], prompt.positions[start], visual
+            )
+            if together == len(prompt.keys):
+                return logits
+            known, embeds = together, embeds[together:]
+        return self._prefix.extend(prompt.keys[known:], embeds, prompt.positions[known:])
+
+    def _enter(self, turn: _Turn, answer: Answer, reason: str) -> None:
+        """The answer is whole: the turn is part of the history, unless it was stopped before a word was said."""
+        answer.finish_reason = reason
+        if reason != "stopped" or answer.text:
+            messages = [*turn.asked.messages, Message("assistant", answer.text)]
+            self._history = replace(turn.asked, messages=messages)
+
+    def _limit_reached(self, answer: Answer, limit: int, position: int) -> str:
+        """Which of the limits ends an answer here; empty where it may go on."""
+        if len(answer.token_ids) >= limit:
+            return "length"
+        return "" if self._has_room(position) else "context"
+
+    def _embed(
+        self, prompt: LaidOut, shown: Sequence[ImageFeatures], start: int
+    ) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
         """Embeddings [S, C] of the prompt from token `start` on, pictures in their places."""
         image_id = self._vlm.manifest.tokens.image_id
         ids = np.asarray(prompt.ids)
@@ -283,24 +341,9 @@ class Conversation:
         embeds = self._vlm.embed(np.where(visual, 0, ids)[start:].tolist())
         rows = np.flatnonzero(visual)
         if rows.size:
-            features = np.concatenate([f.features for f in self._features])
+            features = np.concatenate([f.features for f in shown])
             embeds[rows[rows >= start] - start] = features[rows >= start]
         return embeds
-
-    def _reuse(self, keys: list[Hashable]) -> int:
-        """Cut the cache to what it shares with a new prompt; at least one token is left to run."""
-        shared = 0
-        while shared < min(len(keys) - 1, len(self._cached)) and keys[shared] == self._cached[shared]:
-            shared += 1
-        pictured = any(isinstance(key, tuple) for key in keys[shared:])
-        if self._vlm.decoder.reduces and (shared < self._fixed or pictured):
-            # What the decoder kept of a picture depends on the whole prompt, and it reduces into an empty cache only.
-            shared = self._fixed = 0
-            self._cache = self._vlm.decoder.new_cache()
-        else:
-            self._cache.drop_last(len(self._cached) - shared)
-        del self._cached[shared:]
-        return shared
 
     def _require_one_picture(self, count: int) -> None:
         if self._vlm.manifest.reduction.in_decoder and count > 1:
@@ -309,23 +352,9 @@ class Conversation:
                 fix="start a new conversation, or export with a method that acts before the decoder",
             )
 
-    def _require_room(self, ids: list[int]) -> None:
-        reduction, context = self._vlm.manifest.reduction, self._vlm.manifest.decoder.context
-        pictures = ids.count(self._vlm.manifest.tokens.image_id) // reduction.handed_over
-        spread = reduction.visual_tokens - reduction.handed_over if reduction.positions == "original" else 0
-        needed = len(ids) + pictures * spread
-        rows = self._vlm.manifest.cache_rows
-        if rows is not None:
-            require_rows(0, len(ids), rows)
-        if needed >= context:
-            raise InputError(
-                f"the prompt takes {needed} positions, {reduction.handed_over} tokens a picture; the model has {context}",
-                fix="shorten the prompt, give fewer pictures, or export with a smaller --keep",
-            )
-
     def _has_room(self, position: int) -> bool:
         rows = self._vlm.manifest.cache_rows
-        full = rows is not None and max(self._cache.lengths) >= rows
+        full = rows is not None and max(self._prefix.lengths) >= rows
         return position < self._vlm.manifest.decoder.context and not full
 
 

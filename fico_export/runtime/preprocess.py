@@ -42,16 +42,23 @@ _SIGLIP = {
 }
 _PROCESSORS: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": _CLIP,
-    "CLIPImageProcessorFast": _CLIP,
     "LlavaImageProcessor": _CLIP,
-    "LlavaImageProcessorFast": _CLIP,
     "SiglipImageProcessor": _SIGLIP,
-    "SiglipImageProcessorFast": _SIGLIP,
 }
 """Processor name → what it does where the config is silent."""
 
-_SQUARES = ("LlavaImageProcessor", "LlavaImageProcessorFast")
+_SQUARES = ("LlavaImageProcessor",)
 """Those whose ``do_pad`` means a square of the mean colour."""
+
+_SWITCHES = (
+    "do_pad",
+    "do_resize",
+    "do_center_crop",
+    "do_rescale",
+    "do_normalize",
+    "do_convert_rgb",
+    "default_to_square",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,20 +88,20 @@ class ImageProcessor:
         Raises:
             ConfigError: the processor is not one of the supported, or a value is not one it can have.
         """
-        # Configs of old transformers call the processor a feature extractor.
-        older = str(config.get("feature_extractor_type") or "").replace("FeatureExtractor", "ImageProcessor")
-        name = str(config.get("image_processor_type") or older)
-        if name not in _PROCESSORS:
-            raise unknown_name("image processor", name, _PROCESSORS)
+        if not isinstance(config, Mapping):
+            raise ConfigError(
+                f"preprocessor_config.json holds {config!r:.60}, not an object",
+                fix="use the preprocessor_config.json that was published with this checkpoint",
+            )
+        name = _processor_name(config)
         config = {**_PROCESSORS[name], **config}
         _check_switches(config)
         pads, squares = bool(config.get("do_pad")), name in _SQUARES
         if pads and not squares and config.get("pad_size") is not None:
             raise _bad_value("pad_size", config["pad_size"], f"null, all that {name} is supported with")
-        try:
-            resample = Image.Resampling(config.get("resample", Image.Resampling.BICUBIC))
-        except (ValueError, TypeError) as error:
-            raise _bad_value("resample", config["resample"], "one of Pillow's filters, 0 to 5") from error
+        resample = config.get("resample", Image.Resampling.BICUBIC)
+        if not isinstance(resample, int) or not _is_number(resample, 0, 5):
+            raise _bad_value("resample", resample, "one of Pillow's filters, 0 to 5")
 
         size: int | tuple[int, int] | None = None
         if config.get("do_resize", True):
@@ -114,7 +121,9 @@ class ImageProcessor:
                     "image_mean", mean, "three numbers of 0 to 1, the colour that do_pad fills with"
                 )
             color = (int(red * 255), int(green * 255), int(blue * 255))
-        return cls(color if pads and squares else None, size, resample, crop, _table(config))
+        return cls(
+            color if pads and squares else None, size, Image.Resampling(resample), crop, _table(config)
+        )
 
     def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
         """Turn a picture from `load_image` into pixel values, float32 [1, 3, H, W].
@@ -188,6 +197,26 @@ class ImageProcessor:
         return left, top, left + crop[1], top + crop[0]
 
 
+def _processor_name(config: Mapping[str, Any]) -> str:
+    """Which of the supported processors a configuration names; Fast and Pil name the same one by how it is computed."""
+    key = next((k for k in ("image_processor_type", "feature_extractor_type") if config.get(k)), None)
+    if key is None:
+        video = config.get("video_processor_type")
+        what = f"is of a video processor ({video!r})" if video else "names no image processor"
+        raise ConfigError(
+            f"preprocessor_config.json {what}: it has no image_processor_type",
+            fix=f'write "image_processor_type" into it, one of: {", ".join(sorted(_PROCESSORS))}',
+        )
+    named = config[key]
+    if not isinstance(named, str):
+        raise _bad_value(key, named, "a name")
+    # Configs of old transformers call the processor a feature extractor.
+    name = named.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    if name not in _PROCESSORS:
+        raise unknown_name("image processor", named[:60], _PROCESSORS)
+    return name
+
+
 def _table(config: Mapping[str, Any]) -> npt.NDArray[np.float32]:
     """What rescaling and normalizing make of each byte of each channel, float32 [3, 256].
 
@@ -250,9 +279,10 @@ def _is_number(value: Any, least: float, most: float) -> bool:
 
 def _check_switches(config: Mapping[str, Any]) -> None:
     """Refuse a switch that is neither on nor off: a text such as "false" would count as on."""
-    for key in ("do_pad", "do_resize", "do_center_crop", "do_rescale", "do_normalize", "default_to_square"):
-        if config.get(key) not in (None, True, False):
-            raise _bad_value(key, config[key], "true or false")
+    for key in _SWITCHES:
+        value = config.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise _bad_value(key, value, "true or false")
 
 
 def _bad_value(key: str, value: object, expected: str) -> ConfigError:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 from tokenizers import Tokenizer
 
@@ -18,6 +20,8 @@ from fico_export.runtime.template import ChatTemplate
 
 MAX_TEXT = 2**20
 """Characters of the longest message: some 250,000 tokens."""
+
+_PROBE = "a question"
 
 LLAVA_TEMPLATE = """\
 {%- for message in messages %}
@@ -84,31 +88,61 @@ class PromptFormatter:
         """
         for message in messages:
             self._check_text(message.text)
-        content = [
-            {
-                "role": message.role,
-                "content": [{"type": "image"}] * message.images + [{"type": "text", "text": message.text}],
-            }
-            for message in messages
-        ]
         try:
-            return self._template.render(
-                messages=content,
-                add_generation_prompt=add_generation_prompt,
-                bos_token=self.tokens.bos or "",
-                eos_token=self.tokens.eos or "",
-                image_token=self.tokens.image,
-                tools=None,
-                documents=None,
-            )
+            return self._rendered(messages, self.content, add_generation_prompt)
         except FicoError:
             raise
         except Exception as error:  # a template is a program: it fails in any way that Python does
             roles = ", ".join(message.role for message in messages)
             raise ConfigError(
                 f"the chat template refuses messages of roles [{roles}]: {error}",
-                fix="give turns that it takes (most: user and assistant in turn), or correct the checkpoint's template",
+                fix="give turns that it takes (most: user and assistant in turn), or correct the checkpoint's template: "
+                "write one that is right to its chat_template.jinja and export again",
             ) from error
+
+    @cached_property
+    def content(self) -> Literal["parts", "text"]:
+        """How the template takes a message: as a list of parts, images among them, or as a text with the image token in it.
+
+        A language model's own template knows texts only. It is told by what each form becomes, as nothing declares it.
+        """
+        return "text" if not self._shows("parts") and self._shows("text") else "parts"
+
+    def _shows(self, content: Literal["parts", "text"]) -> bool:
+        """Whether a question about an image, given in this form, stands in the prompt with one image token."""
+        question = Message("user", _PROBE, 1)
+        try:
+            prompt = self._rendered([question], content, True)
+        except Exception:  # as in `render`
+            return False
+        words = self._as_text(question) if content == "text" else _PROBE
+        return prompt.count(self.tokens.image) == 1 and words in prompt and "{'type'" not in prompt
+
+    def _rendered(
+        self, messages: Sequence[Message], content: Literal["parts", "text"], add_generation_prompt: bool
+    ) -> str:
+        """What the template makes of messages; raises whatever the template does."""
+        form = self._as_parts if content == "parts" else self._as_text
+        named = {"bos_token": self.tokens.bos or "", "eos_token": self.tokens.eos or ""}
+        return self._template.render(
+            messages=[{"role": message.role, "content": form(message)} for message in messages],
+            add_generation_prompt=add_generation_prompt,
+            tools=None,
+            documents=None,
+            **{
+                "additional_special_tokens": self.tokens.additional,
+                "image_token": self.tokens.image,
+                **named,
+                **self.tokens.named,
+            },
+        )
+
+    @staticmethod
+    def _as_parts(message: Message) -> list[dict[str, str]]:
+        return [{"type": "image"}] * message.images + [{"type": "text", "text": message.text}]
+
+    def _as_text(self, message: Message) -> str:
+        return "\n".join([self.tokens.image] * message.images + [message.text])
 
     def encode(self, messages: Sequence[Message], tokens_per_image: int) -> list[int]:
         """The prompt as token ids, its image tokens repeated to as many as the graph gives visual tokens.
@@ -132,6 +166,25 @@ class PromptFormatter:
                 fix="put the pictures in a turn of the role user; a template may drop those of other roles",
             )
         return [token for id_ in ids for token in [id_] * (tokens_per_image if id_ == image_id else 1)]
+
+    def require_system(self, system: str) -> None:
+        """Refuse a system message that the template does not put into the prompt.
+
+        Raises:
+            InputError: its text cannot be used, as of `render`.
+            ConfigError: the template refuses it, or leaves it out.
+        """
+        question = Message("user", "?")
+        without = self.render([question])
+        fix = "leave --system (in Python system=) out, and say it in the first question"
+        try:
+            shown = self.render([Message("system", system), question])
+        except InputError:
+            raise
+        except ConfigError as error:
+            raise ConfigError(f"no system message is possible here: {error.what}", fix=fix) from error
+        if shown == without or system.strip() not in shown:
+            raise ConfigError("the chat template leaves a system message out of the prompt", fix=fix)
 
     def text_ids(self, text: str) -> list[int]:
         """A text alone as token ids, without special tokens.

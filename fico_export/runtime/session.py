@@ -44,6 +44,10 @@ class AnyDecoder(Protocol):
         """An empty cache."""
         ...
 
+    def close(self) -> None:
+        """Keep nothing in memory for the sake of caches, which live on and run on another decoder of the bundle."""
+        ...
+
     def append(self, cache: Any, embeds: Array, positions: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits [V] after new tokens [S, C] at positions [S], by which the cache grows."""
         ...

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fico_export import documents
-from fico_export.bundle import files
+from fico_export.bundle import files, generation_config
 from fico_export.bundle.manifest import Manifest
-from fico_export.errors import BundleError, EngineError, InputError
+from fico_export.errors import BundleError, ConfigError, EngineError, InputError
 from fico_export.runtime.clip_text import ClipText
 from fico_export.runtime.decoder import Decoder
 from fico_export.runtime.embedding import open_table, rows
@@ -25,13 +27,18 @@ from fico_export.runtime.images import ImageFeatures, Images, ImageSource, Range
 from fico_export.runtime.memory import loading_steps, require_memory
 from fico_export.runtime.preprocess import ImageProcessor
 from fico_export.runtime.prompt import PromptFormatter
-from fico_export.runtime.sampling import Sampling
+from fico_export.runtime.sampling import Sampler, Sampling
 from fico_export.runtime.session import AnyDecoder, Session
 from fico_export.runtime.sessions import AUTO, give_back, open_session
 
+_Graph = TypeVar("_Graph")
+
 
 class Vlm:
-    """A bundle ready to answer.
+    """A bundle ready to answer, from any number of threads: one runs the model, the others wait for their turn.
+
+    Two streams take turns token by token; `generate` and `Conversation.ask` run to the end of the answer. With `low_memory`,
+    streams of several threads load the graphs anew at every change between tower and decoder: ask there, or stream one by one.
 
     Args:
         folder: of the bundle.
@@ -40,6 +47,9 @@ class Vlm:
         lazy: load each graph when it is first used, for those who use only some.
         low_memory: load each graph when it is needed, in the place of the one before: the tower and the decoder are never in
             memory together, and each picture takes the time to load them.
+
+    Attributes:
+        lock: held by the thread that runs the model.
 
     Raises:
         BundleError: the bundle is missing, damaged, or from a newer version.
@@ -57,6 +67,10 @@ class Vlm:
         low_memory: bool = False,
     ) -> None:
         self.folder = Path(folder)
+        self.lock = threading.RLock()
+        self._open: dict[str, Any] = {}
+        self._embed: Session | None = None
+        self._closed = False
         self.manifest = Manifest.load(self.folder)
         files.check(self.folder, self.manifest, full=False)
         self.backend = backend_for(self.folder, self.manifest, backend)
@@ -64,10 +78,18 @@ class Vlm:
             Engines(self.folder, self.manifest, self.backend) if self.backend in LIBRARIES else None
         )
         self._threads, self._low_memory = threads, low_memory
+        self._table = open_table(self.folder, self.manifest) if self.manifest.embedding else None
         self.formatter = PromptFormatter(
-            _read(self.folder / "tokenizer.json"), self._chat_template(), self.manifest.tokens
+            _read(self.folder / self.manifest.require("tokenizer.json")),
+            self._chat_template(),
+            self.manifest.tokens,
         )
-        self.processor = ImageProcessor.from_config(_read_json(self.folder / "preprocessor_config.json"))
+        self.processor = ImageProcessor.from_config(
+            _read_json(self.folder / self.manifest.require("preprocessor_config.json"))
+        )
+        self.generation_config = generation_config.load(
+            self.folder / self.manifest.require("generation_config.json")
+        )
         inputs = self.manifest.graph("vision_encoder").inputs
         self._text_inputs = {i.name: i.shape for i in inputs if i.name != "pixel_values"}
         if not lazy:
@@ -77,43 +99,84 @@ class Vlm:
             else:
                 self._engines.require_memory(steps, low_memory=low_memory)
         if not lazy and not low_memory:
-            _ = self._vision, self._table, self.decoder
+            _ = self._vision, self.decoder
             if "clip_text" in self._text_inputs:
                 _ = self.clip_text
 
-    @cached_property
+    @property
     def decoder(self) -> AnyDecoder:
-        """The decoder graph."""
-        self._make_room()
+        """The decoder graph; whoever runs it beside other threads does so within `owned()`.
+
+        Raises:
+            ConfigError: the bundle was closed.
+            EngineError: it cannot be loaded.
+        """
+        return self._opened("decoder", self._open_decoder)
+
+    @property
+    def clip_text(self) -> ClipText:
+        """CLIP's text tower, of a bundle whose method compares the picture with the prompt in CLIP's space."""
+        return self._opened(
+            "clip_text",
+            lambda: ClipText(self.folder, self.manifest, self._open_graph("clip_text", self.backend)),
+        )
+
+    @property
+    def _vision(self) -> Session:
+        return self._opened("vision_encoder", lambda: self._open_graph("vision_encoder", self.backend))
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Own the model for several steps that belong together; other threads wait.
+
+        Raises:
+            ConfigError: the bundle was closed.
+        """
+        with self.lock:
+            if self._closed:
+                raise ConfigError(
+                    f"the bundle {self.folder} was closed",
+                    fix=f'load it again: fico_export.load("{self.folder}")',
+                )
+            yield
+
+    def close(self) -> None:
+        """Give the graphs back, after the step that is under way; keys and values go with their conversations. A second time changes nothing."""
+        with self.lock:
+            self._closed = True
+            self._let_go()
+            self._engines = self._table = self._embed = None
+
+    def __enter__(self) -> Vlm:
+        """The bundle itself, closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def _opened(self, name: str, load: Callable[[], _Graph]) -> _Graph:
+        """A graph, loaded when it is first needed; where memory is short, in the place of the one before."""
+        with self.owned():
+            if name not in self._open:
+                if self._low_memory:
+                    self._let_go()
+                self._open[name] = load()
+            graph: _Graph = self._open[name]
+            return graph
+
+    def _let_go(self) -> None:
+        decoder: AnyDecoder | None = self._open.get("decoder")
+        self._open.clear()
+        if decoder is not None:
+            decoder.close()
+
+    def _open_decoder(self) -> AnyDecoder:
         if self._engines is not None:
             return self._engines.decoder()
         return Decoder(self.folder, self.manifest, self.backend, self._threads)
-
-    @cached_property
-    def _vision(self) -> Session:
-        self._make_room()
-        return self._open("vision_encoder", self.backend)
-
-    @cached_property
-    def _table(self) -> npt.NDArray[Any] | None:
-        return open_table(self.folder, self.manifest) if self.manifest.embedding else None
-
-    @cached_property
-    def _embed(self) -> Session:
-        # The table stays in host memory: a lookup of a few rows gains nothing from a GPU that is short of memory.
-        return self._open("embed_tokens", "ort-cpu")
-
-    @cached_property
-    def clip_text(self) -> ClipText:
-        """CLIP's text tower, of a bundle whose method compares the picture with the prompt in CLIP's space."""
-        self._make_room()
-        return ClipText(self.folder, self.manifest, self._open("clip_text", self.backend))
-
-    def _make_room(self) -> None:
-        """Where memory is short, close the graphs that are open before another is opened."""
-        if self._low_memory:
-            for name in ("_vision", "clip_text", "decoder"):
-                self.__dict__.pop(name, None)
 
     def preprocess(self, image: ImageSource, *, image_range: Range | None = None) -> npt.NDArray[np.float32]:
         """Pixel values [1, 3, S, S] of a picture; arguments as for `load_image`.
@@ -154,7 +217,8 @@ class Vlm:
             embeds = self.embed([*ids, *[0] * (length - len(ids))]) * filled[:, None]
             feeds |= {"text_embeds": embeds[None], "text_mask": filled[None].astype(np.int64)}
         if "clip_text" in self._text_inputs:
-            feeds["clip_text"] = self.clip_text(prompt)
+            with self.owned():
+                feeds["clip_text"] = self.clip_text(prompt)
         return feeds
 
     def encode_pixels(
@@ -162,8 +226,9 @@ class Vlm:
     ) -> ImageFeatures:
         """Run the vision graph on pixel values [1, 3, S, S] and what `read_prompt` made of the prompt."""
         feeds = {"pixel_values": pixels, **(self.read_prompt(None) if text is None else text)}
-        features, keep_index = self._run(self._vision, "vision graph", feeds)
-        give_back()
+        with self.owned():
+            features, keep_index = self._run(self._vision, "vision graph", feeds)
+            give_back()
         digest = hashlib.sha256(b"".join(feed.tobytes() for feed in feeds.values())).hexdigest()
         return ImageFeatures(features[0], keep_index[0], digest)
 
@@ -185,24 +250,48 @@ class Vlm:
 
     def embed(self, token_ids: Sequence[int]) -> npt.NDArray[Any]:
         """Embeddings [S, C] of token ids, read from the table."""
-        return self.embed_by_graph(token_ids) if self._table is None else rows(self._table, token_ids)
+        with self.owned():
+            return self.embed_by_graph(token_ids) if self._table is None else rows(self._table, token_ids)
 
     def embed_by_graph(self, token_ids: Sequence[int]) -> npt.NDArray[Any]:
         """The same by the bundle's graph, as other runtimes do it."""
         ids = np.asarray([token_ids], np.int64)
-        result: npt.NDArray[Any] = self._run(self._embed, "embedding graph", {"input_ids": ids})[0][0]
+        with self.owned():
+            if self._embed is None:
+                # The table stays in host memory: a lookup of a few rows gains nothing from a GPU that is short of memory.
+                self._embed = self._open_graph("embed_tokens", "ort-cpu")
+            result: npt.NDArray[Any] = self._run(self._embed, "embedding graph", {"input_ids": ids})[0][0]
         return result
 
-    def chat(self) -> Conversation:
-        """A conversation whose turns reuse the KV cache of the turns before."""
-        return Conversation(self)
+    def sampler(self, sampling: Sampling | None, prompt_ids: Sequence[int]) -> Sampler:
+        """What chooses the tokens of an answer to a prompt, its image tokens as many as the graph hands over.
+
+        The rules of generation_config.json read the prompt that transformers' ``generate`` has: all N visual tokens an image.
+        """
+        reduction, tokens = self.manifest.reduction, self.manifest.tokens
+        ids = np.asarray(prompt_ids, np.int64)
+        times = np.ones_like(ids)
+        first = np.flatnonzero(ids == tokens.image_id)[:: reduction.handed_over]
+        times[first] += reduction.visual_tokens - reduction.handed_over
+        return Sampler(sampling or Sampling(), self.generation_config, np.repeat(ids, times), tokens.eos_ids)
+
+    def chat(self, system: str | None = None) -> Conversation:
+        """A conversation whose turns reuse the KV cache of the turns before.
+
+        Args:
+            system: a system message before all turns.
+
+        Raises:
+            ConfigError: the bundle's chat template takes no system message.
+        """
+        return Conversation(self, system)
 
     def stream(
         self,
         prompt: str,
         images: Images = (),
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         image_range: Range | None = None,
@@ -212,9 +301,9 @@ class Vlm:
         Args:
             prompt: the question.
             images: the picture or pictures it is about, shown before it; or what `encode_image` made of them.
-            max_new_tokens: at most so many tokens.
-            sampling: how tokens are chosen; greedily by default.
-            stop: strings that end the answer.
+            max_new_tokens: at most so many tokens; by default what the bundle's generation_config.json says, or 256.
+            sampling: how tokens are chosen; what it leaves open is what the bundle's generation_config.json says.
+            stop: strings that end the answer; by default those of the bundle's generation_config.json.
             image_range: of grey pictures of more than 8 bits, the values that become black and white; each picture's own by default.
 
         Raises:
@@ -234,7 +323,7 @@ class Vlm:
         prompt: str,
         images: Images = (),
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         image_range: Range | None = None,
@@ -249,7 +338,7 @@ class Vlm:
             image_range=image_range,
         )
 
-    def _open(self, name: str, backend: str) -> Session:
+    def _open_graph(self, name: str, backend: str) -> Session:
         if self._engines is not None and backend in LIBRARIES:
             return self._engines.session(name)
         session: Session = open_session(self.folder / self.manifest.graph(name).file, backend, self._threads)
@@ -266,8 +355,8 @@ class Vlm:
             ) from error
 
     def _chat_template(self) -> str | None:
-        path = self.folder / "chat_template.jinja"
-        return _read(path) if path.exists() else None
+        name = "chat_template.jinja"
+        return _read(self.folder / name) if name in self.manifest.files else None
 
 
 def _read(path: Path) -> str:

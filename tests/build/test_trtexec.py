@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -236,9 +237,16 @@ def test_targets_without_a_trtexec_are_refused(name, plan, tmp_path):
         trtexec.write(tmp_path, targets.get(name), plan, Options())
 
 
-def test_a_name_that_a_shell_would_run_is_refused(tmp_path):
-    folder = tmp_path / "b"
-    manifest = write_manifest(folder, {"x; rm -rf": {"a": ("float32", [1])}})
-
-    with pytest.raises(ConfigError, match="no name for a script"):
-        trtexec.write(folder, targets.get("trt-11"), jobs.plan(folder, manifest), Options())
+@pytest.mark.parametrize("name", ["x; rm -rf", "../../x", "/tmp/x", "a/b", "-x", "..", "$(id)", "é", ""])
+def test_a_name_that_is_a_path_or_that_a_shell_would_run_is_refused(name, plan, tmp_path):
+    """The manifest takes no such name either; a script is written all the same only of names that are safe in one."""
+    job = plan[0]
+    tensor = job.graph.inputs[0].model_copy(update={"name": name})
+    for bad in (
+        replace(job, name=name),
+        replace(job, graph=job.graph.model_copy(update={"file": f"{name}/../x.onnx"})),
+        replace(job, graph=job.graph.model_copy(update={"inputs": [tensor]})),
+    ):
+        with pytest.raises(ConfigError, match="no name for a script"):
+            trtexec.write(tmp_path, targets.get("trt-11"), [bad], Options())
+    assert not (tmp_path / "trt").exists()

@@ -15,9 +15,7 @@ from cli_tools import command_line, copied, edit_json, in_own_process, started
 from fico_export.build import preflight
 from fico_export.bundle.engines import Build
 
-tensorrt_rtx = pytest.importorskip(
-    "tensorrt_rtx", reason="needs TensorRT-RTX: pip install 'fico_export[rtx]'"
-)
+tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
 posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 RTX = ("--target", "rtx")
 TWO = (*RTX, "--graph", "vision_encoder", "--graph", "embed_tokens")

@@ -92,7 +92,7 @@ def test_a_manifest_of_a_newer_schema_says_to_update(fico, own):
     edit_json(own / "manifest.json", schema_version=99, new_in_99={})
 
     for command in (["run", own, *RUN], ["inspect", own], ["verify", own]):
-        fico(*command).refuses("schema version 99", "reads 3", "pip install --upgrade fico_export")
+        fico(*command).refuses("schema version 99", "reads 3", "git pull && pip install .")
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])

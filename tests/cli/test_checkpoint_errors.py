@@ -28,18 +28,26 @@ def test_a_config_that_is_no_json_object_is_refused(refused, checkpoint, text):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "llava_next"}, ["model_type 'llava_next'", "supported: llava"]),
-        ({"model_type": ...}, ["model_type None", "supported: llava"]),
+        ({"model_type": "llava_next"}, ["model_type 'llava_next'", "another family of vision-language models", "supported: llava (llava-1.5-7b"]),
+        ({"model_type": "llama"}, ["model_type 'llama'", "language model without a vision tower", "supported: llava"]),
+        ({"model_type": "clip"}, ["model_type 'clip'", "vision tower without a decoder", "supported: llava"]),
+        ({"model_type": "dinov2"}, ["model_type 'dinov2'", "images alone", "supported: llava"]),
+        ({"model_type": "lava"}, ["model_type 'lava' in", "did you mean 'llava'?", "supported: llava"]),
+        ({"model_type": "phi3_v", "auto_map": {"AutoConfig": "c.C"}}, ["model_type 'phi3_v'", "auto_map", "never run", "supported: llava"]),
+        ({"model_type": ...}, ["model_type is None", 'write "model_type": "llava"']),
+        ({"model_type": ..., "architectures": ...}, ["model_type None", "supported: llava"]),
+        ({"model_type": 3, "architectures": 3}, ["model_type 3", "supported: llava"]),
         ({"vision_config__model_type": "siglip2_vision_model"}, ["vision tower 'siglip2_vision_model'", "siglip_vision_model"]),
         ({"vision_config__model_type": "siglip_vision_model"}, ["'default' drops the first patch", '"full"']),
         ({"vision_config__model_type": "new_tower"}, ["vision tower 'new_tower'", "clip_vision_model"]),
         ({"text_config__model_type": "gemma"}, ["decoder 'gemma'", "llama, mistral, qwen2"]),
         ({"text_config__model_type": "new_decoder"}, ["decoder 'new_decoder'", "llama, mistral, qwen2"]),
-        ({"text_config__rope_scaling": {"type": "dynamic", "factor": 2.0}}, ["rope_type 'dynamic'", "linear, llama3, yarn"]),
+        ({"text_config__rope_scaling": {"type": "longrope", "factor": 2.0, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}}, ["rope_type 'longrope'", "yarn, dynamic"]),
+        ({"text_config__rope_scaling": {"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}}, ["partial_rotary_factor 0.5", "1.0"]),
         ({"text_config__rope_scaling": {"rope_type": "new", "factor": 2.0}}, ["rope_type 'new'", "linear, llama3, yarn"]),
         ({"vision_feature_select_strategy": "cls"}, ["vision_feature_select_strategy 'cls'", "default, full"]),
         ({"vision_feature_layer": -20}, ["vision_feature_layer -20", "6 layers"]),
-        ({"vision_feature_layer": []}, ["vision_feature_layer []"]),
+        ({"vision_feature_layer": []}, ["vision_feature_layer is []"]),
     ],
 )  # fmt: skip
 def test_what_is_not_supported_lists_what_is(refused, checkpoint, change, words):
@@ -49,24 +57,18 @@ def test_what_is_not_supported_lists_what_is(refused, checkpoint, change, words)
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "words"),
     [
-        {"text_config": "llama"},
-        {"text_config__vocab_size": None},
-        {"text_config__num_attention_heads": 0},
-        {"text_config__num_hidden_layers": -1},
-        {"text_config__hidden_act": "new"},
-        {"text_config__rope_scaling": "x"},
-        {"vision_config": []},
-        {"vision_config__patch_size": 0},
-        {"vision_config__image_size": "large"},
-        {"image_token_index": None},
+        ({"text_config": "llama"}, 'text_config is "llama", not an object'),
+        ({"text_config__num_attention_heads": 0}, "text_config.num_attention_heads is 0, not 1 …"),
+        ({"vision_config__image_size": "large"}, 'vision_config.image_size is "large", not 1 …'),
+        ({"image_seq_length": None}, "describes no LLaVA model"),
     ],
 )
-def test_a_config_that_makes_no_sense_is_refused(refused, checkpoint, change):
+def test_a_config_that_makes_no_sense_is_refused(refused, checkpoint, change, words):
     edit_json(checkpoint / "config.json", **change)
 
-    refused("--keep", 4, model=checkpoint, words=["config.json describes no LLaVA model", "published with"])
+    refused("--keep", 4, model=checkpoint, words=["config.json", words, "published with"])
 
 
 def test_a_config_of_another_size_names_a_tensor_and_both_shapes(refused, checkpoint):
@@ -125,11 +127,14 @@ def test_an_index_without_a_weight_map_is_refused(refused, checkpoint, index):
     refused("--keep", 4, model=checkpoint, words=[INDEX, "has no weight_map", "download"])
 
 
-def test_an_index_cannot_reach_out_of_its_folder(refused, checkpoint):
+@pytest.mark.parametrize(
+    "name", ["../tiny/model.safetensors", "/etc/passwd", "..", "", "a\0b", "b\\c", "\x1b[31m/x"]
+)
+def test_an_index_cannot_reach_out_of_its_folder(refused, checkpoint, name):
     split_weights(checkpoint)
-    (checkpoint / INDEX).write_text(json.dumps({"weight_map": {"a": "../tiny/model.safetensors"}}))
+    (checkpoint / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
 
-    refused("--keep", 4, model=checkpoint, words=["shard model.safetensors", "is missing"])
+    refused("--keep", 4, model=checkpoint, words=[INDEX, json.dumps(name), "no name of a file"])
 
 
 @pytest.mark.parametrize(
@@ -181,7 +186,7 @@ def test_a_missing_text_says_where_it_comes_from(refused, checkpoint, name, word
     [
         ("tokenizer.json", b"\xff\xfe", ["tokenizer.json", "download"]),
         ("tokenizer.json", b"{}", ["image token id 448", "tokenizer.json of this checkpoint"]),
-        ("tokenizer.json", b'{"added_tokens": [3]}', ["added_tokens of tokenizer.json", "of this checkpoint"]),
+        ("tokenizer.json", b'{"added_tokens": [3]}', ["added_tokens.0 of tokenizer.json is 3", "of this checkpoint"]),
         ("tokenizer.json", b'{"added_tokens": [{"id": 448, "content": "<image>"}]}', ["tokenizer.json cannot be read"]),
         ("tokenizer_config.json", b"nope", ["tokenizer_config.json", "download"]),
         ("preprocessor_config.json", b"nope", ["preprocessor_config.json", "download"]),

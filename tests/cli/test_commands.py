@@ -4,22 +4,41 @@ import json
 import sys
 
 import pytest
-from cli_tools import command_line, in_own_process
+import typer
+from cli_tools import command_line, in_own_process, in_this_process
 
-from fico_export import models, reducers
+from fico_export import __version__, models, reducers
 from fico_export.bundle.manifest import Manifest
+from fico_export.cli.main import app, export_app
 from fico_export.devices import catalog, targets
 from fico_export.parity import verify
 from fico_export.runtime import vlm
 from fico_export.runtime.sessions import BACKENDS
 
-VERBS = ["export", "run", "verify", "inspect", "lint", "list", "doctor"]
+VERBS = [command.name for command in app.registered_commands]
 KINDS = {
     "models": lambda: {models.DEMO, *models.aliases()},
     "methods": lambda: set(reducers.names()),
     "targets": lambda: set(targets.names()),
     "devices": lambda: set(catalog.load()),
     "backends": lambda: set(BACKENDS),
+}
+# What a line begins with that needs the one above to be understood.
+FRAGMENTS = {
+    "Of",
+    "As",
+    "Likewise",
+    "Most",
+    "Or",
+    "To",
+    "With",
+    "For",
+    "Also",
+    "Instead",
+    "Where",
+    "What",
+    "Default",
+    "Only",
 }
 EXPORTERS = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors")
 BLOCKER = f"""
@@ -188,15 +207,41 @@ def test_run_streams_the_same_answer_that_it_gives_as_json(fico, bundle):
     "line", [["fico-export"], ["fico"], *(["fico", verb] for verb in VERBS)], ids=" ".join
 )
 def test_help_is_quick(line):
+    """Quick is what imports nothing heavy; time itself depends on what else the machine does."""
+    heavy = {"torch", "onnxruntime", "transformers", "onnx", "numpy", "tensorrt", "matplotlib"}
+    probe = f"import sys; print(sorted({heavy} & set(sys.modules)))"
     name, *verb = line
-    probe = "import sys; print(sorted({'torch', 'onnxruntime', 'transformers', 'onnx'} & set(sys.modules)))"
-    _, _, program, *arguments = command_line(name, *verb, "--help")
+    _, _, program, *arguments = command_line(name, *verb, "-h")
     program = f"import atexit; atexit.register(lambda: exec({probe!r}, {{}})); {program}"
     helped = in_own_process([sys.executable, "-c", program, *arguments])
 
     assert helped.code == 0
     assert f"Usage: {' '.join(line)}" in helped.out
     assert helped.out.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    "line", [["fico-export"], ["fico"], *(["fico", verb] for verb in VERBS)], ids=" ".join
+)
+def test_every_command_has_the_flags_that_all_share(capsys, line):
+    short, long, version = (in_this_process(capsys, *line, flag) for flag in ("-h", "--help", "--version"))
+
+    assert (short.code, short.out) == (0, long.out)
+    for flag in ("-h, --help", "-v, --verbose", "-q, --quiet", "--version", "--debug"):
+        assert flag in short.out
+    assert "--json" in short.out
+    assert (version.code, version.out) == (0, f"{__version__}\n")
+
+
+def test_every_help_line_can_be_read_alone():
+    fico, exporter = typer.main.get_command(app), typer.main.get_command(export_app)
+    for command in (fico, exporter, *fico.commands.values()):
+        assert command is fico or command is exporter or command.help
+        for parameter in command.params:
+            text = getattr(parameter, "help", None) or ""
+            assert text.endswith((".", "installation.")), (command.name, parameter.name, text)
+            first = text.split()[0].strip(".,:")
+            assert first not in FRAGMENTS, (command.name, parameter.name, text)
 
 
 def test_fico_alone_shows_its_help():
@@ -228,9 +273,7 @@ def test_what_needs_the_exporter_says_how_to_install_it(bundle):
         ["lint", str(bundle)],
         ["list", "models"],
     ):
-        in_own_process([*device, *arguments]).refuses(
-            "which is not installed", "pip install 'fico_export[export]'"
-        )
+        in_own_process([*device, *arguments]).refuses("which is not installed", "pip install '.[export]'")
 
 
 def test_an_answer_reaches_a_terminal_that_cannot_show_it(bundle):

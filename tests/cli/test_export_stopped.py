@@ -5,12 +5,14 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 from cli_tools import command_line, copied, started
 from onnx_ir import tensor_adapters
 
+from fico_export.bundle.output import written_folder
 from fico_export.exporter import weights
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX")
@@ -61,12 +63,20 @@ def test_an_overwrite_that_fails_keeps_the_old_bundle(export, fico, out, bundle,
 
 
 def test_a_bundle_that_was_set_aside_when_its_export_was_killed_gets_its_name_back(export, fico, out, bundle):
+    """Killed for real, when the old bundle is set aside and the new not yet in its place."""
     out.parent.mkdir()
-    aside = copied(bundle, out.parent / f".{out.name}.old-{_dead_process()}")
+    copied(bundle, out)
+    code = (
+        "import os, sys; from pathlib import Path; from fico_export.bundle import belongings, output\n"
+        "output.require_bundle = lambda found, shown: os._exit(9) if found.name == 'old' else None\n"
+        "with output.written_folder(Path(sys.argv[1]), overwrite=True): pass"
+    )
+    assert subprocess.run([sys.executable, "-c", code, out], check=False).returncode == 9
+    assert not out.exists()
 
     export("--keep", 4).refuses(f"{out} exists")
 
-    assert not aside.exists()
+    assert list(out.parent.iterdir()) == [out]
     assert fico("inspect", out, "--check").code == 0
 
 
@@ -105,7 +115,7 @@ def test_the_next_export_removes_what_a_killed_one_left(export, out, tiny_checkp
     process = _start_export(tiny_checkpoint, out, "--precision", "fp16")
     process.kill()
     process.communicate(timeout=60)
-    assert [p.name for p in out.parent.iterdir()] == [f".bundle.partial-{process.pid}"]
+    assert [p.name.startswith(".bundle.partial-") for p in out.parent.iterdir()] == [True]
 
     assert export("--keep", 4, "--no-verify").code == 0
     assert list(out.parent.iterdir()) == [out]
@@ -114,11 +124,13 @@ def test_the_next_export_removes_what_a_killed_one_left(export, out, tiny_checkp
 
 @posix
 def test_an_export_under_way_elsewhere_keeps_its_files(export, out, embedding_only):
-    others = out.parent / f".{out.name}.partial-{os.getppid()}"
-    others.mkdir(parents=True)
+    with written_folder(out, overwrite=False) as others:
+        (others / "half").write_text("half of it")
 
-    assert export("--keep", 4, "--no-verify").code == 0
-    assert others.exists()
+        assert export("--keep", 4, "--no-verify").code == 0
+        assert (others / "half").exists()
+        shutil.rmtree(out)
+    assert list(out.parent.iterdir()) == [out]
 
 
 def _start_export(checkpoint, out, *arguments):
@@ -133,10 +145,3 @@ def _start_export(checkpoint, out, *arguments):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return process
-
-
-def _dead_process():
-    """The id of a process that has ended."""
-    process = subprocess.Popen(command_line("fico", "--help"), stdout=subprocess.DEVNULL)
-    process.wait()
-    return process.pid

@@ -112,11 +112,17 @@ def test_a_damaged_bundle_is_not_packed(damage, fico, own, tmp_path):
 
 
 def test_an_archive_that_is_there_stays_unless_told_otherwise(fico, own, packed):
-    packed.write_text("mine")
-
+    whole = packed.read_bytes()
     fico("pack", own, "--out", packed).refuses("exists", "--overwrite")
-    assert packed.read_text() == "mine"
+    packed.write_bytes(whole[:1000])
     assert fico("pack", own, "--out", packed, "--overwrite").code == 0
+    assert packed.read_bytes() == whole
+    packed.write_text("mine")
+    for overwrite in ([], ["--overwrite"]):
+        fico("pack", own, "--out", packed, *overwrite).refuses(
+            "is no archive of a bundle", "--out another file"
+        )
+    assert packed.read_text() == "mine"
     fico("pack", own, "--out", own / "x.tar").refuses("is inside the bundle")
 
 

@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 from cli_tools import edit_json
+from transformers import LlavaConfig
 
-from fico_export import demo
+from fico_export import demo, models
 from fico_export.bundle import output
 
 
@@ -115,6 +116,10 @@ def test_without_a_device_there_is_the_arithmetic_and_a_line_for_each(fico, fold
         (["--device", "rtx-4090", "--out", "none/plot.png"], ["no folder none", "mkdir -p none"]),
         (["--device", "rtx-4090", "--out", "plot.xyz"], ["does not end in .png or .svg or .pdf"]),
         (["--set", "lam"], ["has no value"]),
+        (["--method", ""], ["unknown method ''"]),
+        (["--text-tokens", str(10**18)], ["--text-tokens"]),
+        (["--new-tokens", str(10**18)], ["--new-tokens"]),
+        (["--new-tokens", str(2**24)], ["the cache ends at"]),
     ],
 )
 def test_what_cannot_be_planned_is_refused(fico, folder, tmp_path, monkeypatch, arguments, words):
@@ -134,8 +139,77 @@ def test_a_plot_without_matplotlib_says_what_to_install(fico, folder, monkeypatc
     monkeypatch.setattr(output, "find_spec", lambda name: None)
 
     fico("plan", "--model", folder, "--device", "rtx-4090", "--out", "plot.png").refuses(
-        "pip install 'fico_export[report]'"
+        "pip install '.[report]'"
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "patches", "weights_gb"),
+    [
+        ("llava-1.5-7b", 576, 13.8),
+        ("llava-hf/llava-1.5-7b-hf", 576, 13.8),
+        ("llava-1.5-13b", 576, 26.4),
+        ("bakllava", 576, 14.8),
+        ("llava-interleave-qwen-0.5b", 729, 1.76),
+    ],
+)
+def test_an_alias_is_planned_without_the_hub(fico, monkeypatch, model, patches, weights_gb):
+    """Bytes of the tower and the decoder in FP16, by the numbers of parameters that their authors give."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asks the hub"))
+    found = planned(fico, "--model", model, "--precision", "fp16", "--device", "agx-orin-64gb")["estimate"]
+
+    weights = sum(part["bytes"]["likely"] for part in found["memory"] if part["name"].startswith("weights"))
+    assert found["visual_tokens"] == patches
+    assert weights / 1e9 == pytest.approx(weights_gb, rel=0.03)
+
+
+def test_every_alias_has_its_config():
+    """As transformers reads it: an image token within the vocabulary."""
+    for alias in models.aliases():
+        config = LlavaConfig.from_pretrained(models.packaged(alias))
+        assert config.image_token_index < config.text_config.vocab_size
+        assert models.describe(models.packaged(alias)).image_size == config.vision_config.image_size
+
+
+def test_a_folder_called_as_an_alias_is_that_folder(folder, monkeypatch, tmp_path):
+    (tmp_path / "bakllava").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    assert models.packaged("bakllava") is None
+    assert models.packaged("llava-1.5-7b") is not None
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("text_config", "num_hidden_layers", 10**9),
+        ("text_config", "num_hidden_layers", 1e9),
+        ("text_config", "num_hidden_layers", 0),
+        ("text_config", "hidden_size", 2**40),
+        ("text_config", "vocab_size", 2**62),
+        ("text_config", "max_position_embeddings", -1),
+        ("vision_config", "num_hidden_layers", 10**9),
+        ("vision_config", "image_size", 10**6),
+    ],
+)
+def test_sizes_beyond_every_model_are_refused(fico, folder, part, name, value):
+    edit_json(folder / "config.json", **{f"{part}__{name}": value})
+
+    fico("plan", "--model", folder).refuses(
+        f"config.json: {part}.{name} is", "published with this checkpoint"
+    )
+
+
+def test_a_device_s_preference_gives_way_where_the_model_cannot_take_it(fico):
+    """The demo's matrices are no whole blocks of 128, and nobody asked for INT4."""
+    asked = ("--model", "demo", "--device", "orin-nano-8gb")
+    found = planned(fico, *asked)["estimate"]
+
+    assert (found["precision"], found["verdict"]) == ("fp16", "fits")
+    assert "fp16 instead of int4, which orin-nano-8gb prefers" in found["note"]
+    assert f"note: {found['note']}" in fico("plan", *asked).out
+    fico("plan", *asked, "--precision", "int4").refuses("whole blocks of 128")
+    fico("plan", *asked, "--quantize-head", "int8").refuses("whole blocks of 128")
 
 
 def test_of_a_hub_model_only_the_config_is_downloaded(fico, folder, monkeypatch):
@@ -146,5 +220,5 @@ def test_of_a_hub_model_only_the_config_is_downloaded(fico, folder, monkeypatch)
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    json.loads(fico("plan", "--model", "llava-1.5-7b", "--json").out)
-    assert asked == [("llava-hf/llava-1.5-7b-hf", ["config.json"])]
+    json.loads(fico("plan", "--model", "owner/name", "--json").out)
+    assert asked == [("owner/name", ["config.json"])]

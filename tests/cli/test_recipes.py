@@ -89,6 +89,54 @@ def test_flags_win_over_a_recipe(asked):
     assert (got["method"], got["device"], got["settings"]) == ("ficoco-v", "orin-nano-8gb", {"lam": "0.5"})
 
 
+@pytest.mark.parametrize(
+    ("flags", "name", "value"),
+    [
+        (["--keep", 0], "keep", 0),
+        (["--max-context", 0], "max_context", 0),
+        (["--block", 0], "block", 0),
+        (["--method", ""], "method", ""),
+        (["--precision", "fp32"], "precision", "fp32"),
+        (["--quantize-head", ""], "quantize_head", ""),
+        (["--device", ""], "device", ""),
+        (["--clip-text", ""], "clip_text", ""),
+    ],
+    ids=str,
+)
+def test_a_flag_of_any_value_wins_over_a_recipe(asked, tmp_path, flags, name, value):
+    path = tmp_path / "r.toml"
+    path.write_text(
+        'description = "d"\nmodel = "m"\nmethod = "g-prune"\nkeep = 9\nprecision = "int4"\nblock = 32\n'
+        'max_context = 512\nquantize_head = "int8"\ndevice = "rtx-4090"\nclip_text = "c"\n'
+    )
+
+    got = asked("--recipe", path, *flags)
+
+    assert got[name] == value
+    assert without_progress(got) == without_progress(asked("--recipe", path)) | {name: value}
+
+
+def without_progress(options):
+    return {key: value for key, value in options.items() if key != "progress"}
+
+
+@pytest.mark.parametrize("flags", [["--keep", 0], ["--max-context", 0], ["--block", 0], ["--precision", ""]])
+def test_a_flag_beside_a_recipe_is_checked_as_without_one(flags, fico, tmp_path):
+    """What is refused is refused in the same words."""
+    path = tmp_path / "r.toml"
+    path.write_text(
+        'description = "d"\nmodel = "demo"\nmethod = "uniform"\nkeep = 32\ntarget = "trt-10.16"\nprecision = "int4"\n'
+    )
+    written = ("--method", "uniform", "--keep", 32, "--target", "trt-10.16", "--precision", "int4")
+    out = ("--out", tmp_path / "out")
+
+    beside = fico("export", "--recipe", path, *flags, *out)
+    alone = fico("export", "--model", "demo", *written, *flags, *out)
+
+    assert (beside.code, alone.code) == (2, 2)
+    assert beside.err[beside.err.index("error:") :] == alone.err[alone.err.index("error:") :]
+
+
 def test_without_a_recipe_the_defaults_stand(asked):
     got = asked()
 
@@ -127,6 +175,24 @@ def test_the_device_stands_in_the_manifest_with_what_it_implied(export, out, emb
 
     assert (made["device"], manifest.device) == ("orin-nx-16gb", "orin-nx-16gb")
     assert (manifest.target, manifest.precision) == ("trt-10.3", "fp16")
+
+
+def test_a_device_s_preference_gives_way_where_the_model_cannot_take_it(export, out, embedding_only):
+    """The tiny checkpoint's matrices are no whole blocks of 128, and nobody asked for INT4."""
+    made = export("--keep", 4, "--no-verify", "--device", "orin-nano-8gb", "--json")
+
+    assert (made.json["device"], made.json["precision"]) == ("orin-nano-8gb", "fp16")
+    assert "fp16 instead of int4, which orin-nano-8gb prefers" in made.err
+    assert "whole blocks of 128" in made.err
+    assert Manifest.load(out).precision == "fp16"
+
+
+@pytest.mark.parametrize(
+    "asked_for", [["--precision", "int4"], ["--block", 128], ["--quantize-head", "int8"]]
+)
+def test_what_was_asked_for_does_not_give_way(export, out, asked_for):
+    export("--keep", 4, "--device", "orin-nano-8gb", *asked_for).refuses("whole blocks of 128")
+    assert not out.exists()
 
 
 def test_a_device_that_cannot_hold_the_weights_is_refused_before_any_work(export, out, tmp_path):

@@ -1,4 +1,4 @@
-"""A real sshd on loopback, with keys and known hosts of its own; skipped where there is none, failed under FICO_REQUIRE_SSH=1."""
+"""A real sshd on loopback, with keys and known hosts of its own; skipped where there is none."""
 
 import getpass
 import os
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cli_tools import in_this_process, missing
+from cli_tools import in_this_process
+from programs import lacking, require
 
 ROOT = Path(__file__).parents[2]
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
@@ -97,11 +98,9 @@ def serve(folder, **settings):
 @pytest.fixture(scope="session")
 def sshd(tmp_path_factory):
     """sshd(**settings) → a Board; each set of settings is served once a session."""
-    for program in ("ssh", "ssh-keygen", "rsync"):
-        if shutil.which(program) is None:
-            missing(f"there is no {program}: apt install openssh-client rsync")
+    require("ssh", "ssh", "ssh-keygen", "rsync")
     if SSHD is None:
-        missing("there is no sshd: apt install openssh-server")
+        lacking("ssh", "there is no sshd")
     served = {}
 
     def start(**settings):
@@ -110,7 +109,7 @@ def sshd(tmp_path_factory):
             served[key] = serve(tmp_path_factory.mktemp("sshd"), **settings)
         process, board = served[key]
         if process.poll() is not None:
-            missing(f"sshd does not run here: {(board.folder / 'sshd.log').read_text()}")
+            lacking("ssh", f"sshd does not run here: {(board.folder / 'sshd.log').read_text()}")
         return board
 
     yield start
@@ -126,17 +125,15 @@ def board(sshd):
     line = ["ssh", "-F", board.config, "-p", board.port, "-o", "BatchMode=yes", board.name, "true"]
     done = subprocess.run([*map(str, line)], capture_output=True, text=True, check=False)
     if done.returncode:
-        missing(
-            f"sshd lets {getpass.getuser()} not in: {done.stderr}{(board.folder / 'sshd.log').read_text()}"
-        )
+        said = f"{done.stderr}{(board.folder / 'sshd.log').read_text()}"
+        lacking("ssh", f"sshd lets {getpass.getuser()} not in: {said}")
     return board
 
 
 @pytest.fixture
 def ssh_to_here(tmp_path, monkeypatch):
     """Flags for a host that needs no sshd, and is quicker."""
-    if shutil.which("rsync") is None:
-        missing("there is no rsync: apt install rsync")
+    require("ssh", "rsync")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "ssh").write_text(SSH)
     (tmp_path / "bin" / "ssh").chmod(0o755)

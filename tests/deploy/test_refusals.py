@@ -79,7 +79,40 @@ def test_a_port_where_nothing_listens_is_named(deploy):
 
 @pytest.mark.parametrize(
     "name",
-    ["", "-oProxyCommand=touch x", "me@-oProxyCommand=x", "a b", "me@host:/tmp", "host;ls x", "me@a@b"],
+    [
+        "",
+        "-oProxyCommand=touch x",
+        "me@-oProxyCommand=x",
+        "a b",
+        "me@host:/tmp",
+        "host;ls x",
+        "me@a@b",
+        "a;ls",
+        "$(ls)",
+        "`ls`@nano",
+        "me@a|b",
+        "me@a'b",
+        "~",
+        "me@#",
+        "a>b",
+        "$(id)",
+        "a`id`",
+        "me;id@host",
+        "a|b",
+        "a&b",
+        "a'b",
+        'a"b',
+        "a\\b",
+        "a\nb",
+        "a\tb",
+        "%h",
+        "a%b",
+        "{a,b}",
+        "a*",
+        "[::1",
+        "::1]",
+        "é",
+    ],
 )
 def test_what_is_no_host_is_not_given_to_ssh(fico, bundle, name):
     fico("deploy", bundle, f"--host={name}").refuses("is not user@host", "me@192.168.55.1")
@@ -161,6 +194,21 @@ def test_without_ssh_or_rsync_here_nothing_is_tried(monkeypatch, tmp_path):
         transfer.require_rsync()
 
 
+def test_the_request_is_judged_before_this_machine(fico, bundle, monkeypatch, tmp_path):
+    """It stays wrong when ssh and rsync have been installed."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    host = ("--host", "me@nano")
+
+    fico("deploy", tmp_path / "absent", *host).refuses("absent")
+    fico("deploy", bundle, "--host", "a;b").refuses("is not user@host")
+    fico("deploy", bundle, *host, "--identity", "absent").refuses("no file absent")
+    fico("deploy", bundle, *host).refuses("this machine has no ssh", "sudo apt install openssh-client")
+    (tmp_path / "ssh").touch(0o755)
+    fico("deploy", bundle, *host).refuses("this machine has no rsync", "sudo apt install rsync")
+    (bundle / "config.json").write_bytes(b"{x}")
+    fico("deploy", bundle, *host).refuses("config.json", "copy or export the bundle again")
+
+
 def test_a_damaged_bundle_is_not_sent(deploy, bundle, tmp_path):
     (bundle / "config.json").write_bytes(b"{x}")
 
@@ -174,6 +222,10 @@ def test_a_damaged_bundle_is_not_sent(deploy, bundle, tmp_path):
         (["--skip", "biuld"], ["unknown step 'biuld'", "did you mean 'build'"]),
         (["--also", "--fast"], ["names no step"]),
         (["--also", "walk=1"], ["unknown step 'walk'"]),
+        (["--also", "answer='1"], ["a quote without its pair"]),
+        (["--port", "0"], ["--port"]),
+        (["--limit", "0"], ["--limit"]),
+        (["--identity", "absent"], ["no file absent"]),
         (["--target", "trt-10"], ["unknown target"]),
         (["--device", "orin-nano"], ["unknown device", "orin-nano-8gb"]),
     ],

@@ -6,7 +6,7 @@ from cli_tools import in_this_process
 from fico_export.bundle.engines import Build
 from fico_export.bundle.manifest import Manifest
 
-pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install 'fico_export[rtx]'")
+pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
 
 
 @pytest.fixture

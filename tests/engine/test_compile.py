@@ -15,9 +15,7 @@ from fico_export.exporter.graphs import graph_jobs
 from fico_export.models.parts.clip_text import open_clip
 from fico_export.reducers.base.reducer import Site
 
-rtx = pytest.importorskip(
-    "rtx", exc_type=ImportError, reason="needs TensorRT-RTX: pip install 'fico_export[rtx]'"
-)
+rtx = pytest.importorskip("rtx", exc_type=ImportError, reason="needs TensorRT-RTX: pip install '.[rtx]'")
 
 TARGET = targets.get(targets.DEFAULT)
 LONGEST = 1200

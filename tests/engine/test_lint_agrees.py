@@ -8,9 +8,7 @@ from planted import FLOAT, attention, quantised, scattered, scatters, selection
 from fico_export.devices import targets
 from fico_export.exporter.lint import lint
 
-rtx = pytest.importorskip(
-    "rtx", exc_type=ImportError, reason="needs TensorRT-RTX: pip install 'fico_export[rtx]'"
-)
+rtx = pytest.importorskip("rtx", exc_type=ImportError, reason="needs TensorRT-RTX: pip install '.[rtx]'")
 TAKEN = {
     "attention": attention(),
     "scatter-nd": scatters("ScatterND"),

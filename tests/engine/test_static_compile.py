@@ -16,9 +16,7 @@ from fico_export.exporter.checks import check_graph
 from fico_export.exporter.graphs import graph_jobs
 from fico_export.exporter.lint import lint, read
 
-rtx = pytest.importorskip(
-    "rtx", exc_type=ImportError, reason="needs TensorRT-RTX: pip install 'fico_export[rtx]'"
-)
+rtx = pytest.importorskip("rtx", exc_type=ImportError, reason="needs TensorRT-RTX: pip install '.[rtx]'")
 trt = pytest.importorskip("tensorrt_rtx")
 
 LAYERS, ROWS = 2, 160

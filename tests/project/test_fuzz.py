@@ -1,70 +1,70 @@
-"""A small campaign of scripts/fuzz.py, of one seed: files of every kind, damaged, are read or refused."""
+"""Spoilt files are read or refused: a small fixed part of what `scripts/fuzz.py` runs, and that it would find a fault."""
 
-import sys
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+import shutil
+import time
 
 import fuzz
-import fuzz_mutators
-import fuzz_subjects
+import pytest
+from fuzz_subjects import SUBJECTS, Subject
 
-SEED = 14
-PER_KIND = 9
+from fico_export.errors import ConfigError
+
+SEED, CASES = 20261128, 110
 
 
 @pytest.fixture(scope="module")
-def subjects(tmp_path_factory, make_bundle, tiny_checkpoint):
-    bundle = make_bundle(tiny_checkpoint, 16)
-    return lambda *names: fuzz_subjects.Subjects(tmp_path_factory.mktemp("originals"), names, bundle)
+def wholes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wholes")
+    fuzz.write_wholes(folder, set(SUBJECTS))
+    return folder
 
 
-@pytest.mark.parametrize("name", fuzz_subjects.NAMES)
-def test_what_is_damaged_is_read_or_refused(subjects, name):
-    found = fuzz.campaign(SEED, range(PER_KIND), subjects(name))
-    assert not found.wrong, found.wrong
-    assert sum(found.ends.values()) == PER_KIND
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_files_that_are_whole_are_read(name, wholes, tmp_path):
+    SUBJECTS[name].read(shutil.copytree(wholes / name, tmp_path / "files"))
 
 
-@pytest.mark.parametrize("name", fuzz_subjects.NAMES)
-def test_what_is_not_damaged_is_read(subjects, name, tmp_path, monkeypatch):
-    monkeypatch.setattr(fuzz_mutators, "mutate", lambda path, chance: "nothing")
-    monkeypatch.setattr(fuzz_subjects, "program", lambda chance, depth: "")
-    assert fuzz.case(SEED, 0, subjects(name), tmp_path)[1] == "read"
+def test_spoilt_files_are_read_or_refused(wholes):
+    outcomes = [*fuzz.outcomes(SEED, fuzz.cases(SEED, CASES), wholes)]
+
+    assert [outcome for outcome in outcomes if outcome.found] == []
+    assert {outcome.subject for outcome in outcomes} == {*SUBJECTS}
+    assert {outcome.result for outcome in outcomes} == {"read", "refused"}
 
 
-def test_a_case_follows_from_its_seed_and_number(subjects, tmp_path):
-    kinds = subjects("recipe", "processor")
-    places = [tmp_path / name for name in ("a", "b", "c")]
-    for place in places:
-        place.mkdir()
-    ends = [fuzz.case(SEED, number, kinds, place) for number, place in zip((5, 5, 7), places, strict=True)]
-    assert ends[0][1:] == tuple(said.replace(str(places[1]), str(places[0])) for said in ends[1][1:])
-    assert ends[0] != ends[2]
-    assert len({(place / "preprocessor_config.json").read_bytes() for place in places}) == 2
+def _refuses(folder):
+    raise ConfigError("no", fix="give another")
+
+
+def _says_nothing(folder):
+    raise ConfigError("", fix="")
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("read", "result"),
     [
-        (KeyError("a key"), "KeyError"),
-        (MemoryError(), "MemoryError"),
-        (fuzz.FicoError("what", fix=""), "without a fix"),
-        (fuzz.TooSlow(), "took over"),
+        (lambda folder: None, "read"),
+        (_refuses, "refused"),
+        (lambda folder: int("x"), "ValueError"),
+        (lambda folder: [][1], "IndexError"),
+        (lambda folder: time.sleep(30), "time"),
+        (_says_nothing, "without words"),
     ],
+    ids=["read", "refused", "value", "index", "time", "words"],
 )
-def test_what_is_neither_read_nor_refused_is_told(subjects, monkeypatch, wrong, words):
-    kinds = subjects("recipe")
+def test_a_fault_is_found(read, result, tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    subject = Subject("planted", lambda folder: None, {"a.json": lambda rng, content: b"[]"}, read)
+    outcome = fuzz.run_case(subject, tmp_path, 0, 0, seconds=1.0)
 
-    def fail(folder, chance):
-        raise wrong
+    assert result in outcome.result
+    assert outcome.found == (result not in ("read", "refused"))
 
-    monkeypatch.setattr(
-        kinds, "pick", lambda number: fuzz_subjects.Subject("recipe", kinds._write_recipe, fail)
-    )
-    found = fuzz.campaign(SEED, range(3, 4), kinds)
-    assert [(number, name) for number, name, _, _ in found.wrong] == [(3, "recipe")]
-    assert words in found.wrong[0][3]
-    assert "1 wrong" in fuzz.summary(found)[-1]
+
+def test_a_case_is_the_same_again(wholes, tmp_path):
+    spoilt = []
+    for i in range(2):
+        folder = shutil.copytree(wholes / "config", tmp_path / str(i))
+        SUBJECTS["config"].spoil(fuzz.random.Random("1:config:7"), folder)
+        spoilt.append((folder / "config.json").read_bytes())
+    assert spoilt[0] == spoilt[1]

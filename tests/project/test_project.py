@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 
 import fico_export
 from fico_export import errors, models, reducers
-from fico_export.cli.main import app, export_app, invoke
 from fico_export.devices import gpu, targets
 from fico_export.reducers.base.reducer import Reducer, Site
 
@@ -64,31 +62,6 @@ def test_no_file_is_over_four_hundred_lines():
     long = {p.name: n for p in ROOT.glob("fico_export/**/*.py") if (n := p.read_text().count("\n")) > 400}
 
     assert not long
-
-
-def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
-    """Every line of a console block that starts with `$ fico` or `$ python -c` and needs no download."""
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    lines = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
-    local = [line for line in lines if line.startswith(("fico", "python -c")) and "llava" not in line]
-    assert len(local) >= 6
-    for line in local:
-        name, *arguments = shlex.split(line)
-        if name == "python":
-            subprocess.run([sys.executable, *arguments], check=True)
-            continue
-        code = invoke(export_app if name == "fico-export" else app, name, arguments)
-
-        assert code == 0, f"{line}: {capsys.readouterr().err}"
-
-
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
 
 
 def test_a_new_file_in_the_folder_is_a_new_method(tmp_path):

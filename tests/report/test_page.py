@@ -2,13 +2,13 @@
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import report_records as records
 from pages import Page
+from programs import chromium
 
 from fico_export.bundle import output
 from fico_export.errors import ConfigError
@@ -19,7 +19,6 @@ from fico_export.report.page import Bundle, Content, render
 HOSTILE = "<script>alert(1)</script>\"'&$x^{$ </svg> {{ 7*7 }} \x07 漢字"
 SECTIONS = ["bundles", "latency", "memory", "graphs", "gallery", "environment"]
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def picture(caption="seen"):
@@ -222,14 +221,14 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     with pytest.raises(ConfigError, match="need matplotlib") as refused:
         render(content())
 
-    assert refused.value.fix == "pip install 'fico_export[report]'"
+    assert refused.value.fix == "in a clone of fico_export: pip install '.[report]'"
 
 
 def browse(page, width, scheme, folder):
     """Console lines, and addresses that the page itself asked for, in headless Chromium; 0 is dark, 1 light."""
     log = folder / "net.json"
     command = [
-        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--log-net-log={log}",
+        chromium(), "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--log-net-log={log}",
         f"--user-data-dir={folder / 'user'}", f"--blink-settings=preferredColorScheme={scheme}", f"--window-size={width},900",
         "--virtual-time-budget=2000", f"--screenshot={folder / 'shot.png'}", page.as_uri(),
     ]  # fmt: skip
@@ -243,7 +242,6 @@ def browse(page, width, scheme, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_browser_logs_nothing_and_asks_for_nothing(tmp_path):
     (tmp_path / "page.html").write_text(render(content(HOSTILE)), encoding="utf-8")
     shots = []

@@ -172,14 +172,14 @@ def vlm(checkpoint, make_bundle):
 def test_a_further_turn_goes_on_from_the_shortened_caches(vlm, photographs):
     chat = vlm.chat()
     first = chat.ask(QUESTION, [photographs[0]], max_new_tokens=4)
-    before = chat._cache.lengths
+    before = chat.cache_lengths
     second = chat.ask("And what else?", max_new_tokens=4)
 
     assert second.cached_tokens >= first.prompt_tokens
-    assert {a - b for a, b in zip(chat._cache.lengths, before, strict=True)} == {
-        chat._cache.lengths[0] - before[0]
+    assert {a - b for a, b in zip(chat.cache_lengths, before, strict=True)} == {
+        chat.cache_lengths[0] - before[0]
     }
-    assert len(set(chat._cache.lengths)) == 2
+    assert len(set(chat.cache_lengths)) == 2
 
 
 def test_another_question_about_the_same_picture_reduces_anew(vlm, photographs):
@@ -206,7 +206,7 @@ def test_text_before_the_picture_and_no_picture_at_all(vlm, checkpoint, make_bun
     shown = chat.ask(QUESTION, [photographs[0]], max_new_tokens=4)
 
     assert shown.cached_tokens == 0
-    assert chat._cache.lengths[-1] == chat._cache.lengths[0] - 576 + 64
+    assert chat.cache_lengths[-1] == chat.cache_lengths[0] - 576 + 64
 
 
 def test_a_second_picture_is_refused(vlm, photographs):

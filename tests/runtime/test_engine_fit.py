@@ -22,9 +22,7 @@ from fico_export.runtime import engines as runtime_engines
 from fico_export.runtime.engine import CUDA_GRAPH, cuda_graphs_wanted
 from fico_export.runtime.engines import fitting_build
 
-rtx = pytest.importorskip(
-    "rtx", exc_type=ImportError, reason="needs TensorRT-RTX: pip install 'fico_export[rtx]'"
-)
+rtx = pytest.importorskip("rtx", exc_type=ImportError, reason="needs TensorRT-RTX: pip install '.[rtx]'")
 
 VERSION = rtx.trt.__version__
 GRAPHS = ("vision_encoder", "decoder_model_merged")

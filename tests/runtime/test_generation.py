@@ -6,6 +6,8 @@ from checkpoints import write_tiny
 
 import fico_export
 from fico_export.errors import ConfigError, InputError
+from fico_export.runtime.layout import lay_out
+from fico_export.runtime.prompt import Message
 from fico_export.runtime.sampling import Sampling
 
 QUESTION = "What is in the picture?"
@@ -80,16 +82,6 @@ def test_a_seed_repeats_a_sampled_answer(vlm):
     )
 
 
-def test_an_abandoned_stream_leaves_a_conversation_that_goes_on(vlm, photographs):
-    chat = vlm.chat()
-    for _ in chat.stream(QUESTION, photographs[:1], max_new_tokens=24):
-        break
-    answer = chat.ask("And?", max_new_tokens=4)
-
-    assert len(answer.token_ids) == 4
-    assert answer.cached_tokens > 16
-
-
 def test_a_refused_turn_leaves_the_conversation_as_it_was(vlm, photographs):
     chat = vlm.chat()
     first = chat.ask(QUESTION, photographs[:1], max_new_tokens=4)
@@ -126,9 +118,8 @@ def test_original_positions_count_the_tokens_that_were_dropped(tiny_checkpoint, 
     encoded = original.encode_image(photographs[0])
     prompts = {}
     for vlm in (compact, original):
-        chat = vlm.chat()
-        ids = vlm.formatter.encode([_message()], 16)
-        prompts[vlm] = chat._lay_out(ids, [encoded])
+        ids = vlm.formatter.encode([Message("user", QUESTION, 1)], 16)
+        prompts[vlm] = lay_out(vlm.manifest, ids, [encoded])
     start = prompts[compact].ids.index(compact.manifest.tokens.image_id)
 
     assert prompts[compact].positions == list(range(len(prompts[compact].ids)))
@@ -179,9 +170,3 @@ def test_times_add_up(vlm, photographs):
 def test_an_answer_of_no_tokens_is_refused(vlm, count):
     with pytest.raises(ConfigError):
         vlm.generate("x", max_new_tokens=count)
-
-
-def _message():
-    from fico_export.runtime.prompt import Message
-
-    return Message("user", QUESTION, 1)

@@ -279,7 +279,7 @@ def test_a_config_that_cannot_be_followed_is_refused(wrong, named):
 def test_the_supported_processors_are_listed():
     with pytest.raises(ConfigError) as caught:
         ImageProcessor.from_config({"image_processor_type": "PixtralImageProcessor"})
-    assert "CLIPImageProcessorFast, LlavaImageProcessor," in caught.value.fix
+    assert "CLIPImageProcessor, LlavaImageProcessor," in caught.value.fix
 
 
 def refusal(source):

@@ -187,7 +187,7 @@ def test_a_template_that_loses_or_doubles_a_picture_is_refused(tiny_checkpoint, 
     ("template", "why"),
     [
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{{ messages[0]['content'] + 'x' }}", "list"),
+        ("{{ messages[0]['content'] * 'x' }}", "multiply"),
         ("{{ nothing.at.all }}", "undefined"),
         ("{{ messages.append(1) }}", "append"),
         ("{{ ''.__class__.__mro__ }}", "__class__"),

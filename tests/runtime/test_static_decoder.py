@@ -140,7 +140,7 @@ def test_an_answer_ends_where_the_cache_is_full(vlm):
 
     assert answer.finish_reason == "context"
     assert answer.prompt_tokens + len(answer.token_ids) == ROWS + 1  # the last token needs no row
-    assert chat._cache.lengths == [ROWS] * 4
+    assert chat.cache_lengths == [ROWS] * 4
 
 
 def test_an_answer_ends_where_the_positions_do(vlm):
@@ -220,7 +220,7 @@ def test_layers_of_unequal_lengths(tmp_path, make_bundle, photographs):
             chat.ask("Why?", max_new_tokens=8),
         ]
         answers.append([turn.token_ids for turn in turns])
-        lengths.append(chat._cache.lengths)
+        lengths.append(chat.cache_lengths)
     ids = vlm.formatter.encode([Message("user", QUESTION, 1)], 64)
     start = ids.index(vlm.manifest.tokens.image_id)
     model = Reference(checkpoint).model

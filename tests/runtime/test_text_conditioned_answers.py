@@ -72,7 +72,7 @@ def test_the_text_is_the_prompt_of_the_turn_that_shows_the_picture(vlm, photogra
     ]
 
     assert [a.token_ids for a in (first, second, third)] == [a.token_ids for a in expected]
-    assert chat._features[0].digest == shown[0].digest
+    assert chat.images[0].digest == shown[0].digest
     assert second.cached_tokens >= first.prompt_tokens
     assert third.cached_tokens >= second.prompt_tokens
 

@@ -142,8 +142,10 @@ def resolve(device: Device | None, target: str | None, precision: str | None) ->
         ConfigError: the device does not compute in the precision, or the target does not build for it.
     """
     if device is None:
-        return targets.get(target or targets.DEFAULT), precision or "fp32"
-    chosen = targets.get(target or device.target)
+        return targets.get(
+            targets.DEFAULT if target is None else target
+        ), "fp32" if precision is None else precision
+    chosen = targets.get(device.target if target is None else target)
     if chosen.compute_capabilities and device.compute_capability not in chosen.compute_capabilities:
         raise ConfigError(
             f"target {chosen.name} builds for compute capability {', '.join(chosen.compute_capabilities)}; "

@@ -6,19 +6,21 @@ all are read as one: `vision_tower.…`, `multi_modal_projector.…`, `language_
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from fico_export import documents
 from fico_export.errors import CheckpointError
+from fico_export.models.parts import identify, layouts, weight_files
+from fico_export.models.parts.headers import Stored, read_header
+
+__all__ = ["Checkpoint", "Stored", "canonical", "read_json", "read_text"]
 
 _RENAMES = (
     (re.compile(r"^model\."), ""),
@@ -27,7 +29,15 @@ _RENAMES = (
     (re.compile(r"^vision_tower\.vision_model\."), "vision_tower."),
 )
 _DTYPES = ("BF16", "F16", "F32", "F64")
-_BUFFER = re.compile(r"\.rotary_emb\.inv_freq$")  # older checkpoints store it; it follows from the config
+_BUFFERS = re.compile(r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|position_ids)$")
+"""What older checkpoints store and the config says too."""
+
+_ADAPTER = re.compile(r"(^|\.)(lora_\w+|modules_to_save|base_layer|base_model)(\.|$)")
+_PACKED = re.compile(
+    r"(^|[._])(qweight|qzeros|g_idx|weight_packed|weight_scale(_inv|_2)?|weight_zero_point|weight_shape|(input|output|k|v)_scale"
+    r"|absmax|nested_absmax|quant_map|quant_state|SCB|weight_format|codebooks|W_q|scales|biases)(\.|$)"
+)
+"""Names of tensors that say how others are packed."""
 
 
 def canonical(key: str) -> str:
@@ -37,16 +47,9 @@ def canonical(key: str) -> str:
     return key
 
 
-@dataclass(frozen=True)
-class Stored:
-    """Where a tensor lies, from which byte on and in how many, its dtype in safetensors' words, and its shape."""
-
-    file: Path
-    key: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
+def nothing(name: str) -> bool:
+    """No tensor is known to be left out."""
+    return False
 
 
 class Checkpoint:
@@ -56,57 +59,104 @@ class Checkpoint:
         CheckpointError: no safetensors, or shards that are missing, truncated or at odds with their index.
     """
 
-    def __init__(self, folder: Path, tied: Mapping[str, str] | None = None) -> None:
-        """Read the headers; `tied` names tensors that may be absent and whose they then are."""
+    def __init__(self, folder: Path, tied: tuple[str, str] | None = None) -> None:
+        """Read the headers; `tied` names two tensors that are one where only one of them is stored."""
         self.folder = folder
         self.tensors: dict[str, Stored] = {}
-        index = _read_index(folder)
-        self.files = _shards(folder, index)
+        found = weight_files.find(folder)
+        self.files = list(found.paths)
         for file in self.files:
-            self.tensors.update(_read_header(file))
-        if index is not None:
-            missing = sorted(k for k in index if canonical(k) not in self.tensors)
-            if missing:
-                raise CheckpointError(
-                    f"model.safetensors.index.json names {len(missing)} tensors that no shard holds, first {missing[0]!r}",
-                    fix=f"download the checkpoint again: the shards in {folder} are from another revision than the index",
-                )
-        for name, source in (tied or {}).items():
-            if name not in self.tensors and source in self.tensors:
-                self.tensors[name] = self.tensors[source]
+            self._add(read_header(file))
+        missing = sorted(k for k in found.promised if canonical(k) not in self.tensors)
+        if missing:
+            raise CheckpointError(
+                f"{found.index} names {len(missing)} tensors that no shard holds, first {missing[0]!r}",
+                fix=f"download the checkpoint again: the shards in {folder} are from another revision than the index",
+            )
+        for name, other in (tied, tied[::-1]) if tied else ():
+            if name not in self.tensors and other in self.tensors:
+                self.tensors[name] = self.tensors[other]
 
-    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+    def _add(self, stored: Iterable[Stored]) -> None:
+        for entry in stored:
+            name = canonical(entry.key)
+            other = self.tensors.get(name)
+            if other is not None:
+                raise CheckpointError(
+                    f"tensor {name!r} is stored twice: as {other.key!r} in {other.file.name} and as {entry.key!r} in {entry.file.name}",
+                    fix=f"download the checkpoint again into an empty folder: files of two revisions lie in {self.folder}",
+                )
+            self.tensors[name] = entry
+
+    def check(self, expected: Mapping[str, tuple[int, ...]], unread: Callable[[str], bool] = nothing) -> None:
         """Refuse a checkpoint whose tensors are not those of its config.
 
-        A tensor of the decoder that the config has no place for is one too: a layer, a bias or a scale left out
-        would change every answer without a word.
+        A tensor that the config has no place for is one too: a layer, a bias or a scale left out would change every answer
+        without a word.
+
+        Args:
+            expected: shapes of the tensors that are read, by canonical name.
+            unread: tells of a canonical name whether the model is known to have such a tensor and not to need it.
 
         Raises:
             CheckpointError: naming the first such tensor.
         """
+        others = {name: stored for name, stored in self.tensors.items() if name not in expected}
+        for stored in others.values():
+            self._name(stored)
+        extra = [s for name, s in others.items() if not _BUFFERS.search(name) and not unread(name)]
         for name, shape in expected.items():
-            stored = self.tensors.get(name)
-            if stored is None:
-                raise CheckpointError(
-                    f"the checkpoint has no tensor {name!r}",
-                    fix=f"download the checkpoint again, or check that {self.folder / 'config.json'} belongs to it",
-                )
-            if stored.shape != shape:
-                raise CheckpointError(
-                    f"tensor {stored.key!r} has shape {list(stored.shape)}, but config.json makes it {list(shape)}",
-                    fix=f"use the config.json of this checkpoint in {self.folder}",
-                )
-            if stored.dtype not in _DTYPES:
-                raise CheckpointError(
-                    f"tensor {stored.key!r} is stored as {stored.dtype}; read are {', '.join(_DTYPES)}",
-                    fix="use the checkpoint that was not quantized",
-                )
-        for name, stored in self.tensors.items():
-            if name.startswith("language_model.") and name not in expected and not _BUFFER.search(name):
-                raise CheckpointError(
-                    f"the checkpoint has a tensor {stored.key!r} that config.json has no place for",
-                    fix=f"use the config.json of this checkpoint in {self.folder}, and weights that were not quantized",
-                )
+            self._check_one(name, shape)
+        if extra:
+            raise CheckpointError(
+                f"the checkpoint has a tensor {extra[0].key!r} that config.json has no place for",
+                fix=f"use the config.json of this checkpoint in {self.folder}; to leave such tensors out as transformers does: "
+                f"{identify.resave()}",
+            )
+
+    def _name(self, stored: Stored) -> None:
+        """Refuse a tensor whose name says what was done to the weights."""
+        if _ADAPTER.search(stored.key):
+            raise CheckpointError(
+                f"tensor {stored.key!r} is of an adapter (LoRA) that was not merged into the weights",
+                fix="merge it with peft's merge_and_unload(), save the model, and give --model that folder",
+            )
+        if "mm_projector" in stored.key:
+            raise CheckpointError(
+                f"tensor {stored.key!r} is of a LLaVA in its authors' layout, and config.json of one in transformers' layout",
+                fix="use the config.json of this checkpoint, which names the way to convert it",
+            )
+        if _PACKED.search(stored.key):
+            raise layouts.quantized(f"tensor {stored.key!r} says that the weights are quantized", "")
+
+    def _check_one(self, name: str, shape: tuple[int, ...]) -> None:
+        stored = self.tensors.get(name)
+        if stored is None:
+            raise CheckpointError(f"the checkpoint has no tensor {name!r}", fix=self._where(name))
+        # Packed weights have other shapes too: the dtype tells more.
+        if stored.dtype not in _DTYPES:
+            raise CheckpointError(
+                f"tensor {stored.key!r} is stored as {stored.dtype}; read are {', '.join(_DTYPES)}",
+                fix="use the checkpoint that was not quantized",
+            )
+        if len(shape) == 4 and stored.shape == (shape[0], *shape[2:], shape[1]) != shape:
+            raise CheckpointError(
+                f"tensor {stored.key!r} has shape {list(stored.shape)}, channels last, as MLX stores it",
+                fix="give --model the checkpoint that it was converted from",
+            )
+        if stored.shape != shape:
+            raise CheckpointError(
+                f"tensor {stored.key!r} has shape {list(stored.shape)}, but config.json makes it {list(shape)}",
+                fix=f"use the config.json of this checkpoint in {self.folder}",
+            )
+
+    def _where(self, name: str) -> str:
+        if name == "lm_head.weight":
+            return (
+                'if the model\'s output weights are its input embeddings, write "tie_word_embeddings": true into config.json; '
+                "else download the checkpoint again"
+            )
+        return f"download the checkpoint again, or check that {self.folder / 'config.json'} belongs to it"
 
     def load(self, name: str) -> torch.Tensor:
         """One tensor, in the dtype it is stored in."""
@@ -142,71 +192,3 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is not one.
     """
     return documents.read_object(path, error=CheckpointError, fix="download the checkpoint again")
-
-
-def _read_index(folder: Path) -> dict[str, str] | None:
-    path = folder / "model.safetensors.index.json"
-    if not path.exists():
-        return None
-    index = read_json(path).get("weight_map")
-    # Path(...).name: an index is data and must not reach out of its folder.
-    named = isinstance(index, dict) and all(isinstance(n, str) and Path(n).name for n in index.values())
-    if not index or not named:
-        raise CheckpointError(f"{path} has no weight_map", fix="download the checkpoint again")
-    return {key: Path(name).name for key, name in index.items()}
-
-
-def _shards(folder: Path, index: dict[str, str] | None) -> list[Path]:
-    if index is not None:
-        files = [folder / name for name in sorted(set(index.values()))]
-        for file in files:
-            if not file.is_file():
-                raise CheckpointError(
-                    f"shard {file.name} named by model.safetensors.index.json is missing",
-                    fix=f"download it into {folder}",
-                )
-        return files
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return [single]
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
-        raise CheckpointError(
-            f"{folder} holds only pickled weights, which can run code when loaded and are not read",
-            fix='convert them on a machine you trust: `python -c "from transformers import '
-            "LlavaForConditionalGeneration as M; M.from_pretrained('IN').save_pretrained('OUT')\"`",
-        )
-    raise CheckpointError(
-        f"{folder} holds no model.safetensors and no model.safetensors.index.json",
-        fix="point --model at the folder with config.json and the .safetensors files",
-    )
-
-
-def _read_header(file: Path) -> dict[str, Stored]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            stored = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 - no dict, and iterable by keys() only
-            places = _places(file)
-            return {
-                canonical(key): Stored(file, key, entry.get_dtype(), tuple(entry.get_shape()), *places[key])
-                for key, entry in stored.items()
-            }
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file.name} is truncated or damaged: {error}", fix=f"download it again into {file.parent}"
-        ) from error
-
-
-def _places(file: Path) -> dict[str, tuple[int, int]]:
-    """First byte in the file and number of bytes of each tensor, of a file whose header was found good.
-
-    The library does not tell them. Layout: https://huggingface.co/docs/safetensors#format
-    """
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(length))
-    header.pop("__metadata__", None)
-    return {
-        key: (8 + length + begin, end - begin)
-        for key, entry in header.items()
-        for begin, end in [entry["data_offsets"]]
-    }

@@ -190,10 +190,10 @@ def _load(folder: Path, revision: str | None, source: str) -> Clip:
         )
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder} holds no .safetensors; pickled weights are not read", fix=_CONVERT)
+    config_check.check_clip(raw)
     try:
-        config_check.check_config(config_check.Clip, raw)
         config = CLIPConfig.from_dict(raw)
-        config_check.check_config(config_check.Clip, config.to_dict())
+        config_check.check_fit(config.to_dict())
         text, vision = config.text_config, config.vision_config
         clip = Clip(
             source=source,
@@ -222,11 +222,16 @@ def _load(folder: Path, revision: str | None, source: str) -> Clip:
     except Exception as error:  # whatever transformers or a module raises over a value of the config
         raise CheckpointError(
             f"config.json describes no CLIP model: {type(error).__name__}: {' '.join(str(error).split())}",
-            fix="use the config.json that was published with this checkpoint",
+            fix=config_check.FIX,
         ) from error
-    clip.checkpoint.check(shapes)
+    clip.checkpoint.check(shapes, _unread)
     _check_tokenizer(clip)
     return clip
+
+
+def _unread(name: str) -> bool:
+    """Whether a tensor is of what a prompt does not go through: the vision tower, and the scale that CLIP was trained with."""
+    return name == "logit_scale" or name.startswith("vision_model.")
 
 
 def _check_tokenizer(clip: Clip) -> None:

@@ -1,179 +1,254 @@
-"""config.json, checked before anything is made of it: types and ranges of every number that a module or a plan is made from.
+"""What a config.json may say: numbers within bounds, of the right type, and at one with each other.
 
-A config is as a stranger wrote it: 10⁹ layers would be made one by one, and `true` counts as a width of 1. What is not named here
-is passed over, for transformers or a family to judge.
+It is asked before transformers sees the file, which builds lists of a billion layers and names classes of its own in errors.
+An absent key is right, as transformers has a default for it; null is right where transformers takes it.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import json
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, PlainValidator, TypeAdapter, ValidationError
+from transformers.activations import ACT2FN
+from typing_extensions import TypedDict
 
-from fico_export import tables
 from fico_export.errors import CheckpointError
 
-_MOST_PATCHES = 2**16
+FIX = "use the config.json that was published with this checkpoint"
+PARTS = ("text_config", "vision_config")
+_MAX_PATCHES = 2**14  # a side of 128 patches
 
 
-def _between(least: int, most: int) -> Any:
-    return Field(None, strict=True, ge=least, le=most)
+def _must_be(words: str, right: Callable[[Any], bool]) -> Callable[[Any], Any]:
+    """A validator; `words` are what a wrong value is not."""
+
+    def check(value: Any) -> Any:
+        if not right(value):
+            raise ValueError(words)
+        return value
+
+    return check
 
 
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, int) and not isinstance(value, bool) else value
+def _whole(least: int, most: int) -> PlainValidator:
+    return PlainValidator(
+        _must_be(f"{least} … {most}", lambda value: type(value) is int and least <= value <= most)
+    )
 
 
-Layer = Annotated[int, Field(strict=True, ge=-1000, le=1000)]
-Layers = Annotated[list[Layer], BeforeValidator(_listed), Field(max_length=64)]
-TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
-Flag = Annotated[bool, Field(strict=True)]
-Epsilon = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Angle = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
-Number = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]
+def _number(most: float, *, zero: bool = False) -> PlainValidator:
+    """Of numbers above 0, or from 0 on; NaN is in no range."""
+    words = f"a number {'of 0 …' if zero else 'above 0, up to'} {most:g}"
+    return PlainValidator(
+        _must_be(
+            words,
+            lambda value: type(value) in (int, float) and (0 < value <= most or (zero and value == 0)),
+        )
+    )
 
 
-class _Keys(BaseModel):
-    """Some keys of an object; None is what transformers' default stands for. It makes a name of each label."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    num_labels: int | None = _between(0, 10_000)
+def _layers_joined(value: Any) -> bool:
+    layers = value if isinstance(value, list) else [value]
+    return 1 <= len(layers) <= 64 and all(type(layer) is int and abs(layer) <= 1000 for layer in layers)
 
 
-class _Part(_Keys):
-    """A stack of layers."""
+_object = BeforeValidator(_must_be("an object", lambda value: isinstance(value, dict)))
 
-    hidden_size: int | None = _between(1, 2**17)
-    intermediate_size: int | None = _between(1, 2**20)
-    num_hidden_layers: int | None = _between(1, 1000)
-    num_attention_heads: int | None = _between(1, 2**12)
-    hidden_act: str | None = Field(None, max_length=64)
-
-    @model_validator(mode="after")
-    def _divides(self) -> _Part:
-        heads, size = self.num_attention_heads, self.hidden_size
-        if heads and size and not getattr(self, "head_dim", None) and size % heads:
-            raise ValueError(f"num_attention_heads {heads} do not divide hidden_size {size}")
-        return self
-
-
-class Tower(_Part):
-    """`vision_config`."""
-
-    image_size: int | None = _between(1, 2**14)
-    patch_size: int | None = _between(1, 2**12)
-    num_channels: Literal[3] | None = None
-    layer_norm_eps: Epsilon | None = None
-    projection_dim: int | None = _between(1, 2**17)
-
-    @model_validator(mode="after")
-    def _has_patches(self) -> Tower:
-        if self.image_size and self.patch_size:
-            side = self.image_size // self.patch_size
-            if not 1 <= side * side <= _MOST_PATCHES:
-                raise ValueError(
-                    f"image_size {self.image_size} has {side * side} patches of patch_size {self.patch_size}, "
-                    f"not 1 to {_MOST_PATCHES}"
-                )
-        return self
+# Each bound is several times the largest that is published.
+Layers = Annotated[int, _whole(1, 1000)]
+Labels = Annotated[int, _whole(0, 10_000)]  # of a classifier: transformers makes a name of each
+Channels = Annotated[int, _whole(1, 2**16)]
+Inner = Annotated[int, _whole(1, 2**19)]
+Heads = Annotated[int, _whole(1, 2**10)]
+HeadDim = Annotated[int, _whole(2, 2**12)]
+Vocabulary = Annotated[int, _whole(1, 2**22)]
+Token = Annotated[int, _whole(0, 2**22 - 1)]
+Context = Annotated[int, _whole(1, 2**27)]
+Pixels = Annotated[int, _whole(1, 2**13)]
+Rgb = Annotated[int, PlainValidator(_must_be("3: red, green and blue", lambda value: value == 3))]
+Epsilon = Annotated[float, _number(1, zero=True)]
+Theta = Annotated[float, _number(1e15)]
+Factor = Annotated[float, _number(1e9)]
+Weight = Annotated[float, _number(1e9, zero=True)]
+Switch = Annotated[bool, PlainValidator(_must_be("true or false", lambda value: isinstance(value, bool)))]
+Name = Annotated[str, PlainValidator(_must_be("a name", lambda value: isinstance(value, str)))]
+Activation = Annotated[
+    str,
+    PlainValidator(
+        _must_be(
+            f"one of {', '.join(sorted(ACT2FN))}", lambda value: isinstance(value, str) and value in ACT2FN
+        )
+    ),
+]
+LayersJoined = Annotated[
+    Any, PlainValidator(_must_be("the number of a layer, or a list of them", _layers_joined))
+]
 
 
-class Rope(BaseModel):
-    """`rope_parameters` or `rope_scaling`."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    rope_type: str | None = Field(None, max_length=64)
-    rope_theta: Angle | None = None
-    factor: Angle | None = None
-    partial_rotary_factor: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    original_max_position_embeddings: int | None = _between(1, 2**31)
-    low_freq_factor: Number | None = None
-    high_freq_factor: Number | None = None
-    beta_fast: Number | None = None
-    beta_slow: Number | None = None
-    attention_factor: Number | None = None
-    mscale: Number | None = None
-    mscale_all_dim: Number | None = None
+class _Rope(TypedDict, total=False):
+    type: Name | None
+    rope_type: Name | None
+    rope_theta: Theta | None
+    factor: Factor | None
+    original_max_position_embeddings: Context | None
+    low_freq_factor: Factor | None
+    high_freq_factor: Factor | None
+    attention_factor: Factor | None
+    beta_fast: Factor | None
+    beta_slow: Factor | None
+    mscale: Weight | None
+    mscale_all_dim: Weight | None
+    partial_rotary_factor: Factor | None
+    truncate: Switch | None
 
 
-class Text(_Part):
-    """`text_config`."""
-
-    num_key_value_heads: int | None = _between(1, 2**12)
-    head_dim: int | None = _between(2, 2**12)
-    vocab_size: int | None = _between(1, 2**24)
-    max_position_embeddings: int | None = _between(1, 2**31)
-    sliding_window: int | None = _between(1, 2**31)
-    use_sliding_window: Flag | None = None
-    rms_norm_eps: Epsilon | None = None
-    rope_theta: Angle | None = None
-    rope_parameters: Rope | None = None
-    rope_scaling: Rope | None = None
-    attention_bias: Flag | None = None
-    mlp_bias: Flag | None = None
-    tie_word_embeddings: Flag | None = None
-    layer_types: list[str] | None = Field(None, max_length=1000)
-
-    @model_validator(mode="after")
-    def _shares(self) -> Text:
-        heads, shared = self.num_attention_heads, self.num_key_value_heads
-        if heads and shared and heads % shared:
-            raise ValueError(f"num_key_value_heads {shared} do not divide num_attention_heads {heads}")
-        size = self.head_dim or (self.hidden_size // heads if heads and self.hidden_size else None)
-        if size and size % 2:
-            raise ValueError(f"a head has {size} channels, which cannot be rotated in pairs")
-        return self
+Rope = Annotated[_Rope, _object] | None
 
 
-class ClipText(_Part):
-    """`text_config` of a CLIP model."""
-
-    vocab_size: int | None = _between(1, 2**24)
-    max_position_embeddings: int | None = _between(3, 2**12)
-    layer_norm_eps: Epsilon | None = None
-    eos_token_id: TokenId | None = None
-    projection_dim: int | None = _between(1, 2**17)
-
-
-class Llava(_Keys):
-    """A LLaVA's config.json."""
-
-    vision_config: Tower | None = None
-    text_config: Text | None = None
-    image_token_id: TokenId | None = None
-    image_token_index: TokenId | None = None
-    vision_feature_layer: Layers | None = None
-    vision_feature_select_strategy: str | None = None
-    projector_hidden_act: str | None = Field(None, max_length=64)
-    multimodal_projector_bias: Flag | None = None
-    tie_word_embeddings: Flag | None = None
+class _Stack(TypedDict, total=False):
+    num_labels: Labels
+    hidden_size: Channels
+    intermediate_size: Inner
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    hidden_act: Activation
+    layer_norm_eps: Epsilon
 
 
-class Clip(_Keys):
-    """A CLIP model's config.json."""
+class _Decoder(_Stack, total=False):
+    num_key_value_heads: Heads | None
+    head_dim: HeadDim | None
+    vocab_size: Vocabulary
+    max_position_embeddings: Context
+    rms_norm_eps: Epsilon
+    rope_theta: Theta | None
+    rope_scaling: Rope
+    rope_parameters: Rope
+    sliding_window: Context | None
+    use_sliding_window: Switch | None
+    attention_bias: Switch | None
+    mlp_bias: Switch | None
+    tie_word_embeddings: Switch | None
 
-    vision_config: Tower | None = None
-    text_config: ClipText | None = None
-    projection_dim: int | None = _between(1, 2**17)
+
+class _Tower(_Stack, total=False):
+    image_size: Pixels
+    patch_size: Pixels
+    num_channels: Rgb
 
 
-def check_config(kind: type[Llava] | type[Clip], content: dict[str, Any]) -> None:
-    """Refuse a config.json whose values cannot be a model's.
+class _ClipText(_Stack, total=False):
+    vocab_size: Vocabulary
+    max_position_embeddings: Annotated[int, _whole(1, 2**16)]
+    eos_token_id: Token
 
-    Args:
-        kind: what it should describe.
-        content: of the file; or what transformers makes of it, which has the defaults of what the file leaves out.
+
+Tower = Annotated[_Tower, _object] | None
+ClipText = Annotated[_ClipText, _object] | None
+
+
+class _Llava(TypedDict, total=False):
+    num_labels: Labels
+    text_config: Annotated[_Decoder, _object] | None
+    vision_config: Tower
+    image_token_index: Token
+    image_token_id: Token
+    vision_feature_layer: LayersJoined
+    projector_hidden_act: Activation
+    multimodal_projector_bias: Switch
+    tie_word_embeddings: Switch | None
+
+
+class _Clip(TypedDict, total=False):
+    num_labels: Labels
+    text_config: ClipText
+    vision_config: Tower
+    text_config_dict: ClipText  # of older files, and counts before text_config
+    vision_config_dict: Tower
+    projection_dim: Channels
+
+
+_LLAVA, _CLIP = TypeAdapter(_Llava), TypeAdapter(_Clip)
+
+
+def check_parts(config: Mapping[str, Any]) -> None:
+    """Refuse a config.json of a model of parts where one of them is no object.
 
     Raises:
-        CheckpointError: naming the first such value.
+        CheckpointError: naming it.
     """
-    name = "LLaVA" if kind is Llava else "CLIP"
-    tables.checked(
-        kind,
-        content,
-        f"config.json describes no {name} model",
-        error=CheckpointError,
-        fix="use the config.json that was published with this checkpoint",
-    )
+    for part in PARTS:
+        if not isinstance(config.get(part), dict | None):
+            raise _wrong(part, config[part], "an object")
+
+
+def check_llava(config: Mapping[str, Any]) -> None:
+    """Refuse a LLaVA's config.json with a value that no model has.
+
+    Raises:
+        CheckpointError: naming the key, its value and what it may be.
+    """
+    _check(_LLAVA, config)
+    check_fit(config)
+
+
+def check_clip(config: Mapping[str, Any]) -> None:
+    """Refuse a CLIP model's config.json with a value that no model has; errors as for `check_llava`."""
+    _check(_CLIP, config)
+    check_fit(config)
+
+
+def check_fit(config: Mapping[str, Any]) -> None:
+    """Refuse sizes that contradict each other, as far as they are given.
+
+    Args:
+        config: content of a config.json, every value right by itself.
+
+    Raises:
+        CheckpointError: naming the keys and their values.
+    """
+    for part in PARTS:
+        values = config.get(part) or {}
+        _check_heads(part, values)
+        image, patch = values.get("image_size"), values.get("patch_size")
+        if image and patch and patch > image:
+            raise _wrong(f"{part}.patch_size", patch, f"at most image_size {image}")
+        if image and patch and (image // patch) ** 2 > _MAX_PATCHES:
+            what = f"large enough: image_size {image} is at most {_MAX_PATCHES} patches"
+            raise _wrong(f"{part}.patch_size", patch, what)
+    vocabulary = (config.get("text_config") or {}).get("vocab_size")
+    for key in ("image_token_index", "image_token_id"):
+        if vocabulary and config.get(key, 0) >= vocabulary:
+            expected = f"a token of the vocabulary: text_config.vocab_size is {vocabulary}"
+            raise _wrong(key, config[key], expected)
+
+
+def _check_heads(part: str, values: Mapping[str, Any]) -> None:
+    hidden, heads = values.get("hidden_size"), values.get("num_attention_heads")
+    kv_heads, head_dim = values.get("num_key_value_heads"), values.get("head_dim")
+    if heads and kv_heads and heads % kv_heads:
+        expected = f"a divisor of num_attention_heads {heads}"
+        raise _wrong(f"{part}.num_key_value_heads", kv_heads, expected)
+    if hidden and heads and not head_dim:
+        if hidden % heads:
+            raise _wrong(f"{part}.num_attention_heads", heads, f"a divisor of hidden_size {hidden}")
+        head_dim = hidden // heads
+    if part == "text_config" and head_dim and head_dim % 2:
+        raise _wrong(f"{part}.head_dim", head_dim, "even, as rotary embeddings turn channels in pairs")
+
+
+def _check(adapter: TypeAdapter[Any], config: Mapping[str, Any]) -> None:
+    try:
+        adapter.validate_python(config)
+    except ValidationError as failure:
+        first = failure.errors()[0]
+        expected = first.get("ctx", {}).get("error", first["msg"])
+        raise _wrong(".".join(map(str, first["loc"])), first["input"], str(expected)) from failure
+
+
+def _wrong(key: str, value: Any, expected: str) -> CheckpointError:
+    shown = json.dumps(value, ensure_ascii=False)
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}…"
+    return CheckpointError(f"config.json: {key} is {shown}, not {expected}", fix=FIX)

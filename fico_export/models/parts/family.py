@@ -24,7 +24,10 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Files:
-    """The text files of a bundle, by name, besides the graphs."""
+    """The text files of a bundle, by name, besides the graphs.
+
+    `warnings` is what an export should say of them, `other_template` how to put another chat template in the place of theirs.
+    """
 
     tokenizer: str
     tokenizer_config: dict[str, Any]
@@ -33,6 +36,8 @@ class Files:
     generation_config: dict[str, Any]
     preprocessor: dict[str, Any]
     processor: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+    other_template: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,107 @@
+"""Whether what a manifest says fits together: its numbers, its graphs' tensors, and the sizes of its files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fico_export.bundle.manifest import Manifest
+
+# Tensors without which a graph is of no use.
+_NEEDED = {
+    "vision_encoder": {"pixel_values", "image_features"},
+    "embed_tokens": {"input_ids", "inputs_embeds"},
+    "decoder_model_merged": {"inputs_embeds", "logits"},
+    "decoder_with_past": {"inputs_embeds", "logits"},
+    "decoder_prefill": {"inputs_embeds", "logits"},
+}
+
+
+def first_contradiction(manifest: Manifest) -> str | None:
+    """A contradiction in words; None where there is none."""
+    for check in (_tokens, _graphs, _cache, _embedding):
+        for found in check(manifest):
+            return found
+    return None
+
+
+def _tokens(manifest: Manifest) -> Iterator[str]:
+    reduction, layers = manifest.reduction, manifest.decoder.layers
+    rows, columns = reduction.grid
+    if rows * columns + reduction.kept_aside != reduction.visual_tokens:
+        yield f"{reduction.visual_tokens} visual tokens, a grid of {rows}×{columns} and {reduction.kept_aside} beside it"
+    if not reduction.keep <= reduction.handed_over <= reduction.visual_tokens:
+        yield (
+            f"it keeps {reduction.keep} of {reduction.handed_over} tokens handed over, of {reduction.visual_tokens} in all"
+        )
+    if len(reduction.cached) != layers:
+        yield f"reduction.cached is of {len(reduction.cached)} layers, and the decoder has {layers}"
+    if any(count > reduction.handed_over for count in reduction.cached):
+        yield f"reduction.cached says {max(reduction.cached)}, and {reduction.handed_over} tokens are handed over"
+    for step in reduction.steps:
+        if step.keep > step.before:
+            yield f"the step {step.method} keeps {step.keep} of {step.before} tokens"
+    if (manifest.precision == "int4") != (manifest.quantization is not None):
+        yield f"precision {manifest.precision}, and {'a' if manifest.quantization else 'no'} quantization"
+
+
+def _graphs(manifest: Manifest) -> Iterator[str]:
+    """The shapes of the tensors that the runtime fills or reads, where they are fixed."""
+    reduction, decoder, size = manifest.reduction, manifest.decoder, manifest.image_size
+    expected: dict[str, tuple[int | None, ...]] = {
+        "pixel_values": (None, 3, size, size),
+        "image_features": (None, reduction.handed_over, decoder.hidden_size),
+        "keep_index": (None, reduction.handed_over),
+        "inputs_embeds": (None, None, decoder.hidden_size),
+    }
+    for name, graph in manifest.graphs.items():
+        if not graph.file.endswith(".onnx"):
+            yield f"the graph {name} is in {graph.file!r}, no .onnx file"
+        names = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
+        for missing in sorted(_NEEDED.get(name, set()) - names):
+            yield f"the graph {name} has no {missing}"
+        if len(shapes := graph.shapes()) != len(graph.inputs) + len(graph.outputs):
+            yield f"two tensors of the graph {name} have one name"
+        for tensor, wanted in expected.items():
+            if (
+                tensor == "keep_index" and name != "vision_encoder"
+            ):  # a decoder that reduces says what it kept itself
+                continue
+            shape = shapes.get(tensor)
+            if shape is not None and not _fits(shape, wanted):
+                words = ", ".join("any" if size is None else str(size) for size in wanted)
+                yield f"{tensor} of {name} is {shape}, and by the rest of the manifest it should be [{words}]"
+
+
+def _cache(manifest: Manifest) -> Iterator[str]:
+    decoder, graph = manifest.decoder, manifest.graphs.get(manifest.decoder_name)
+    if graph is None:
+        return
+    kinds = ("key", "value")
+    layers = [f"past_key_values.{i}.{kind}" for i in range(decoder.layers) for kind in kinds]
+    if graph.past != layers:
+        yield f"{manifest.decoder_name} has {len(graph.past)} cache inputs, and the decoder {decoder.layers} layers"
+    shapes = graph.shapes()
+    for name in graph.past:
+        if not _fits(shapes[name], (None, decoder.kv_heads, None, decoder.head_dim)):
+            yield (
+                f"{name} is {shapes[name]}, and the decoder has {decoder.kv_heads} key-value heads of {decoder.head_dim}"
+            )
+
+
+def _embedding(manifest: Manifest) -> Iterator[str]:
+    table, decoder = manifest.embedding, manifest.decoder
+    if table is None:
+        return
+    if table.shape[1] != decoder.hidden_size:
+        yield f"the embeddings have {table.shape[1]} channels, and the decoder {decoder.hidden_size}"
+    listed = manifest.files.get(table.file)
+    if listed is not None and table.end > listed.size:
+        yield f"the embeddings end at byte {table.end} of {table.file}, which has {listed.size}"
+
+
+def _fits(shape: list[int | str], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        a == b for a, b in zip(shape, wanted, strict=True) if isinstance(a, int) and b is not None
+    )

@@ -1,0 +1,92 @@
+"""The KV cache of a conversation, and how much of the next prompt is in it already."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from fico_export.runtime.cache import Array
+from fico_export.runtime.session import Cache
+
+if TYPE_CHECKING:
+    from fico_export.runtime.vlm import Vlm
+
+
+class Prefix:
+    """A KV cache with what each token in it is: equal keys at equal places have equal entries.
+
+    It is sound only between steps: what an exception interrupted, whichever and wherever, is dropped before the next prompt.
+    """
+
+    def __init__(self, vlm: Vlm) -> None:
+        self._vlm = vlm
+        # Made when it is first needed: pictures come before, and memory may hold the tower alone.
+        self._cache: Cache | None = None
+        self._keys: list[Hashable] = []
+        # The first tokens that were reduced together in the decoder.
+        self._together = 0
+        self._sound = False
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens in the cache of each layer; none before it is first needed."""
+        return [] if self._cache is None else self._cache.lengths
+
+    def forget(self) -> None:
+        """Give the cache back."""
+        self._sound = False
+        self._cache, self._keys, self._together = None, [], 0
+
+    def share(self, keys: Sequence[Hashable], together: int) -> int:
+        """Cut the cache to what it has in common with a new prompt.
+
+        Args:
+            keys: of the prompt.
+            together: how many of its first tokens are reduced together in the decoder.
+
+        Returns:
+            How many tokens of the prompt are in the cache; one at least is left to run.
+        """
+        with self._vlm.owned():
+            shared = self._shared(keys, together) if self._sound else 0
+            self._sound = False
+            if shared and self._cache is not None:
+                self._cache.drop_last(len(self._keys) - shared)
+                del self._keys[shared:]
+            else:
+                self.forget()
+                self._cache = self._vlm.decoder.new_cache()
+            self._sound = True
+        return shared
+
+    def extend(
+        self, keys: Sequence[Hashable], embeds: Array, positions: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        """Logits [V] after new tokens [S, C] at positions [S], which the cache holds from then on."""
+        with self._vlm.owned():
+            self._sound = False
+            logits = self._vlm.decoder.append(self._cache, embeds, positions)
+            self._keys += keys
+            self._sound = True
+        return logits
+
+    def begin(
+        self, keys: Sequence[Hashable], embeds: Array, positions: Sequence[int], visual_start: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Logits [V] and kept tokens [K] after tokens [S, C] with one picture, reduced together; their cache replaces the old."""
+        with self._vlm.owned():
+            self._sound = False
+            logits, self._cache, kept = self._vlm.decoder.prefill(embeds, positions, visual_start)
+            self._keys, self._together = [*keys], len(keys)
+            self._sound = True
+        return logits, kept
+
+    def _shared(self, keys: Sequence[Hashable], together: int) -> int:
+        shared = 0
+        while shared < min(len(keys) - 1, len(self._keys)) and keys[shared] == self._keys[shared]:
+            shared += 1
+        # What the decoder kept of a picture depends on all tokens it was reduced with, and it reduces into an empty cache only.
+        return shared if together == self._together <= shared else 0
