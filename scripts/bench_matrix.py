@@ -26,7 +26,7 @@ from typing import Annotated, Any
 import cells
 import typer
 
-from fico_export.bundle.output import written_file
+from fico_export.bundle.output import anything, written_file
 from fico_export.errors import BuildError, ConfigError, FicoError
 from fico_export.profile import machine
 from fico_export.profile.measure import Request, profile
@@ -190,7 +190,10 @@ def row(cell: dict[str, Any]) -> dict[str, Any]:
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """All columns that any row has; written aside and renamed."""
     columns = list(dict.fromkeys(name for line in rows for name in line))
-    with written_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with (
+        written_file(path, ours=anything) as partial,
+        partial.open("w", encoding="utf-8", newline="") as file,
+    ):
         table = csv.DictWriter(file, columns)
         table.writeheader()
         table.writerows(rows)

@@ -12,7 +12,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import fico_export
-from fico_export.bundle.output import written_file
+from fico_export.bundle.output import anything, written_file
 
 
 def bar() -> Progress:
@@ -33,7 +33,7 @@ def kept(path: Path) -> Any | None:
 
 def keep(path: Path, content: Any) -> None:
     """Keep a cell: written aside and renamed, so that what has its name is whole."""
-    with written_file(path) as partial:
+    with written_file(path, ours=anything) as partial:
         partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 

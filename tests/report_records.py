@@ -19,6 +19,7 @@ def manifest(name="tiny", method="uniform", keep=16, *, source="demo", **reducti
             "decoder": {"layers": 2, "kv_heads": 2, "head_dim": 16, "hidden_size": 64, "vocab_size": 512, "context": 2048},
             "tokens": {"image": "<image>", "image_id": 3, "bos": "<s>", "eos": "</s>", "eos_ids": [2]},
             "opset": 18, "ir_version": 10, "graphs": {}, "tools": {"torch": "2.13"}, "created": "2026-01-01T00:00:00+00:00",
+            "files": {"config.json": {"sha256": "0" * 64, "size": 2}},
         }
     )  # fmt: skip
 

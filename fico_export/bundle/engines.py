@@ -30,7 +30,7 @@ FOLDER = "trt"
 MAX_BYTES = 16 * 2**20
 """Size of the largest build.json."""
 
-Sizes = tuple[Positive, Positive, Positive]  # least, likeliest and most
+Sizes = tuple[Count, Positive, Positive]  # least, likeliest and most; an empty past has no rows
 
 
 class Options(Record):

@@ -83,6 +83,7 @@ class StageProgress:
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
+            redirect_stdout=False,  # or results would go to stderr, where the bar is
             disable=settings.quiet or not self._console.is_terminal,
         )
         self._task: TaskID | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fico_export.cli.console import StageProgress, say
+from fico_export.cli.console import StageProgress, print_json, say
 from fico_export.errors import ImageWarning, InputError
 
 if TYPE_CHECKING:
@@ -30,18 +29,16 @@ def run_each(images: Sequence[ImageSource], ask: Callable[[ImageSource], dict[st
     Raises:
         typer.Exit: with 1 at the end, where an image could not be used.
     """
-    stdout = sys.stdout  # rich puts its own in the place of this one, and sends it where the bar is
     failed = 0
     with ExitStack() as stack:
         # On a terminal the lines themselves show how far it is, and a bar would run through them.
-        progress = None if stdout.isatty() else stack.enter_context(StageProgress())
+        progress = None if sys.stdout.isatty() else stack.enter_context(StageProgress())
         if progress is not None:
             progress.stage(f"{len(images)} images", parts=len(images))
         for image in images:
             line = _line(image, ask)
             failed += "error" in line
-            stdout.write(json.dumps(line) + "\n")
-            stdout.flush()
+            print_json(line)
             if progress is not None:
                 progress.advance(1)
     if failed:

@@ -11,17 +11,9 @@ from fico_export.errors import ConfigError, FicoError
 
 # What the package itself needs, by the names that are imported.
 _BASE = (
-    "numpy",
-    "PIL",
-    "tokenizers",
-    "jinja2",
-    "pydantic",
-    "typer",
-    "rich",
+    "", "fico_export", "numpy", "PIL", "tokenizers", "jinja2", "markupsafe", "pydantic", "pydantic_core", "typer", "rich",
     "onnxruntime",
-    "fico_export",
-    "",
-)
+)  # fmt: skip
 REPORT = "run it again with --debug, and report the trace with what `fico doctor` prints"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)

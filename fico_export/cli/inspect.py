@@ -95,7 +95,7 @@ def command(
     total = sum(f.size for f in manifest.files.values())
     put(f"files      {len(manifest.files)}, {human_bytes(total)}{', hashes match' if check else ''}")
     for name in besides:
-        put(f"unlisted   {name}: nothing vouches for it, and nothing reads it")
+        put(f"unlisted   {name!a}: nothing vouches for it, and nothing reads it")
 
 
 def _made(build: Build) -> str:

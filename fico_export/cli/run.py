@@ -61,7 +61,7 @@ def command(
         ),
     ] = False,
     recursive: Annotated[
-        bool, typer.Option("--recursive", help="With --each: images in the folders of a folder too.")
+        bool, typer.Option("--recursive", help="Search the folders of a folder too, with --each.")
     ] = False,
     image_values: ImageRangeOption = None,
     backend: BackendOption = "auto",

@@ -33,7 +33,7 @@ class Reference:
     def embed(self, token_ids: list[int]) -> npt.NDArray[np.float32]:
         """Embeddings [S, C]."""
         with torch.inference_mode():
-            return np.asarray(self._model.get_input_embeddings()(torch.tensor(token_ids)))
+            return np.asarray(self._model.get_input_embeddings()(torch.tensor(token_ids, dtype=torch.int64)))
 
     def image_features(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """All N features [N, D] of one picture [1, 3, S, S]."""

@@ -145,7 +145,8 @@ class Run(Record):
         """
         fix = "run `fico profile BUNDLE --out FILE` again"
         try:
-            content = documents.read_object(path, fix=fix)
+            text = documents.read_text(path, fix=fix)
+            content = documents.parse_object(text, f"{path} is no profile: it", fix=fix)
             version = content.get("schema_version")
             if isinstance(version, int) and version > SCHEMA_VERSION:
                 raise ConfigError(

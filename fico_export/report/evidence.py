@@ -77,7 +77,8 @@ def evaluation(path: Path) -> list[Evaluated]:
     """
     fix = "give the results.json that `python scripts/evaluate.py` writes"
     try:
-        found = TypeAdapter(list[Evaluated]).validate_python(documents.read(path, fix=fix))
+        content = documents.parse(documents.read_text(path, fix=fix), f"{path} is no evaluation: it", fix=fix)
+        found = TypeAdapter(list[Evaluated]).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -50,6 +50,16 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
 _SQUARES = ("LlavaImageProcessor",)
 """Those whose ``do_pad`` means a square of the mean colour."""
 
+_SWITCHES = (
+    "do_pad",
+    "do_resize",
+    "do_center_crop",
+    "do_rescale",
+    "do_normalize",
+    "do_convert_rgb",
+    "default_to_square",
+)
+
 
 @dataclass(frozen=True, eq=False)
 class ImageProcessor:
@@ -78,16 +88,20 @@ class ImageProcessor:
         Raises:
             ConfigError: the processor is not one of the supported, or a value is not one it can have.
         """
+        if not isinstance(config, Mapping):
+            raise ConfigError(
+                f"preprocessor_config.json holds {config!r:.60}, not an object",
+                fix="use the preprocessor_config.json that was published with this checkpoint",
+            )
         name = _processor_name(config)
         config = {**_PROCESSORS[name], **config}
         _check_switches(config)
         pads, squares = bool(config.get("do_pad")), name in _SQUARES
         if pads and not squares and config.get("pad_size") is not None:
             raise _bad_value("pad_size", config["pad_size"], f"null, all that {name} is supported with")
-        try:
-            resample = Image.Resampling(config.get("resample", Image.Resampling.BICUBIC))
-        except (ValueError, TypeError) as error:
-            raise _bad_value("resample", config["resample"], "one of Pillow's filters, 0 to 5") from error
+        resample = config.get("resample", Image.Resampling.BICUBIC)
+        if not isinstance(resample, int) or not _is_number(resample, 0, 5):
+            raise _bad_value("resample", resample, "one of Pillow's filters, 0 to 5")
 
         size: int | tuple[int, int] | None = None
         if config.get("do_resize", True):
@@ -107,7 +121,9 @@ class ImageProcessor:
                     "image_mean", mean, "three numbers of 0 to 1, the colour that do_pad fills with"
                 )
             color = (int(red * 255), int(green * 255), int(blue * 255))
-        return cls(color if pads and squares else None, size, resample, crop, _table(config))
+        return cls(
+            color if pads and squares else None, size, Image.Resampling(resample), crop, _table(config)
+        )
 
     def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
         """Turn a picture from `load_image` into pixel values, float32 [1, 3, H, W].
@@ -197,7 +213,7 @@ def _processor_name(config: Mapping[str, Any]) -> str:
     # Configs of old transformers call the processor a feature extractor.
     name = named.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
     if name not in _PROCESSORS:
-        raise unknown_name("image processor", named, _PROCESSORS)
+        raise unknown_name("image processor", named[:60], _PROCESSORS)
     return name
 
 
@@ -263,9 +279,10 @@ def _is_number(value: Any, least: float, most: float) -> bool:
 
 def _check_switches(config: Mapping[str, Any]) -> None:
     """Refuse a switch that is neither on nor off: a text such as "false" would count as on."""
-    for key in ("do_pad", "do_resize", "do_center_crop", "do_rescale", "do_normalize", "default_to_square"):
-        if config.get(key) not in (None, True, False):
-            raise _bad_value(key, config[key], "true or false")
+    for key in _SWITCHES:
+        value = config.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise _bad_value(key, value, "true or false")
 
 
 def _bad_value(key: str, value: object, expected: str) -> ConfigError:

@@ -69,8 +69,9 @@ class ChatTemplate:
                     spent.output(piece)
                     pieces.append(piece)
                 return "".join(pieces)
-        except bounds.Exceeded as error:
-            raise ConfigError(f"the chat template was stopped: {error}", fix=_FIX) from error
+        except (bounds.Exceeded, RecursionError, MemoryError) as error:
+            why = error if isinstance(error, bounds.Exceeded) else "it calls itself without end"
+            raise ConfigError(f"the chat template was stopped: {why}", fix=_FIX) from error
 
 
 class _Generation(jinja2.ext.Extension):

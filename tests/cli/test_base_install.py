@@ -28,11 +28,12 @@ GIVEN = {
     "list": ["devices"],
     "doctor": [],
     "build": ["BUNDLE", "--target", "rtx", "--graph", "vision_encoder"],
+    "chat": ["BUNDLE", "--max-new-tokens", "2"],
     "pack": ["BUNDLE", "--out", "OUT.tar"],
     "unpack": ["OUT.tar", "--out", "UNPACKED"],
     "deploy": ["BUNDLE", "--host", "a;b"],
 }
-WORKS = {"run", "show", "report", "profile", "inspect", "list", "doctor", "pack", "unpack"}
+WORKS = {"chat", "run", "show", "report", "profile", "inspect", "list", "doctor", "pack", "unpack"}
 NEEDS = {"export": "export", "verify": "export", "plan": "export", "lint": "export", "build": "rtx"}  # fmt: skip
 PLACE = re.compile("^(BUNDLE|IMAGE|OUT|UNPACKED)")
 # Of this process and of those that it starts: what the extras bring is not found.
@@ -55,11 +56,10 @@ PROGRAM = """
 import contextlib, io, json, sys
 
 lines = json.load(sys.stdin)
-sys.stdin = io.StringIO("")
 from fico_export.cli.main import app, invoke
 
 for line in lines:
-    out, err = io.StringIO(), io.StringIO()
+    out, err, sys.stdin = io.StringIO(), io.StringIO(), io.StringIO("What is it?\\n")
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = invoke(app, "fico", line)

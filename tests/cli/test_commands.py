@@ -111,6 +111,7 @@ def test_inspect_gives_the_manifest_as_json(fico, bundle):
 
     assert shown.pop("hashes_checked") is True
     assert shown.pop("engines") == {}
+    assert shown.pop("unlisted") == []
     assert shown == json.loads((bundle / "manifest.json").read_text())
 
 

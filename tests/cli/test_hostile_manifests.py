@@ -182,7 +182,7 @@ def test_files_of_the_users_own_do_not_stop_a_run_and_are_named(fico, own):
         ({"created": "yesterday"}, ["created"]),
         ({"created": "0001-01-01T00:00:00+00:00"}, ["created"]),
         ({"files__config.json__size": -1}, ["files"]),
-        ({"files__config.json__size": 2**63}, ["more than 64 bits"]),
+        ({"files__config.json__size": 2**63}, ["files"]),
         ({"files__config.json__sha256": "no"}, ["files"]),
         ({"files__config.json__mtime_ns": 2**63 - 1}, ["files"]),
         ({"graphs__vision_encoder__inputs": []}, ["contradicts itself", "has no pixel_values"]),

@@ -10,14 +10,16 @@ import pytest
 from cli_tools import copied, edit_json, in_own_process
 
 HOSTILE = "\x1b]0;owned\x07\x1b[31mred\x9b1m\u202etxt.exe [bold]b[/bold] [red]"
+# A name or a revision with controls is refused when the manifest is read.
+MARKUP = "txt.exe [bold]b[/bold] [red]"
 SHOWN = r"\x1b]0;owned\x07\x1b[31mred\x9b1m\u202etxt.exe [bold]b[/bold] [red]"
 
 
 @pytest.fixture
 def hostile(bundle, tmp_path):
     """A bundle whose manifest's texts drive a terminal."""
-    made = copied(bundle, tmp_path / "bundle [red]x[/red]")
-    edit_json(made / "manifest.json", name=HOSTILE, model__source=HOSTILE, model__revision=HOSTILE)
+    made = copied(bundle, tmp_path / "bundle [red]x[/red]\x1b[31m")
+    edit_json(made / "manifest.json", name=MARKUP, model__source=HOSTILE, model__revision=MARKUP)
     return made
 
 
@@ -25,7 +27,8 @@ def test_names_in_a_manifest_are_shown_with_their_controls_spelled_out(fico, hos
     shown = fico("inspect", hostile)
 
     assert shown.code == 0, shown.err
-    assert shown.out.count(SHOWN) == 3
+    assert shown.out.count(SHOWN) == 1
+    assert shown.out.count(MARKUP) == 3
     assert not _controls(shown.out + shown.err)
 
 
@@ -55,10 +58,9 @@ def test_tables_and_warnings_show_names_as_they_are(fico, hostile):
     profiled = fico("profile", hostile, "--iterations", 1, "--warm-up", 0, "--new-tokens", 2)
 
     assert profiled.code == 0, profiled.err
-    assert r"\x1b]0;owned\x07" in profiled.out
-    assert "[bold]b[/bold] [red]" in profiled.out
+    assert MARKUP in profiled.out
     assert "warning: not kept" in profiled.err
-    assert "bundle [red]x[/red]" in profiled.err
+    assert r"bundle [red]x[/red]\x1b[31m" in profiled.err
     assert not _controls(profiled.out + profiled.err)
 
 
@@ -111,7 +113,9 @@ def test_quiet_still_warns_and_fails_aloud(fico, bundle, tmp_path):
     (made / "profile.json").mkdir()
     warned = fico("profile", made, "--iterations", 1, "--warm-up", 0, "--new-tokens", 2, "-q")
 
-    assert warned.err.startswith("warning: not kept")
+    said = warned.err.splitlines()  # on a busy machine also that the stages do not sum up
+    assert any(line.startswith("warning: not kept") for line in said)
+    assert all(line.startswith("warning: ") for line in said)
     fico("inspect", tmp_path, "-q").refuses("is no bundle")
 
 

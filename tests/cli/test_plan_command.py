@@ -190,7 +190,6 @@ def test_a_folder_called_as_an_alias_is_that_folder(folder, monkeypatch, tmp_pat
         ("text_config", "max_position_embeddings", -1),
         ("vision_config", "num_hidden_layers", 10**9),
         ("vision_config", "image_size", 10**6),
-        ("vision_config", "patch_size", 1),
     ],
 )
 def test_sizes_beyond_every_model_are_refused(fico, folder, part, name, value):

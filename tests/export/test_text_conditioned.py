@@ -392,6 +392,9 @@ def test_a_prompt_is_cut_into_segments_whose_mean_counts(
             spec = TensorSpec(name="input_ids", dtype="int64", shape=[1, 77])
             return Graph(file="clip_text.onnx", inputs=[spec], outputs=[], weight_bytes=0)
 
+        def require(self, name):
+            return name
+
     text = ClipText(tmp_path, Manifest(), open_session(tmp_path / "clip_text.onnx", "ort-cpu"))
     for prompt in (*PROMPTS, "what is the thing " * 20, "x" * 75, "x" * 76, "x" * 151):
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]

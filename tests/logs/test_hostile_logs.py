@@ -1,5 +1,6 @@
 """Logs that no tool writes: refused by line, in a moment."""
 
+import json
 import time
 
 import pytest
@@ -17,7 +18,7 @@ PLAIN = (
     f"=== Profile (2 iterations ) ===\n   Time Avg Median % Layer\n  2.0  1.0  1.0  100.0  {NODE}\n"
     f"=== Performance summary ===\nThroughput: 100 qps\nGPU Compute Time: {SAID}\n"
 )
-INFO = layer_info("10.3", {NODE: [NODE]}, {"pixel_values": [1, 3]})
+INFO = json.dumps(json.loads(layer_info("10.3", {NODE: [NODE]}, {"pixel_values": [1, 3]})))
 WRONG = {
     "digits in a time": times("10.3").replace("5.375", "9" * 5000, 1),
     "digits in a count": profile("10.3", {NODE: 1.0}).replace("200", "9" * 5000, 1),

@@ -53,6 +53,9 @@ ODD = {
     "vision_config__image_size": [None, [28, 28], 10**5],
     "vision_config__patch_size": [None, [14, 14]],
     "vision_feature_layer": [None, True, "x", 2.5, {}, ["-2"], [[-2]], [True], [], 10**9],
+    "num_labels": [10**9, "x", -1],
+    "text_config__num_labels": [10**9, []],
+    "vision_config__num_labels": [2**62, {}],
     "image_token_index": [None, True, "x", 2.5, -1, 10**6, 2**40, [], {}],
 }  # fmt: skip
 ROPES = {

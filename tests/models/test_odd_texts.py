@@ -140,3 +140,13 @@ def test_an_image_processor_that_is_no_object_is_refused(folder, value):
     setting(folder, "processor_config.json", image_processor=value)
 
     assert "image_processor of processor_config.json" in refusal(folder)
+
+
+def test_a_tokenizer_that_brings_its_library_down_is_refused_before_transformers_opens_it(folder):
+    """The library of tokenizers panics over a broken table, which is no Exception."""
+    setting(folder, "tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("unk_token", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+    assert "tokenizer.json" in refusal(folder)

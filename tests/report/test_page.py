@@ -16,7 +16,7 @@ from fico_export.report import charts, evidence
 from fico_export.report.gallery import Item, Shown
 from fico_export.report.page import Bundle, Content, render
 
-HOSTILE = "<script>alert(1)</script>\"'&$x^{$ </svg> {{ 7*7 }} \x07 漢字"
+HOSTILE = "<script>alert(1)</script>\"'&$x^{$ </svg> {{ 7*7 }} 漢字"
 SECTIONS = ["bundles", "latency", "memory", "graphs", "gallery", "environment"]
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
 

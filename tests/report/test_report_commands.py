@@ -266,7 +266,7 @@ def test_what_was_measured_of_something_else_is_refused(fico, reported, bundle, 
     line = ["report", bundle, "--out", tmp_path / "page.html"]
 
     fico(*line, "--profile", tmp_path / "other.json").refuses("is of other bundles", "another")
-    fico(*line, "--profile", tmp_path / "gone.json").refuses("is no profile", "fico profile")
+    fico(*line, "--profile", tmp_path / "gone.json").refuses("cannot read", "fico profile")
     fico(*line, "--evaluation", tmp_path / "results.json").refuses("is no evaluation", "scripts/evaluate.py")
     fico(*line, "--profile", folder / "profile.json", "--evaluation", tmp_path / "gone.json").refuses(
         "cannot read"

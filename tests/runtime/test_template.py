@@ -52,6 +52,8 @@ HOSTILE = {
     "words in loops": "{% for i in range(100000) %}{% for j in range(100000) %}" + "x" * 9999 + "{% endfor %}{% endfor %}",
     "kept words": "{% set y %}{% for i in range(100000) %}" + "x" * 9999 + "{% endfor %}{% endset %}",
     "macros": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+    "a macro in itself": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "a block in itself": "{% block a %}{{ self.a() }}{% endblock %}",
     "callers": "{% macro m() %}{% for i in range(100000) %}{{ caller() }}{% endfor %}{% endmacro %}{% call m() %}{% call m() %}{% endcall %}{% endcall %}",
     "cycler": "{% set c = cycler(1) %}{% for i in range(100000) %}{% for j in range(100000) %}{% set x = c.next() %}{% endfor %}{% endfor %}",
     "repeated text": "{{ 'a' * 8000000000 }}",

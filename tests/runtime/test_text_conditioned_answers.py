@@ -266,7 +266,7 @@ def test_a_damaged_clip_model_is_refused(export, clip_checkpoint, tmp_path):
         "--clip-text: the checkpoint has no tensor 'text_model.encoder.layers.3"
     )
     damaged("config", lambda f: edit_json(f / "config.json", text_config__hidden_act="no such")).refuses(
-        "--clip-text: config.json describes no CLIP model"
+        "--clip-text: config.json: text_config.hidden_act", "no such"
     )
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from fico_export import tokenizer
 from fico_export.errors import CheckpointError
-from fico_export.models.parts.checkpoint import read_json
+from fico_export.models.parts.checkpoint import read_json, read_text
 from fico_export.models.parts.transformers_quiet import quiet_transformers
 
 STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -55,13 +56,17 @@ def _merged(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def _of_class(folder: Path) -> dict[str, str]:
-    """What transformers' class of this tokenizer brings for tokens that no file names."""
+    """What transformers' class of this tokenizer brings for tokens that no file names.
+
+    Raises:
+        CheckpointError: tokenizer.json is beyond the bounds, or brings the library down; transformers would not notice.
+    """
+    path, fix = folder / "tokenizer.json", "use the tokenizer.json of this checkpoint"
+    tokenizer.read(read_text(path), str(path), error=CheckpointError, fix=fix)
     quiet_transformers()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return {
-            name: str(token) for name, token in tokenizer.special_tokens_map.items() if name in _DEFAULTED
-        }
+        opened = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return {name: str(token) for name, token in opened.special_tokens_map.items() if name in _DEFAULTED}
     except Exception:  # transformers cannot open every tokenizer.json that the tokenizers library can
         return {}
 
