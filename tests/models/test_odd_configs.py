@@ -7,12 +7,12 @@ import pytest
 from checkpoints import write_tiny
 from cli_tools import edit_json
 from clip_checkpoints import write_clip
-from fico_export.models.clip_text import open_clip
 from transformers import LlavaConfig
 
 import fico_export
 from fico_export import models
 from fico_export.errors import CheckpointError
+from fico_export.models.clip_text import open_clip
 
 PACKAGE = Path(fico_export.__file__).parent
 CONFIGS = sorted([*PACKAGE.glob("models/configs/*/config.json"), PACKAGE / "demo/model/config.json"])
