@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fico_export.errors import CheckpointError, ConfigError, FicoError
+from fico_export.options import ExportOptions, documented, signature
 from fico_export.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -23,57 +25,16 @@ OriginT = TypeVar("OriginT", "Checkpoint", "Clip")
 
 
 def export(
-    model: str | Path,
-    keep: int | None = None,
-    *,
-    method: str | None = None,
-    settings: dict[str, Any] | None = None,
-    precision: str | None = None,
-    block: int | None = None,
-    quantize_head: str | None = None,
-    quantize_vision: str | None = None,
-    calibrate: str | Path | None = None,
-    target: str | None = None,
-    device: str | None = None,
-    devices: str | Path | None = None,
-    max_context: int | None = None,
-    positions: Literal["compact", "original"] | None = None,
-    clip_text: str | Path | None = None,
-    revision: str | None = None,
-    out: str | Path | None = None,
-    overwrite: bool = False,
-    copy_weights: bool = False,
-    verify: bool = True,
-    progress: Progress | None = None,
+    model: str | Path = "demo", keep: int | None = None, *, progress: Progress | None = None, **options: Any
 ) -> Path:
     """Export a LLaVA checkpoint to a bundle of ONNX graphs with its visual tokens reduced to K.
 
     Args:
         model: an alias (`llava-1.5-7b`), a hub id, a checkpoint folder, or `demo`.
-        keep: visual tokens that are left, K: handed to the decoder, or in its last layer's cache where the method acts inside
-            it; None keeps all, with method `none`, or the last budget of a chain.
-        method: a reducer's name, or a chain such as `first@192,second@64`; `reducers.DEFAULT` by default, `none` where keep is
-            None.
-        settings: options of the method.
-        precision: fp32, fp16 or int4 (the decoder's linears; what is left is FP16); by default what the device prefers, or fp32.
-        block: with int4, weights that share a scale: 128, or 32.
-        quantize_head: with int4, int8 or int4 for lm_head; None leaves it.
-        quantize_vision: with int4, int8 for the linears of the vision tower; None leaves them.
-        calibrate: with int4, a .jsonl file of pictures and prompts, to scale channels by before rounding (AWQ).
-        target: what the graphs are for; by default what the device runs, or portable.
-        device: that the bundle is for, such as `orin-nano-8gb`: refuses what it cannot hold or compute.
-        devices: folder of TOML files with devices of one's own; FICO_DEVICES by default.
-        max_context: for a target whose KV cache has a fixed number of rows, how many; 1024 by default, or the model's context
-            where that is smaller.
-        positions: policy for the position ids of kept tokens; None for the method's own.
-        clip_text: the CLIP model that the vision tower comes from, likewise named, for a method that reads prompts in its space.
-        revision: of the model's hub repository.
-        out: the bundle's folder; engines/<model>-<method>-k<K>-<precision> by default.
-        overwrite: replace a bundle that is there.
-        copy_weights: write all weights into the bundle. Otherwise the checkpoint's files are linked into it where the graphs
-            can use weights as they are stored: no space is taken, but a change of the checkpoint's files is one of the bundle.
-        verify: compare every graph with torch before the bundle gets its name.
+        keep: number of visual tokens to keep, K; None keeps all, with method `none`, or the last budget of a chain.
         progress: told of each step.
+        options: all others, by keyword; None is the default.
+        {options}
 
     Returns:
         The bundle's folder.
@@ -83,47 +44,28 @@ def export(
         ExportError: a graph could not be exported, or broke a rule.
         ParityError: a graph does not compute what torch computes.
     """
-    from fico_export import reducers
     from fico_export.calibration import read_prompts
     from fico_export.devices import catalog
     from fico_export.exporter.precision import resolve
-    from fico_export.exporter.write import Request, write_bundle
+    from fico_export.exporter.write import Origin, write_bundle
     from fico_export.models.clip_text import open_clip
     from fico_export.parity.report import require
     from fico_export.parity.verify import verify_bundle
+    from fico_export.reducers import with_method
 
     progress = progress or Silent()
-    chosen = (
-        catalog.get(device, Path(devices) if devices is not None else None) if device is not None else None
-    )
-    catalog.resolve(chosen, target, precision)  # refuses what no checkpoint could change
+    asked = with_method(ExportOptions.of({"model": model, "keep": keep, **options}))
+    folder = Path(asked.devices) if asked.devices is not None else None
+    device = catalog.get(asked.device, folder) if asked.device is not None else None
+    catalog.resolve(device, asked.target, asked.precision)  # refuses what no checkpoint could change
     progress.stage("read checkpoint")
-    checkpoint = open_checkpoint(str(model), revision)
-    int4_asked = any(option is not None for option in (block, quantize_head, quantize_vision, calibrate))
-    wanted, precision, gave_way = resolve(chosen, target, precision, checkpoint.shapes, int4_asked=int4_asked)
+    checkpoint = open_checkpoint(str(asked.model), asked.revision)
+    target, precision, gave_way = resolve(device, asked, checkpoint.shapes)
     if gave_way:
         progress.warn(gave_way)
-    if clip_text is not None:
-        checkpoint = checkpoint.with_clip(open_clip(str(clip_text)))
+    if asked.clip_text is not None:
+        checkpoint = checkpoint.with_clip(open_clip(str(asked.clip_text)))
     _require_answerable(checkpoint, progress)
-    request = Request(
-        name=Path(model).expanduser().resolve().name,
-        source=_source(str(model), checkpoint),
-        method=method if method is not None else "none" if keep is None else reducers.DEFAULT,
-        keep=keep,
-        settings=settings or {},
-        precision=precision,
-        block=block,
-        quantize_head=quantize_head,
-        quantize_vision=quantize_vision,
-        target=wanted.name,
-        device=chosen,
-        max_context=max_context,
-        positions=positions,
-        out=Path(out) if out is not None else None,
-        overwrite=overwrite,
-        copy_weights=copy_weights,
-    )
 
     def check(folder: Path) -> None:
         report = verify_bundle(folder, checkpoint, progress=progress)
@@ -131,8 +73,20 @@ def export(
             progress.warn(f"{skipped.graph}: not {skipped.metric}: {skipped.note}")
         require(report)
 
-    prompts = read_prompts(Path(calibrate), checkpoint) if calibrate is not None else ()
-    return write_bundle(checkpoint, request, progress, check if verify else None, prompts)
+    name, source = Path(asked.model).expanduser().resolve().name, _source(str(asked.model), checkpoint)
+    return write_bundle(
+        checkpoint,
+        Origin(name, source),
+        replace(asked, target=target.name, precision=precision),
+        progress,
+        device=device,
+        verify=check if asked.verify else None,
+        calibration=read_prompts(Path(asked.calibrate), checkpoint) if asked.calibrate is not None else (),
+    )
+
+
+export.__doc__ = documented(export.__doc__ or "")
+export.__signature__ = signature({"progress": None})  # type: ignore[attr-defined]
 
 
 def load(bundle: str | Path, *, backend: str = "auto", threads: int = 0, low_memory: bool = False) -> Vlm:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from fico_export import documents
 from fico_export.errors import ConfigError
@@ -17,7 +18,8 @@ else:
     import tomli as tomllib
 
 _MAX_BYTES = 2**20
-RecordT = TypeVar("RecordT", bound=BaseModel)
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+RecordT = TypeVar("RecordT")
 
 
 class Record(BaseModel):
@@ -73,7 +75,7 @@ def checked(
     """A table as a record.
 
     Args:
-        record: what it must be.
+        record: what it must be, a model of pydantic's or a dataclass.
         content: the table.
         place: names it in errors.
         error: kind of the error to raise.
@@ -83,13 +85,13 @@ def checked(
         ConfigError: of the kind `error`: a key is missing, unknown, or of a wrong value.
     """
     try:
-        return record.model_validate(content)
+        return TypeAdapter(record).validate_python(content)
     except ValidationError as failure:
         # A misspelt key is missing under its right name too: the one that was written says more.
-        first = min(failure.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        first = min(failure.errors(), key=lambda e: e["type"] not in _UNKNOWN)
         field = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            what, way = f"unknown key {field!r}", f"known keys: {', '.join(record.model_fields)}"
+        if first["type"] in _UNKNOWN:
+            what, way = f"unknown key {field!r}", f"known keys: {', '.join(_fields(record))}"
         elif first["type"] == "missing":
             what, way = f"{field!r} is missing", f"add {field}"
         else:
@@ -98,6 +100,12 @@ def checked(
             what = f"{field + ': ' if field else ''}{says.removeprefix('Value error, ')}{given}"
             way = f"correct {field or 'it'} in {place}"
         raise error(f"{place}: {what}", fix=fix or way) from failure
+
+
+def _fields(record: type[Any]) -> list[str]:
+    if issubclass(record, BaseModel):
+        return list(record.model_fields)
+    return [field.name for field in dataclasses.fields(record)]
 
 
 def _short(value: Any) -> str:

@@ -25,6 +25,7 @@ from fico_export.devices import targets
 from fico_export.errors import ConfigError
 from fico_export.exporter import context, precision, quantize, trace, weights
 from fico_export.exporter.graphs import graph_jobs
+from fico_export.options import ExportOptions
 from fico_export.reducers.base.reducer import Site
 
 _TINY = {
@@ -83,9 +84,8 @@ def digests(name: str, folder: Path) -> Iterator[tuple[str, str]]:
 
 def _of(name, model, plan, target_name: str, kind: str) -> Iterator[tuple[str, str]]:
     target = targets.get(target_name)
-    small = {"block": 32, "head": None, "vision": None, "awq": False}
-    asked = small if kind == "int4" else {**small, "block": None}
-    quantization = precision.quantization(kind, target, model.shapes, **asked)
+    asked = ExportOptions(precision=kind, block=32 if kind == "int4" else None)
+    quantization = precision.quantization(asked, target, model.shapes)
     rows = context.cache_rows(target, plan, model.decoder_config.context, None)
     for job in graph_jobs(model, plan, kind, target, quantization, rows):
         if not _asked(job.name, target_name, alone=plan.method != "none" and not _inside(plan)):

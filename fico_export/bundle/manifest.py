@@ -28,7 +28,7 @@ from fico_export.bundle.bounds import (
 from fico_export.bundle.consistency import first_contradiction
 from fico_export.errors import BundleError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 FILE_NAME = "manifest.json"
 CLIP_TOKENIZER = "clip_tokenizer.json"
 AWQ_FILE = "awq.npz"
@@ -213,10 +213,11 @@ def _time(text: str) -> str:
 
 
 class Manifest(_Record):
-    """The whole of manifest.json."""
+    """The whole of manifest.json; `request` has the options that make the same bundle again."""
 
     schema_version: int = Field(SCHEMA_VERSION, strict=True, ge=1)
     name: Label
+    request: dict[Label, Any] = Field(max_length=64)
     model: Model
     clip_text: Model | None = None
     reduction: Reduction

@@ -7,13 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fico_export import reducers
 from fico_export.errors import ConfigError
-from fico_export.reducers import DEFAULT
-
-
-def _methods(incomplete: str) -> list[str]:
-    return [name for name in reducers.names() if name.startswith(incomplete)]
 
 
 def _backends(incomplete: str) -> list[str]:
@@ -36,57 +30,6 @@ DevicesOption = Annotated[
         metavar="FOLDER",
         help="Folder of TOML files with devices of your own. Default: the one that FICO_DEVICES names.",
     ),
-]
-KeepOption = Annotated[
-    str | None, typer.Option("--keep", "-k", metavar="K", help="Number of visual tokens to keep.")
-]
-MethodOption = Annotated[
-    str | None,
-    typer.Option(
-        "--method",
-        metavar="METHOD[@K,METHOD@K…]",
-        autocompletion=_methods,
-        help=f"Reduction method, or a chain of them; `fico list methods`. Default: {DEFAULT}, or none without --keep.",
-    ),
-]
-SettingOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="NAME=VALUE", help="Option of the method; in a chain METHOD.NAME=VALUE; repeatable."
-    ),
-]
-PrecisionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--precision",
-        metavar="fp32|fp16|int4",
-        help="Precision of weights and arithmetic; int4 quantizes the decoder's weights. Default: what the device prefers, or fp32.",
-    ),
-]
-BlockOption = Annotated[
-    int | None,
-    typer.Option(
-        "--block", metavar="128|32", help="Number of weights that share a scale, with int4. Default: 128."
-    ),
-]
-QuantizeHeadOption = Annotated[
-    str | None,
-    typer.Option(
-        "--quantize-head",
-        metavar="int8|int4",
-        help="Precision of lm_head, with int4. Default: not quantized.",
-    ),
-]
-QuantizeVisionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--quantize-vision",
-        metavar="int8",
-        help="Precision of the vision tower's linear layers, with int4. Default: not quantized.",
-    ),
-]
-RevisionOption = Annotated[
-    str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")
 ]
 BackendOption = Annotated[
     str,

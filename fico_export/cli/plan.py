@@ -5,27 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fico_export.cli.console import human_bytes, print_json, put, say
-from fico_export.cli.options import (
-    BlockOption,
-    DebugOption,
-    DevicesOption,
-    JsonOption,
-    KeepOption,
-    MethodOption,
-    PrecisionOption,
-    QuantizeHeadOption,
-    QuantizeVisionOption,
-    RevisionOption,
-    SettingOption,
-    as_settings,
-    whole_number,
-)
-from fico_export.reducers import DEFAULT
+from fico_export.cli.flags import export_flags
+from fico_export.cli.options import DebugOption, JsonOption
+from fico_export.options import ExportOptions
 
 if TYPE_CHECKING:
     from fico_export.plan.planner import Estimate
@@ -35,38 +22,11 @@ _MOST_TOKENS = 2**24  # more than any model's context
 _NOTE = "estimates: likely (range); without the host's part, which prepares the picture and the prompt"
 
 
+@export_flags(
+    planned=True, device="Device to plan for; `fico list devices`. Default: all of them, a line each."
+)
 def command(
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model", "-m", help="Model to plan for: an alias, a hub id, a checkpoint folder, or demo."
-        ),
-    ] = "demo",
-    keep: KeepOption = None,
-    method: MethodOption = None,
-    setting: SettingOption = None,
-    precision: PrecisionOption = None,
-    block: BlockOption = None,
-    quantize_head: QuantizeHeadOption = None,
-    quantize_vision: QuantizeVisionOption = None,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            "--target",
-            help="Runtime and version to plan for; `fico list targets`. Default: the device's, or portable.",
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            "--device", help="Device to plan for; `fico list devices`. Default: all of them, a line each."
-        ),
-    ] = None,
-    devices: DevicesOption = None,
-    max_context: Annotated[
-        str | None,
-        typer.Option("--max-context", metavar="M", help="Tokens that a static KV cache has room for."),
-    ] = None,
+    given: dict[str, Any],
     text_tokens: Annotated[
         int,
         typer.Option("--text-tokens", min=1, max=_MOST_TOKENS, help="Number of text tokens in the prompt."),
@@ -81,7 +41,6 @@ def command(
             "--out", "-o", metavar="PLOT.png", help="Draw the sweep; needs --device and matplotlib."
         ),
     ] = None,
-    revision: RevisionOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -91,8 +50,9 @@ def command(
     from fico_export.errors import ConfigError
     from fico_export.plan import plot
 
-    count = whole_number(keep)
-    chosen = catalog.get(device, devices) if device is not None else None
+    options = ExportOptions.of(given)
+    folder = Path(options.devices) if options.devices is not None else None
+    chosen = catalog.get(options.device, folder) if options.device is not None else None
     if out is not None and chosen is None:
         raise ConfigError(
             "--out draws times, and no device was named", fix="add --device NAME, or drop --out"
@@ -105,24 +65,13 @@ def command(
     from fico_export.api import open_architecture
     from fico_export.plan import advice
     from fico_export.plan.planner import Request
+    from fico_export.reducers import with_method
 
-    request = Request(
-        method=method if method is not None else "none" if count is None else DEFAULT,
-        keep=count,
-        settings=as_settings(setting or []),
-        precision=precision,
-        target=target,
-        block=block,
-        quantize_head=quantize_head,
-        quantize_vision=quantize_vision,
-        max_context=whole_number(max_context, "--max-context"),
-        text_tokens=text_tokens,
-        new_tokens=new_tokens,
-    )
-    described = open_architecture(model, revision)
-    found = advice.plan(described, request, chosen, devices)
+    described = open_architecture(str(options.model), options.revision)
+    request = Request(**vars(with_method(options)), text_tokens=text_tokens, new_tokens=new_tokens)
+    found = advice.plan(described, request, chosen, folder)
     swept = advice.sweep(described, request, chosen) if sweep or out else []
-    everywhere = advice.everywhere(described, request, devices) if chosen is None else []
+    everywhere = advice.everywhere(described, request, folder) if chosen is None else []
     if out is not None:
         plot.draw(swept, out)
     if as_json:

@@ -6,11 +6,11 @@ import json
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 
@@ -23,6 +23,7 @@ from fico_export.exporter.graphs import GraphJob, graph_jobs
 from fico_export.exporter.links import Links, link_files, written_bytes
 from fico_export.models import clip_text
 from fico_export.models.parts.family import Files, Vlm
+from fico_export.options import ExportOptions
 from fico_export.progress import Progress
 from fico_export.reducers.base.plan import Plan
 
@@ -31,59 +32,31 @@ _TOOLS = ("fico_export", "torch", "transformers", "onnx", "onnxscript", "onnx-ir
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to export, as asked for.
-
-    Attributes:
-        name: of the model, for the bundle's name.
-        source: alias, hub id or folder, for the manifest.
-        method: a reducer's name.
-        keep: visual tokens to hand to the decoder; None for all, with method `none`.
-        settings: options of the method.
-        precision: fp32, fp16 or int4.
-        block: with int4, weights that share a scale.
-        quantize_head: with int4, int8 or int4 for lm_head; None leaves it FP16.
-        quantize_vision: with int4, int8 for the linears of the vision tower; None leaves them FP16.
-        target: a target's name.
-        device: that the bundle is for; None for any.
-        max_context: rows of a static KV cache; None for the model's context, and `context.DEFAULT` at most.
-        positions: policy for position ids; None for the method's own.
-        out: the bundle's folder; None for engines/<model>-<method>-k<K>-<precision>.
-        overwrite: replace a bundle that is there.
-        copy_weights: write all weights into the bundle, and link none of the checkpoint's files.
-    """
+class Origin:
+    """Where a model was found: its name, for the bundle's, and the alias, hub id or folder, for the manifest."""
 
     name: str
     source: str
-    method: str
-    keep: int | None
-    settings: dict[str, Any] = field(default_factory=dict)
-    precision: str = "fp32"
-    block: int | None = None
-    quantize_head: str | None = None
-    quantize_vision: str | None = None
-    target: str = targets.DEFAULT
-    device: catalog.Device | None = None
-    max_context: int | None = None
-    positions: Literal["compact", "original"] | None = None
-    out: Path | None = None
-    overwrite: bool = False
-    copy_weights: bool = False
 
 
 def write_bundle(
     model: Vlm,
-    request: Request,
+    origin: Origin,
+    options: ExportOptions,
     progress: Progress,
-    verify: Callable[[Path], None] | None,
+    *,
+    device: catalog.Device | None = None,
+    verify: Callable[[Path], None] | None = None,
     calibration: Sequence[stream.Tokens] = (),
 ) -> Path:
     """Export a model.
 
     Args:
         model: a loaded checkpoint.
-        request: what to export.
+        origin: where it was found.
+        options: what to export, with method, precision and target named.
         progress: told of each step.
+        device: that the bundle is for; None for any.
         verify: called on the finished folder before it gets its name; what it raises undoes the export.
         calibration: prompts to scale the channels by before INT4 rounding; none of them rounds as it is.
 
@@ -94,35 +67,30 @@ def write_bundle(
         ConfigError: the request does not fit the model or the target; nothing was written.
         ExportError: a graph could not be exported, or broke a rule.
     """
-    target = targets.get(request.target)
-    quantization = precision.quantization(
-        request.precision,
-        target,
-        model.shapes,
-        block=request.block,
-        head=request.quantize_head,
-        vision=request.quantize_vision,
-        awq=bool(calibration),
-    )
-    plan = model.plan(request.method, request.keep, request.settings)
+    assert options.method is not None
+    assert options.precision is not None
+    target = targets.get(options.target or targets.DEFAULT)
+    quantization = precision.quantization(options, target, model.shapes, awq=bool(calibration))
+    plan = model.plan(options.method, options.keep, options.settings)
     _require_clip(model, plan)
-    rows = context.cache_rows(target, plan, model.decoder_config.context, request.max_context)
-    if request.positions == "compact" and plan.handed_over > plan.keep:
+    rows = context.cache_rows(target, plan, model.decoder_config.context, options.max_context)
+    if options.positions == "compact" and plan.handed_over > plan.keep:
         raise ConfigError(
             f"--positions compact with --method {plan.method}, which removes tokens inside the decoder: "
             "those left keep the ids that they had",
             fix="drop --positions",
         )
     method = plan.method.replace("@", "").replace(",", "+")
-    bundle = request.out or Path("engines") / f"{request.name}-{method}-k{plan.keep}-{request.precision}"
+    named = f"{origin.name}-{method}-k{plan.keep}-{options.precision}"
+    bundle = Path(options.out) if options.out is not None else Path("engines") / named
     texts = model.files()
-    cache = (rows or 0) * context.bytes_per_row(model.decoder_config, 4 if request.precision == "fp32" else 2)
-    catalog.require_memory(request.device, _weight_bytes(model, request, quantization), cache)
+    cache = (rows or 0) * context.bytes_per_row(model.decoder_config, 4 if options.precision == "fp32" else 2)
+    catalog.require_memory(device, _weight_bytes(model, options, quantization), cache)
 
     with ExitStack() as stack:
-        folder = stack.enter_context(written_folder(bundle, overwrite=request.overwrite))
+        folder = stack.enter_context(written_folder(bundle, overwrite=options.overwrite))
         before = {path: path.stat() for path in {s.file for s in model.checkpoint.tensors.values()}}
-        links = _link(model, request, quantization, folder / "onnx")
+        links = _link(model, options, quantization, folder / "onnx")
         hashed = stack.enter_context(files.hashed_aside(links.paths))
         checkpoint = model.checkpoint
         if quantization is not None and calibration:
@@ -132,7 +100,7 @@ def write_bundle(
         warned: set[str] = set()
         graphs: dict[str, manifest.Graph] = {}
         embedding: manifest.Table | None = None
-        for job in graph_jobs(model, plan, request.precision, target, quantization, rows):
+        for job in graph_jobs(model, plan, options.precision, target, quantization, rows):
             progress.stage(f"trace {job.name}")
             graph = job.trace()
             graph.ir_version = target.ir_version
@@ -159,16 +127,28 @@ def write_bundle(
             (folder / manifest.CLIP_TOKENIZER).write_text(model.clip.tokenizer, encoding="utf-8")
         progress.stage("hash")
         described = files.describe(folder, hashed.result())
-        _manifest(model, request, plan, bundle.name, graphs, embedding, target, quantization, described).save(
-            folder
-        )
+        _manifest(
+            model,
+            origin,
+            options,
+            device,
+            plan,
+            bundle.name,
+            graphs,
+            embedding,
+            target,
+            quantization,
+            described,
+        ).save(folder)
         if verify is not None:
             verify(folder)
         files.require_unchanged(before)
     return bundle
 
 
-def _link(model: Vlm, request: Request, quantization: manifest.Quantization | None, folder: Path) -> Links:
+def _link(
+    model: Vlm, options: ExportOptions, quantization: manifest.Quantization | None, folder: Path
+) -> Links:
     """Make the graphs' folder, with the checkpoint's files in it that they can use as they are.
 
     A quantised bundle is written whole: linked, it would drag along the weights that it does without.
@@ -178,19 +158,19 @@ def _link(model: Vlm, request: Request, quantization: manifest.Quantization | No
     """
     folder.mkdir()
     if quantization is not None:
-        files.require_space(folder, _weight_bytes(model, request, quantization))
+        files.require_space(folder, _weight_bytes(model, options, quantization))
         return Links()
-    dtype = _DTYPES[request.precision]
-    links = Links() if request.copy_weights else link_files(model.checkpoint, model.shapes, dtype, folder)
+    dtype = _DTYPES[str(options.precision)]
+    links = Links() if options.copy_weights else link_files(model.checkpoint, model.shapes, dtype, folder)
     files.require_space(folder, written_bytes(model.checkpoint, model.shapes, dtype, links))
     return links
 
 
-def _weight_bytes(model: Vlm, request: Request, quantization: manifest.Quantization | None) -> int:
+def _weight_bytes(model: Vlm, options: ExportOptions, quantization: manifest.Quantization | None) -> int:
     """Bytes of all weights as the graphs hold them."""
     if quantization is not None:
         return quantize.total_bytes(model.shapes, quantization)
-    return written_bytes(model.checkpoint, model.shapes, _DTYPES[request.precision], Links())
+    return written_bytes(model.checkpoint, model.shapes, _DTYPES[str(options.precision)], Links())
 
 
 def _require_clip(model: Vlm, plan: Plan) -> None:
@@ -258,7 +238,9 @@ def _write_texts(texts: Files, folder: Path) -> None:
 
 def _manifest(
     model: Vlm,
-    request: Request,
+    origin: Origin,
+    options: ExportOptions,
+    device: catalog.Device | None,
     plan: Plan,
     name: str,
     graphs: dict[str, manifest.Graph],
@@ -270,9 +252,10 @@ def _manifest(
     config = model.decoder_config
     return manifest.Manifest(
         name=name,
+        request=options.repeated(),
         model=manifest.Model(
             model_type=model.model_type,
-            source=request.source,
+            source=origin.source,
             revision=model.revision,
             weights=model.weights(),
         ),
@@ -302,7 +285,7 @@ def _manifest(
             cached=plan.cached(config.layers),
             grid=model.grid,
             kept_aside=plan.visual_tokens - model.grid[0] * model.grid[1],
-            positions=request.positions or plan.positions,
+            positions=options.positions or plan.positions,
         ),
         decoder=manifest.Decoder(
             layers=config.layers,
@@ -314,10 +297,10 @@ def _manifest(
         ),
         tokens=model.tokens,
         image_size=model.image_size,
-        precision=request.precision,
+        precision=options.precision,
         quantization=quantization,
         target=target.name,
-        device=request.device and request.device.name,
+        device=device and device.name,
         opset=target.opset,
         ir_version=target.ir_version,
         graphs=graphs,

@@ -46,7 +46,7 @@ def sweep(model: Architecture, request: Request, device: Device | None = None) -
     Raises:
         ConfigError: as of `plan`; or a chain of methods, whose budgets are its own.
     """
-    if "@" in request.method:
+    if "@" in str(request.method):
         raise ConfigError(
             f"a sweep over K of --method {request.method}, which names its budgets",
             fix="drop --sweep and --out, or sweep one method of the chain",
@@ -124,7 +124,7 @@ def _changes(device: Device, request: Request, asked: Estimate) -> Iterator[dict
         yield {"precision": "int4"}
     if int4 and request.quantize_head is None:
         yield {"quantize_head": "int8"}
-    if asked.keep > _SMALLER_KEEP and "@" not in request.method:
+    if asked.keep > _SMALLER_KEEP and "@" not in str(request.method):
         yield {"keep": _SMALLER_KEEP} | ({"method": DEFAULT} if request.method == "none" else {})
     if int4 and request.quantize_vision is None:
         yield {"quantize_vision": "int8"}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from fico_export.devices.catalog import Device, PowerMode
 from fico_export.devices.targets import Target
@@ -14,6 +14,7 @@ from fico_export.exporter.precision import quantization, resolve
 from fico_export.models import decoders
 from fico_export.models.decoders.base import DecoderForm
 from fico_export.models.parts.family import Architecture
+from fico_export.options import ExportOptions
 from fico_export.plan import costs, roofline
 from fico_export.plan.costs import Flops, Storage
 from fico_export.plan.roofline import Kind, Range
@@ -28,22 +29,10 @@ _KINDS: dict[str, tuple[Kind, Kind]] = {  # of the tower and of the decoder
 }
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is to be planned, as `fico plan` takes it; None is left to the device, the target or the method.
+@dataclass(frozen=True, kw_only=True)
+class Request(ExportOptions):
+    """What is to be planned: an export, whose method is named, and the text tokens of the prompt and of the answer."""
 
-    `text_tokens` are those of the prompt beside the picture's, `new_tokens` those of the answer.
-    """
-
-    method: str
-    keep: int | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    precision: str | None = None
-    target: str | None = None
-    block: int | None = None
-    quantize_head: str | None = None
-    quantize_vision: str | None = None
-    max_context: int | None = None
     text_tokens: int = 40
     new_tokens: int = 128
 
@@ -147,6 +136,7 @@ def count(model: Architecture, request: Request) -> Work:
     Raises:
         ConfigError: the model cannot have the method or the budget.
     """
+    assert request.method is not None
     made = model.plan(request.method, request.keep, request.settings)
     return Work(made, costs.vision_flops(model, made), costs.prefill_flops(model, made, request.text_tokens))
 
@@ -157,18 +147,8 @@ def estimate(model: Architecture, request: Request, device: Device | None, work:
     Raises:
         ConfigError: as of `plan`.
     """
-    asked = any(o is not None for o in (request.block, request.quantize_head, request.quantize_vision))
-    target, precision, note = resolve(
-        device, request.target, request.precision, model.shapes, int4_asked=asked
-    )
-    record = quantization(
-        precision,
-        target,
-        model.shapes,
-        block=request.block,
-        head=request.quantize_head,
-        vision=request.quantize_vision,
-    )
+    target, precision, note = resolve(device, request, model.shapes)
+    record = quantization(replace(request, precision=precision), target, model.shapes)
     storage = Storage(precision, record)
     made = work.plan
     rows = _rows(model, made, request, target)

@@ -9,15 +9,23 @@ from __future__ import annotations
 
 import ast
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fico_export.errors import unknown_name
+from fico_export.options import ExportOptions
 
 if TYPE_CHECKING:
     from fico_export.reducers.base.reducer import Reducer
 
 DEFAULT = "ficoco-v"
+
+
+def with_method(options: ExportOptions) -> ExportOptions:
+    """The options with their method named: that asked for, `none` where all tokens are kept, or the default."""
+    chosen = "none" if options.keep is None else DEFAULT
+    return options if options.method is not None else replace(options, method=chosen)
 
 
 def names() -> list[str]:
