@@ -35,7 +35,7 @@ import torch
 from bench_vision import TEXT, VISION, open_session, say
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from fico_export import models, reducers
 from fico_export.demo.checkpoint import write_random_checkpoint
@@ -44,6 +44,7 @@ from fico_export.errors import ConfigError
 from fico_export.exporter import checks, trace, weights
 from fico_export.exporter.cost import cost, of_reducer
 from fico_export.models.parts.family import Vlm
+from fico_export.models.ports import GraphModule, Ports, fixed
 from fico_export.reducers.base.cues import Cues, Prompt
 from fico_export.reducers.base.plan import Plan, Step
 
@@ -158,13 +159,8 @@ class Bench:
     def export_alone(self, plan: Plan, graph: ir.Graph) -> Path:
         """A graph of what the reducers do in a vision graph, and nothing else; what they read are its inputs."""
         target = targets.get(targets.DEFAULT)
-        alone = Alone(calls_in(self.model, plan, graph))
-        examples = [torch.zeros(t.shape, dtype=t.dtype) for t in leaves(alone.calls)]
-        inputs = [f"input_{i}" for i in range(len(examples))]
-        outputs = [f"output_{i}" for i in range(2 * len(alone.calls))]
-        made = trace.graph_from_module(
-            alone, trace.Signature(inputs, (examples,), None, outputs), target.opset
-        )
+        calls = calls_in(self.model, plan, graph)
+        made = trace.trace(lambda: Alone(calls), target.opset)
         made.ir_version = target.ir_version
         trace.simplify(made)
         path = self.folder / f"{plan.method}-k{plan.keep}-alone.onnx"
@@ -177,12 +173,18 @@ Call = tuple[
 ]  # a reducer at one layer or site, how many tokens it leaves, what it is given
 
 
-class Alone(nn.Module):
+class Alone(GraphModule):
     """Applications of reducers, each on tensors of its own."""
 
     def __init__(self, calls: list[Call]) -> None:
         super().__init__()
         self.calls = calls
+
+    def ports(self) -> Ports:
+        """A list of all tensors that they are given; tokens and indices of each."""
+        given = {f"input_{i}": tensor for i, tensor in enumerate(leaves(self.calls))}
+        made = fixed(given, [f"output_{i}" for i in range(2 * len(self.calls))])
+        return replace(made, inputs=(made.flat,))
 
     def forward(self, tensors: list[Tensor]) -> list[Tensor]:
         """The leaves of the calls → tokens and indices of each."""

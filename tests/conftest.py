@@ -1,11 +1,13 @@
 """Fixtures: checkpoints and bundles are made once a session; GPU tests skip without a GPU, unless told not to."""
 
+import hashlib
 import inspect
 import os
 
 import pytest
 from checkpoints import GRID24, to_public_layout, write_tiny
 from clip_checkpoints import write_clip
+from filelock import FileLock
 from PIL import Image
 from programs import skipped
 from skimage import data
@@ -13,6 +15,14 @@ from tracing import traced_once
 
 import fico_export
 from fico_export.devices import gpu
+
+
+def pytest_configure():
+    """A core for each worker: the threads of ONNX Runtime, one for each core it sees, would spin in each other's way."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 def pytest_runtest_setup(item):
@@ -31,27 +41,45 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory):
+def shared(tmp_path_factory, worker_id):
+    """shared(name, make) → a folder that `make(folder)` fills once for all workers; nobody changes it."""
+    own = tmp_path_factory.getbasetemp()
+    root = (own if worker_id == "master" else own.parent) / "shared"
+    root.mkdir(exist_ok=True)
+
+    def once(name, make):
+        folder, whole = root / name, root / f"{name}.whole"
+        with FileLock(root / f"{name}.lock"):
+            if not whole.exists():
+                make(folder)
+                whole.touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(shared):
     """64 visual tokens, FP16 weights, in the public checkpoints' layout."""
-    return to_public_layout(write_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny"))
+    return shared("tiny", lambda folder: to_public_layout(write_tiny(folder)))
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint_v5(tmp_path_factory):
+def tiny_checkpoint_v5(shared):
     """The same sizes in FP32 and other weights, as transformers 5 saves it."""
-    return write_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny-v5", seed=1)
+    return shared("tiny-v5", lambda folder: write_tiny(folder, seed=1))
 
 
 @pytest.fixture(scope="session")
-def grid24_checkpoint(tmp_path_factory):
+def grid24_checkpoint(shared):
     """A 24×24 tower: 576 visual tokens."""
-    return write_tiny(tmp_path_factory.mktemp("checkpoint") / "grid24", vision=GRID24, seed=2)
+    return shared("grid24", lambda folder: write_tiny(folder, vision=GRID24, seed=2))
 
 
 @pytest.fixture(scope="session")
-def clip_checkpoint(tmp_path_factory):
+def clip_checkpoint(shared):
     """A CLIP model whose vision tower is as wide as the tiny checkpoints'."""
-    return write_clip(tmp_path_factory.mktemp("checkpoint") / "clip")
+    return shared("clip", write_clip)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -61,26 +89,27 @@ def _traced_once():
 
 
 @pytest.fixture(scope="session")
-def make_bundle(tmp_path_factory):
-    """Exports once per set of arguments: make_bundle(checkpoint, keep, **options) → folder of the bundle.
+def make_bundle(shared):
+    """Exports once per set of arguments, for all workers: make_bundle(checkpoint, keep, **options) → folder of the bundle.
 
     Whether an argument is left out or given as its default makes no other bundle; nor does `verify=False`, where one was
-    verified before.
+    verified before in this process.
     """
-    made = {}
+    verified = set()
 
-    def key_of(given, **options):
+    def key_of(given, options):
         arguments = inspect.signature(fico_export.export).bind(*given, **options)
         arguments.apply_defaults()
-        return repr(arguments)
+        return f"bundle-{hashlib.sha256(repr(arguments).encode()).hexdigest()[:16]}"
 
     def make(*given, **options):
-        key, verified = key_of(given, **options), key_of(given, **options | {"verify": True})
-        if verified not in made and key not in made:
-            made[key] = fico_export.export(
-                *given, out=tmp_path_factory.mktemp("bundle") / "bundle", **options
-            )
-        return made.get(verified) or made[key]
+        key = key_of(given, options | {"verify": True})
+        if options.get("verify", True):
+            verified.add(key)
+        if key not in verified:
+            key = key_of(given, options)
+        folder = shared(key, lambda folder: fico_export.export(*given, out=folder / "bundle", **options))
+        return folder / "bundle"
 
     return make
 

@@ -16,7 +16,8 @@ from reference import attention_select, greedy, merging, text_conditioned
 from reference import reducers as reference
 
 from fico_export import reducers
-from fico_export.exporter.trace import Signature, graph_from_module, simplify
+from fico_export.exporter.trace import simplify, trace
+from fico_export.models.ports import GraphModule, fixed
 from fico_export.reducers.base.cues import Cues, Prompt
 from fico_export.reducers.base.reducer import Reducer, Site
 from fico_export.reducers.stages.filter import normalize
@@ -234,18 +235,19 @@ def run(method: str, inputs: Inputs, keep: int, settings: dict | None = None) ->
 def export_alone(method: str, example: Inputs, keep: int, path: Path) -> Callable[[Inputs], Result]:
     """The reducer in ONNX Runtime, as a graph that holds nothing else, for inputs of the example's shapes."""
     orders = [f"order_{i}" for i in range(len(run(method, example, keep).orders))]
+    names = ["tokens", "queries", "keys", "positions"]
+    ports = fixed({name: getattr(example, name) for name in names}, ["reduced", "indices", *orders])
 
-    class Alone(torch.nn.Module):
+    class Alone(GraphModule):
+        def ports(self):
+            return ports
+
         def forward(self, tokens, queries, keys, positions):
             shown = replace(example, tokens=tokens, queries=queries, keys=keys, positions=positions)
             result = run(method, shown, keep)
             return result.tokens, result.indices, *result.orders
 
-    names = ["tokens", "queries", "keys", "positions"]
-    signature = Signature(
-        names, tuple(getattr(example, name) for name in names), None, ["reduced", "indices", *orders]
-    )
-    graph = graph_from_module(Alone(), signature, 18)
+    graph = trace(Alone, 18)
     simplify(graph)
     graph.ir_version = 10
     ir.save(graph, path)

@@ -1,10 +1,12 @@
 """Graphs that several tests have alike, traced once a session: tracing is most of the time that an export takes."""
 
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 import torch
 from torch import nn
+from torch.onnx._internal.exporter import _registration as registration
 
 from fico_export.devices import targets
 from fico_export.exporter import graphs, trace
@@ -19,7 +21,10 @@ def decoder_graph(model, precision="fp32"):
 
 @contextmanager
 def traced_once():
-    """For the time of the block, modules that are alike in every value are traced once."""
+    """For the time of the block, modules that are alike in every value are traced once.
+
+    And torch's table of how its operators become ONNX's is made once for each opset: it takes a fifth of a trace.
+    """
     made, real = {}, trace.trace
 
     def remembered(make, opset):
@@ -33,6 +38,8 @@ def traced_once():
     with pytest.MonkeyPatch.context() as patch:
         for place in (trace, graphs):
             patch.setattr(place, "trace", remembered)
+        table = registration.ONNXRegistry.from_torchlib
+        patch.setattr(registration.ONNXRegistry, "from_torchlib", staticmethod(cache(table)))
         yield
 
 

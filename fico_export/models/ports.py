@@ -5,7 +5,7 @@ Tracing, the names of free axes, the manifest and the documents' tables are made
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -69,6 +69,12 @@ class Ports:
         lengths = {**_LENGTHS, **self.lengths}
         shape = [axis if isinstance(axis, int) else lengths[axis] for axis in port.axes]
         return torch.zeros(shape, dtype=port.dtype)
+
+
+def fixed(inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> Ports:
+    """Ports without a free axis, of the shapes that example inputs have."""
+    given = (Port(name, tuple(tensor.shape), tensor.dtype) for name, tensor in inputs.items())
+    return Ports(tuple(given), tuple(Port(name, ()) for name in outputs))
 
 
 class GraphModule(nn.Module):

@@ -11,7 +11,8 @@ import torch
 from reference import decoder_side
 
 from fico_export import reducers
-from fico_export.exporter.trace import Signature, graph_from_module, simplify
+from fico_export.exporter.trace import simplify, trace
+from fico_export.models.ports import GraphModule, fixed
 from fico_export.reducers.base.cues import Cues, Prompt
 from fico_export.reducers.base.reducer import Reducer, Site
 from fico_export.reducers.stages.select import take
@@ -109,14 +110,16 @@ def test_torch_equals_the_reference(method, n, keep):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_onnx_runtime_equals_torch_over_a_hundred_seeds(method, tmp_path):
-    class Alone(torch.nn.Module):
+    names = ["hidden", "embeds", "queries", "keys"]
+
+    class Alone(GraphModule):
+        def ports(self):
+            return fixed(dict(zip(names, random_rows(0), strict=True)), ["tokens", "indices"])
+
         def forward(self, hidden, embeds, queries, keys):
             return computed(method, Rows(hidden, embeds, queries, keys), 64)
 
-    names = ["hidden", "embeds", "queries", "keys"]
-    graph = graph_from_module(
-        Alone(), Signature(names, tuple(random_rows(0)), None, ["tokens", "indices"]), 18
-    )
+    graph = trace(Alone, 18)
     simplify(graph)
     graph.ir_version = 10
     ir.save(graph, tmp_path / "reducer.onnx")
