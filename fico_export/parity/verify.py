@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from fico_export.bundle.manifest import Manifest
+from fico_export.devices.memory import available_bytes
 from fico_export.errors import EngineError
 from fico_export.models.parts.family import Vlm as Checkpoint
 from fico_export.parity.int4 import StreamedReference, rounded
 from fico_export.parity.reference import ReducedReference, Reference, clip_text_rows
 from fico_export.parity.report import Check, Report
 from fico_export.progress import Progress
-from fico_export.runtime.memory import available_bytes
 from fico_export.runtime.prompt import Message
 from fico_export.runtime.vlm import Vlm
 

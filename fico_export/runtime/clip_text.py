@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from fico_export.bundle.manifest import CLIP_TOKENIZER, Manifest
 from fico_export.errors import BundleError, EngineError
-from fico_export.runtime.session import Session
+from fico_export.runtime.backends.base import Session
 
 
 class ClipText:

@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fico_export.errors import ConfigError, InputError
-from fico_export.runtime.cache import require_rows
+from fico_export.runtime.backends.base import Cache, require_rows
 from fico_export.runtime.images import ImageFeatures
 from fico_export.runtime.prompt import Message
 from fico_export.runtime.sampling import Sampler, Sampling
-from fico_export.runtime.session import Cache
 from fico_export.runtime.streaming import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:

@@ -21,11 +21,10 @@ from fico_export.bundle.engines import Build
 from fico_export.bundle.manifest import Manifest
 from fico_export.devices import targets
 from fico_export.errors import BundleError, ConfigError, FicoError
-from fico_export.runtime import engine_memory
-from fico_export.runtime.engine import LIBRARIES, Device, Engine, cuda_graphs_wanted, host
-from fico_export.runtime.engine_decoder import EngineDecoder
-from fico_export.runtime.engine_session import EngineSession
-from fico_export.runtime.sessions import AUTO, choose_backend
+from fico_export.runtime.backends.trt import memory
+from fico_export.runtime.backends.trt.engine import LIBRARIES, Device, Engine, cuda_graphs_wanted, host
+from fico_export.runtime.backends.trt.decoder import EngineDecoder
+from fico_export.runtime.backends.trt.session import EngineSession
 
 _log = logging.getLogger(__name__)
 
@@ -56,8 +55,8 @@ class Engines:
         Raises:
             ConfigError: saying how much is needed, how much there is, and what needs less.
         """
-        engine_memory.require_device_memory(
-            self._manifest, self.build, steps, engine_memory.free_bytes(), low_memory=low_memory
+        memory.require_device_memory(
+            self._manifest, self.build, steps, memory.free_bytes(), low_memory=low_memory
         )
 
     def session(self, name: str) -> EngineSession:
@@ -83,7 +82,7 @@ class Engines:
         fix = rebuild(self._folder, self.build.target)
         engine = Engine(self._device, path, fix, host_code=self.build.options.version_compatible)
         require_tensors(name, self._manifest.graph(name), engine.shapes, fix)
-        engine_memory.require_scratch(engine)
+        memory.require_scratch(engine)
         return engine
 
 
@@ -132,28 +131,16 @@ def require_fit(folder: Path, manifest: Manifest, build: Build, here: Host) -> N
     require_sources(folder, manifest, build, needed_graphs(manifest))
 
 
-def best_backend(folder: Path, manifest: Manifest) -> str | None:
-    """The backend whose engines run here; None where there are none, or where they do not, which is logged."""
-    for backend, runtime in LIBRARIES.items():
-        if manifest.cache_rows is None or not _builds(folder, runtime)[0]:
-            continue
-        try:
-            fitting_build(folder, manifest, backend)
-        except FicoError as error:
-            _log.warning("the engines for %s are not used: %s; %s", backend, error.what, error.fix)
-        else:
-            return backend
-    return None
-
-
-def backend_for(folder: Path, manifest: Manifest, asked: str) -> str:
-    """The backend that is to run a bundle here: what was asked for, or what `auto` comes to.
-
-    Raises:
-        ConfigError: as of `choose_backend`.
-    """
-    engines = best_backend(folder, manifest) if asked == AUTO else None
-    return choose_backend(asked, targets.get(manifest.target), engines)
+def fit_here(folder: Path, manifest: Manifest, backend: str) -> bool:
+    """Whether a bundle has engines for a backend that run here; why those that do not are left aside is logged."""
+    if manifest.cache_rows is None or not _builds(folder, LIBRARIES[backend])[0]:
+        return False
+    try:
+        fitting_build(folder, manifest, backend)
+    except FicoError as error:
+        _log.warning("the engines for %s are not used: %s; %s", backend, error.what, error.fix)
+        return False
+    return True
 
 
 def _problem(folder: Path, manifest: Manifest, build: Build, here: Host) -> BundleError | None:
