@@ -198,7 +198,7 @@ JOBS = {"answer": answer, "checkpoint": write_checkpoint, "export": export, "ggu
 
 def llama_bench(binaries: Path, gguf: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """The same prompts and tokens by llama.cpp."""
-    from fico_export.runtime.threads import default_threads
+    from fico_export.runtime.backends.ort.threads import default_threads
 
     command = [
         str(binaries / "llama-bench"), "-m", str(gguf), "-t", str(arguments.threads or default_threads()),

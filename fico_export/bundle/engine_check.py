@@ -57,6 +57,13 @@ def built_targets(bundle: Path) -> list[str]:
     return sorted(p.name for p in places if (p / FILE_NAME).exists() or any(p.glob("*.engine")))
 
 
+def builds_of(bundle: Path, runtime: str) -> tuple[list[Build], list[BundleError]]:
+    """What a bundle's engines of a library say of themselves, and what is wrong with any engines that cannot be read."""
+    read = [_read(bundle, target) for target in built_targets(bundle)]
+    found = [build for build in read if isinstance(build, Build) and build.runtime == runtime]
+    return found, [error for error in read if isinstance(error, BundleError)]
+
+
 def rebuild(bundle: Path, target: str) -> str:
     """The command that builds a target's engines again."""
     return f"fico build {bundle} --target {target}"
@@ -198,6 +205,13 @@ def check_engines(bundle: Path, manifest: Manifest, target: str, *, full: bool) 
     for name in build.engines:
         require_file(bundle, build, name, full=full)
     return build.engines
+
+
+def _read(bundle: Path, target: str) -> Build | BundleError:
+    try:
+        return Build.load(bundle, target)
+    except BundleError as error:
+        return error
 
 
 def _numbers(version: str) -> tuple[int, ...]:

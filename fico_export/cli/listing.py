@@ -194,9 +194,6 @@ def _figures(value: Any) -> str:
 
 
 def _backends() -> dict[str, dict[str, Any]]:
-    return {
-        "ort-cpu": {"summary": "ONNX Runtime on the CPU"},
-        "ort-cuda": {"summary": "ONNX Runtime on an NVIDIA GPU"},
-        "trt": {"summary": "TensorRT engines, which `fico build` makes"},
-        "rtx": {"summary": "TensorRT-RTX engines, likewise"},
-    }
+    from fico_export.runtime import backends
+
+    return {name: {"summary": backends.get(name).summary} for name in backends.names()}

@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from fico_export.errors import ConfigError
+from fico_export.runtime import backends
 
 
 def _backends(incomplete: str) -> list[str]:
-    return [name for name in BACKENDS if name.startswith(incomplete)]
+    return [name for name in _BACKENDS if name.startswith(incomplete)]
 
 
-BACKENDS = ("auto", "ort-cpu", "ort-cuda", "trt", "rtx")
+_BACKENDS = (backends.AUTO, *backends.names())
 BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.", show_default=False)
 ]
@@ -35,7 +36,7 @@ BackendOption = Annotated[
     str,
     typer.Option(
         "--backend",
-        metavar="|".join(BACKENDS),
+        metavar="|".join(_BACKENDS),
         help="Runtime that executes the graphs or engines.",
         autocompletion=_backends,
     ),

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from fico_export.bundle.manifest import Manifest
+from fico_export.devices.memory import available_bytes
 from fico_export.errors import EngineError
 from fico_export.models.parts.family import Vlm as Checkpoint
 from fico_export.parity.answers import Given, answers, compare_answers
@@ -27,7 +28,6 @@ from fico_export.parity.prompts import (
 from fico_export.parity.reference import ReducedReference, Reference, clip_text_rows
 from fico_export.parity.report import Check, Report
 from fico_export.progress import Progress
-from fico_export.runtime.memory import available_bytes
 from fico_export.runtime.sampling import GREEDY
 from fico_export.runtime.vlm import Vlm
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fico_export.devices import machine
 from fico_export.profile.record import Machine
-from fico_export.runtime.threads import default_threads
+from fico_export.runtime.backends.ort.threads import default_threads
 
 _PACKAGES = (
     "fico_export", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "cuda-bindings",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fico_export.bundle.manifest import Manifest
+from fico_export.devices.memory import available_bytes
 from fico_export.errors import ConfigError
 from fico_export.profile import machine, summary
 from fico_export.profile.picture import PROMPT
@@ -19,11 +20,11 @@ from fico_export.profile.record import Machine, Measured, Run
 from fico_export.profile.subject import Subject
 from fico_export.profile.worker import Job
 from fico_export.progress import Progress, Silent
-from fico_export.runtime.engines import backend_for
+from fico_export.runtime.backends import AUTO
+from fico_export.runtime.backends.base import Backend, loading_steps
+from fico_export.runtime.backends.choice import choose
 from fico_export.runtime.image_sources import ImageSource, label_of, read_source
 from fico_export.runtime.images import load_image
-from fico_export.runtime.memory import available_bytes, loading_steps, needed_bytes
-from fico_export.runtime.sessions import AUTO
 
 # ONNX Runtime's threads spin on for some 20 ms after a run, and would take the cores from the bundle whose turn is next.
 PAUSE_SECONDS = 0.05
@@ -36,7 +37,7 @@ class Request:
     Args:
         picture: any that `load_image` reads; None for one drawn by code.
         prompt: asked about it.
-        backend: auto, ort-cpu, ort-cuda, trt or rtx.
+        backend: one that `fico list backends` names, or auto.
         threads: CPU threads within an operator; 0 for one per core.
         iterations: answers of each bundle that count.
         warm_up: answers of each bundle before them.
@@ -83,11 +84,11 @@ def profile(folders: Sequence[str | Path], request: Request, progress: Progress 
     manifests = [Manifest.load(Path(folder)) for folder in folders]
     if request.picture is not None:
         load_image(request.picture)
-    backends = [
-        backend_for(Path(folder), manifest, request.backend)
+    chosen = [
+        choose(request.backend, Path(folder), manifest)
         for folder, manifest in zip(folders, manifests, strict=True)
     ]
-    _require_memory(manifests, backends, in_turn=request.in_turn)
+    _require_memory(manifests, chosen, in_turn=request.in_turn)
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     places = range(len(folders))
     groups = [[i] for i in places] if request.in_turn else [[*places]]
@@ -183,14 +184,14 @@ def _require_whole(answer: dict[str, Any], request: Request) -> None:
         )
 
 
-def _require_memory(manifests: Sequence[Manifest], backends: Sequence[str], *, in_turn: bool) -> None:
+def _require_memory(manifests: Sequence[Manifest], chosen: Sequence[Backend], *, in_turn: bool) -> None:
     """Refuse to load bundles together that do not fit together; on a GPU, the driver says what fits."""
     available = available_bytes()
     if available is None:
         return
     needed = [
-        needed_bytes(m, [name for step in loading_steps(m) for name in step]) if backend == "ort-cpu" else 0
-        for m, backend in zip(manifests, backends, strict=True)
+        backend.host_bytes(m, [graph for step in loading_steps(m) for graph in step])
+        for m, backend in zip(manifests, chosen, strict=True)
     ]
     together = max(needed) if in_turn else sum(needed)
     if together > available:

@@ -21,8 +21,8 @@ from fico_export.errors import FicoError, ImageWarning
 from fico_export.profile.memory import DevicePeak, cuda_free_bytes, forget_host_peak, host_peak_bytes
 from fico_export.profile.picture import drawn
 from fico_export.profile.vision import shares
+from fico_export.runtime import backends
 from fico_export.runtime.sampling import Sampling
-from fico_export.runtime.sessions import open_session
 from fico_export.runtime.vlm import Vlm
 
 VISION_RUNS = 5
@@ -54,7 +54,7 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._device = DevicePeak(cuda_free_bytes() if job.backend != "ort-cpu" else None)
+        self._device = DevicePeak(cuda_free_bytes() if _on_gpu(job.backend) else None)
         self._picture = Path(job.picture).read_bytes() if job.picture else drawn()
         with self._device.at_work():
             self._vlm = Vlm(job.bundle, backend=job.backend, threads=job.threads)
@@ -95,23 +95,28 @@ class Worker:
             "backend": self._vlm.backend,
             "host_peak_bytes": max(peaks, default=None),
             "host_answering_bytes": peak if self._forgot else None,
-            "device_peak_bytes": self._device.bytes if self._vlm.backend != "ort-cpu" else None,
+            "device_peak_bytes": self._device.bytes if backends.get(self._vlm.backend).on_gpu else None,
             "vision_parts": self._vision_parts(),
         }
 
     def _vision_parts(self) -> dict[str, float]:
         vlm = self._vlm
-        if vlm.backend != "ort-cpu":  # a GPU's nodes are timed where they are queued, not where they run
+        open_timed = backends.get(vlm.backend).open_timed
+        if open_timed is None:
             return {}
         pixels = vlm.preprocess(self._picture)
         feeds = {"pixel_values": pixels, **vlm.read_prompt(self._job.prompt)}
         graph = vlm.folder / vlm.manifest.graph("vision_encoder").file
-        backend = vlm.backend
         del vlm, self._vlm  # room for a second session of the tower
-        session = open_session(graph, backend, self._job.threads, Path(self._job.scratch) / "vision")
+        session = open_timed(graph, self._job.threads, Path(self._job.scratch) / "vision")
         for _ in range(VISION_RUNS):
             session.run(None, feeds)
         return shares(Path(session.end_profiling()))
+
+
+def _on_gpu(backend: str) -> bool:
+    """Whether a backend may take a GPU's memory, as far as is known before it is chosen."""
+    return backend == backends.AUTO or backends.get(backend).on_gpu
 
 
 def replies(lines: Iterator[str]) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from fico_export import documents, tokenizer
 from fico_export.bundle.manifest import CLIP_TOKENIZER, Manifest
 from fico_export.errors import BundleError, EngineError
-from fico_export.runtime.session import Session
+from fico_export.runtime.backends.base import Session
 
 
 class ClipText:

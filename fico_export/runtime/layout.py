@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fico_export.bundle.manifest import Manifest
 from fico_export.errors import InputError
-from fico_export.runtime.cache import require_rows
+from fico_export.runtime.backends.base import require_rows
 from fico_export.runtime.images import ImageFeatures
 
 

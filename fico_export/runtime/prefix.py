@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fico_export.runtime.cache import Array
-from fico_export.runtime.session import Cache
+from fico_export.runtime.backends.base import Array, Cache
 
 if TYPE_CHECKING:
     from fico_export.runtime.vlm import Vlm

@@ -16,20 +16,18 @@ import numpy.typing as npt
 from fico_export import documents
 from fico_export.bundle import files, generation_config
 from fico_export.bundle.manifest import Manifest
+from fico_export.devices.memory import give_back
 from fico_export.errors import BundleError, ConfigError, EngineError, InputError
+from fico_export.runtime.backends import AUTO
+from fico_export.runtime.backends.base import AnyDecoder, Graphs, Session, loading_steps
+from fico_export.runtime.backends.choice import choose
 from fico_export.runtime.clip_text import ClipText
-from fico_export.runtime.decoder import Decoder
 from fico_export.runtime.embedding import open_table, rows
-from fico_export.runtime.engine import LIBRARIES
-from fico_export.runtime.engines import Engines, backend_for
 from fico_export.runtime.generation import Answer, Conversation, Stream
 from fico_export.runtime.images import ImageFeatures, Images, ImageSource, Range, load_image
-from fico_export.runtime.memory import loading_steps, require_memory
 from fico_export.runtime.preprocess import ImageProcessor
 from fico_export.runtime.prompt import PromptFormatter
 from fico_export.runtime.sampling import Sampler, Sampling
-from fico_export.runtime.session import AnyDecoder, Session
-from fico_export.runtime.sessions import AUTO, give_back, open_session
 
 _Graph = TypeVar("_Graph")
 
@@ -42,7 +40,7 @@ class Vlm:
 
     Args:
         folder: of the bundle.
-        backend: auto, ort-cpu, ort-cuda, trt or rtx.
+        backend: one that `fico list backends` names, or auto.
         threads: CPU threads within an operator; 0 for one per core.
         lazy: load each graph when it is first used, for those who use only some.
         low_memory: load each graph when it is needed, in the place of the one before: the tower and the decoder are never in
@@ -73,11 +71,10 @@ class Vlm:
         self._closed = False
         self.manifest = Manifest.load(self.folder)
         files.check(self.folder, self.manifest, full=False)
-        self.backend = backend_for(self.folder, self.manifest, backend)
-        self._engines = (
-            Engines(self.folder, self.manifest, self.backend) if self.backend in LIBRARIES else None
-        )
-        self._threads, self._low_memory = threads, low_memory
+        chosen = choose(backend, self.folder, self.manifest)
+        self.backend = chosen.name
+        self._graphs: Graphs | None = chosen.open(self.folder, self.manifest, threads)
+        self._low_memory = low_memory
         self._table = open_table(self.folder, self.manifest) if self.manifest.embedding else None
         self.formatter = PromptFormatter(
             _read(self.folder / self.manifest.require("tokenizer.json")),
@@ -93,11 +90,7 @@ class Vlm:
         inputs = self.manifest.graph("vision_encoder").inputs
         self._text_inputs = {i.name: i.shape for i in inputs if i.name != "pixel_values"}
         if not lazy:
-            steps = loading_steps(self.manifest)
-            if self._engines is None:
-                require_memory(self.manifest, steps, self.backend, low_memory=low_memory)
-            else:
-                self._engines.require_memory(steps, low_memory=low_memory)
+            self._graphs.require_memory(loading_steps(self.manifest), low_memory=low_memory)
         if not lazy and not low_memory:
             _ = self._vision, self.decoder
             if "clip_text" in self._text_inputs:
@@ -111,19 +104,19 @@ class Vlm:
             ConfigError: the bundle was closed.
             EngineError: it cannot be loaded.
         """
-        return self._opened("decoder", self._open_decoder)
+        return self._opened("decoder", lambda graphs: graphs.decoder())
 
     @property
     def clip_text(self) -> ClipText:
         """CLIP's text tower, of a bundle whose method compares the picture with the prompt in CLIP's space."""
         return self._opened(
             "clip_text",
-            lambda: ClipText(self.folder, self.manifest, self._open_graph("clip_text", self.backend)),
+            lambda graphs: ClipText(self.folder, self.manifest, graphs.session("clip_text")),
         )
 
     @property
     def _vision(self) -> Session:
-        return self._opened("vision_encoder", lambda: self._open_graph("vision_encoder", self.backend))
+        return self._opened("vision_encoder", lambda graphs: graphs.session("vision_encoder"))
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -145,7 +138,7 @@ class Vlm:
         with self.lock:
             self._closed = True
             self._let_go()
-            self._engines = self._table = self._embed = None
+            self._graphs = self._table = self._embed = None
 
     def __enter__(self) -> Vlm:
         """The bundle itself, closed at the end of the block."""
@@ -157,13 +150,14 @@ class Vlm:
         """Close it."""
         self.close()
 
-    def _opened(self, name: str, load: Callable[[], _Graph]) -> _Graph:
+    def _opened(self, name: str, load: Callable[[Graphs], _Graph]) -> _Graph:
         """A graph, loaded when it is first needed; where memory is short, in the place of the one before."""
         with self.owned():
             if name not in self._open:
                 if self._low_memory:
                     self._let_go()
-                self._open[name] = load()
+                assert self._graphs is not None  # until it is closed
+                self._open[name] = load(self._graphs)
             graph: _Graph = self._open[name]
             return graph
 
@@ -172,11 +166,6 @@ class Vlm:
         self._open.clear()
         if decoder is not None:
             decoder.close()
-
-    def _open_decoder(self) -> AnyDecoder:
-        if self._engines is not None:
-            return self._engines.decoder()
-        return Decoder(self.folder, self.manifest, self.backend, self._threads)
 
     def preprocess(self, image: ImageSource, *, image_range: Range | None = None) -> npt.NDArray[np.float32]:
         """Pixel values [1, 3, S, S] of a picture; arguments as for `load_image`.
@@ -258,8 +247,8 @@ class Vlm:
         ids = np.asarray([token_ids], np.int64)
         with self.owned():
             if self._embed is None:
-                # The table stays in host memory: a lookup of a few rows gains nothing from a GPU that is short of memory.
-                self._embed = self._open_graph("embed_tokens", "ort-cpu")
+                assert self._graphs is not None
+                self._embed = self._graphs.embedding()
             result: npt.NDArray[Any] = self._run(self._embed, "embedding graph", {"input_ids": ids})[0][0]
         return result
 
@@ -338,18 +327,12 @@ class Vlm:
             image_range=image_range,
         )
 
-    def _open_graph(self, name: str, backend: str) -> Session:
-        if self._engines is not None and backend in LIBRARIES:
-            return self._engines.session(name)
-        session: Session = open_session(self.folder / self.manifest.graph(name).file, backend, self._threads)
-        return session
-
     def _run(self, session: Session, what: str, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         try:
             return session.run(None, feeds)
         except EngineError:
             raise
-        except Exception as error:  # ONNX Runtime raises classes of its own without a common base
+        except Exception as error:  # a backend's library raises classes of its own
             raise EngineError(
                 f"the {what} failed: {error}", fix="free memory, or run `fico verify` on the bundle"
             ) from error

@@ -16,7 +16,7 @@ import pytest
 from cli_tools import command_line, copied, edit_json, started
 
 import fico_export
-from fico_export.runtime.decoder import Decoder
+from fico_export.runtime.backends.ort.decoder import Decoder
 
 QUESTION, OTHER = "What is in the picture?", "And what is it made of?"
 LIMIT = ["--max-new-tokens", 6]

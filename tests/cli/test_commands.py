@@ -12,8 +12,8 @@ from fico_export.bundle.manifest import Manifest
 from fico_export.cli.main import app, export_app
 from fico_export.devices import catalog, targets
 from fico_export.parity import verify
-from fico_export.runtime import vlm
-from fico_export.runtime.sessions import BACKENDS
+from fico_export.runtime import backends
+from fico_export.runtime.backends.ort import graphs
 
 VERBS = [command.name for command in app.registered_commands]
 KINDS = {
@@ -21,7 +21,7 @@ KINDS = {
     "methods": lambda: set(reducers.names()),
     "targets": lambda: set(targets.names()),
     "devices": lambda: set(catalog.load()),
-    "backends": lambda: set(BACKENDS),
+    "backends": lambda: set(backends.names()),
 }
 # What a line begins with that needs the one above to be understood.
 FRAGMENTS = {
@@ -150,7 +150,7 @@ def test_verify_prints_a_line_for_each_check_and_the_verdict(fico, bundle):
 
 def test_verify_does_not_pass_what_it_could_not_compare(fico, bundle, monkeypatch):
     monkeypatch.setattr(verify, "available_bytes", lambda: 1000)
-    monkeypatch.setattr(vlm, "Decoder", None)  # nor is the decoder loaded where it would not fit
+    monkeypatch.setattr(graphs, "Decoder", None)  # nor is the decoder loaded where it would not fit
 
     outcome = fico("verify", bundle, "--json")
 

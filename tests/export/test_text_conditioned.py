@@ -21,9 +21,9 @@ from fico_export.exporter import checks, trace, weights
 from fico_export.exporter.lint import lint
 from fico_export.models.clip_text import open_clip
 from fico_export.models.parts.transformers_quiet import quiet_transformers
+from fico_export.runtime.backends.ort.sessions import open_session
 from fico_export.runtime.clip_text import ClipText
 from fico_export.runtime.preprocess import ImageProcessor
-from fico_export.runtime.sessions import open_session
 
 PROMPTS = ("What is in the picture?", "the the the", "Where is the RED sign, and what does it say? 42 🐈", "")
 
@@ -395,7 +395,7 @@ def test_a_prompt_is_cut_into_segments_whose_mean_counts(
         def require(self, name):
             return name
 
-    text = ClipText(tmp_path, Manifest(), open_session(tmp_path / "clip_text.onnx", "ort-cpu"))
+    text = ClipText(tmp_path, Manifest(), open_session(tmp_path / "clip_text.onnx"))
     for prompt in (*PROMPTS, "what is the thing " * 20, "x" * 75, "x" * 76, "x" * 151):
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         begin, end = tokenizer("")["input_ids"]

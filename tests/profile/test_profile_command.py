@@ -23,8 +23,8 @@ from fico_export.profile.picture import PROMPT, drawn
 from fico_export.profile.record import Run
 from fico_export.profile.subject import Subject
 from fico_export.profile.worker import Job
+from fico_export.runtime.backends.ort.sessions import open_session
 from fico_export.runtime.generation import STAGES
-from fico_export.runtime.sessions import open_session
 
 QUICK = ("--iterations", 2, "--warm-up", 1, "--new-tokens", 3)
 
@@ -208,7 +208,9 @@ def test_a_bundle_that_cannot_be_run_is_named(fico, reduced, tmp_path):
 
 
 def test_logs_are_shared_out_in_place_of_measuring(fico, reduced, whole, tmp_path):
-    session = open_session(reduced / "onnx" / "vision_encoder.onnx", "ort-cpu", 1, tmp_path / "vision")
+    session = open_session(
+        reduced / "onnx" / "vision_encoder.onnx", threads=1, profile_to=tmp_path / "vision"
+    )
     size = Manifest.load(reduced).image_size
     session.run(None, {"pixel_values": np.zeros((1, 3, size, size), np.float32)})
     log = session.end_profiling()

@@ -17,10 +17,10 @@ from fico_export.bundle.engines import Build, Engine, Options
 from fico_export.bundle.manifest import Manifest
 from fico_export.devices import gpu
 from fico_export.errors import BundleError, ConfigError, FicoError
-from fico_export.runtime import engine_memory
-from fico_export.runtime import engines as runtime_engines
-from fico_export.runtime.engine import CUDA_GRAPH, cuda_graphs_wanted
-from fico_export.runtime.engines import fitting_build
+from fico_export.runtime.backends.trt import engines as runtime_engines
+from fico_export.runtime.backends.trt import memory as engine_memory
+from fico_export.runtime.backends.trt.engine import CUDA_GRAPH, cuda_graphs_wanted
+from fico_export.runtime.backends.trt.engines import fitting_build
 
 rtx = pytest.importorskip("rtx", exc_type=ImportError, reason="needs TensorRT-RTX: pip install '.[rtx]'")
 

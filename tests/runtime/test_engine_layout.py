@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fico_export.runtime.placement import Layout, placed
-from fico_export.runtime.profiles import choose_profile, chunk_sizes, largest
+from fico_export.runtime.backends.trt.placement import Layout, placed
+from fico_export.runtime.backends.trt.profiles import choose_profile, chunk_sizes, largest
 
 
 def shape(tokens):

@@ -12,9 +12,9 @@ import pytest
 
 from fico_export.bundle.manifest import Graph, TensorSpec
 from fico_export.errors import EngineError, InputError
-from fico_export.runtime import cuda
-from fico_export.runtime.engine import Engine
-from fico_export.runtime.engine_decoder import EngineDecoder
+from fico_export.runtime.backends.trt import cuda
+from fico_export.runtime.backends.trt.decoder import EngineDecoder
+from fico_export.runtime.backends.trt.engine import Engine
 
 LAYERS, HEADS, DIM, ROWS = 2, 2, 8, 6
 WIDTH = HEADS * DIM

@@ -12,7 +12,7 @@ from fico_export.bundle.engines import Build
 from fico_export.bundle.manifest import Manifest
 from fico_export.devices import targets
 from fico_export.errors import EngineError, InputError
-from fico_export.runtime.engine import CUDA_GRAPH, LIBRARIES
+from fico_export.runtime.backends.trt.engine import CUDA_GRAPH, LIBRARIES
 
 pytestmark = pytest.mark.gpu
 

@@ -11,9 +11,9 @@ from transformers import LlavaForConditionalGeneration
 
 import fico_export
 from fico_export.errors import ConfigError, EngineError, InputError
-from fico_export.runtime import decoder as runtime_decoder
-from fico_export.runtime.cache import LEAST_ROWS, SharedCache
-from fico_export.runtime.sessions import choose_backend
+from fico_export.runtime.backends.choice import choose
+from fico_export.runtime.backends.ort import decoder as runtime_decoder
+from fico_export.runtime.backends.ort.cache import LEAST_ROWS, SharedCache
 
 STEPS = 64
 CONTEXT = 640
@@ -222,9 +222,11 @@ def test_a_method_inside_the_decoder_keeps_the_plain_form(tiny_checkpoint, make_
 
 def test_its_bundle_is_for_the_cpu(pair, monkeypatch):
     vlm, _ = pair
-    monkeypatch.setattr("fico_export.runtime.sessions._cuda_problem", lambda: None)
+    portable = vlm.manifest.model_copy(update={"target": "portable"})
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("fico_export.devices.gpu.count", lambda: 1)
     assert fico_export.load(vlm.folder).backend == "ort-cpu"
-    assert choose_backend("auto") == "ort-cuda"
+    assert choose("auto", vlm.folder, portable).name == "ort-cuda"
     with pytest.raises(ConfigError, match="ort-cuda does not run a bundle for target ort"):
         fico_export.load(vlm.folder, backend="ort-cuda")
 

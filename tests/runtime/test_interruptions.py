@@ -8,7 +8,7 @@ import pytest
 
 import fico_export
 from fico_export.errors import ConfigError, EngineError
-from fico_export.runtime.decoder import Decoder
+from fico_export.runtime.backends.ort.decoder import Decoder
 from fico_export.runtime.sampling import Sampler
 
 QUESTION, OTHER = "What is in the picture?", "And what is it made of?"
@@ -342,7 +342,7 @@ def sessions(monkeypatch):
     """The sessions that are in memory, of those opened from now on."""
     import weakref
 
-    from fico_export.runtime import decoder, sessions, vlm
+    from fico_export.runtime.backends.ort import decoder, graphs, sessions
 
     live, open_session = weakref.WeakSet(), sessions.open_session
 
@@ -351,7 +351,7 @@ def sessions(monkeypatch):
         live.add(session._sess)
         return session
 
-    monkeypatch.setattr(vlm, "open_session", spied)
+    monkeypatch.setattr(graphs, "open_session", spied)
     monkeypatch.setattr(decoder, "open_session", spied)
     return live
 

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 import fico_export
 from fico_export.errors import ConfigError
-from fico_export.runtime import decoder, memory, vlm
-from fico_export.runtime.sessions import open_session
+from fico_export.runtime.backends.ort import decoder, graphs, memory
+from fico_export.runtime.backends.ort.sessions import open_session
 
 GIB = 2**30
 
@@ -22,7 +22,7 @@ def bundle(make_bundle, tiny_checkpoint):
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_a_bundle_that_does_not_fit_is_refused_before_it_is_loaded(bundle, monkeypatch, low_memory):
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
-    monkeypatch.setattr(vlm, "open_session", None)  # never reached
+    monkeypatch.setattr(graphs, "open_session", None)  # never reached
 
     with pytest.raises(ConfigError, match=r"widens FP16 .* 0\.0 GB are free") as refusal:
         fico_export.load(bundle, backend="ort-cpu", low_memory=low_memory)
@@ -30,9 +30,9 @@ def test_a_bundle_that_does_not_fit_is_refused_before_it_is_loaded(bundle, monke
 
 
 def test_low_memory_needs_room_for_the_largest_graph_alone(bundle, monkeypatch):
-    graphs = fico_export.load(bundle).manifest.graphs
+    known = fico_export.load(bundle).manifest.graphs
     # FP16 as stored and in FP32, both while a graph is loaded; and something beside.
-    largest = 6 / 2 * max(graphs[name].weight_bytes for name in ("vision_encoder", "decoder_model_merged"))
+    largest = 6 / 2 * max(known[name].weight_bytes for name in ("vision_encoder", "decoder_model_merged"))
     monkeypatch.setattr(memory, "available_bytes", lambda: int(1.2 * largest))
 
     assert fico_export.load(bundle, low_memory=True)
@@ -42,8 +42,8 @@ def test_low_memory_needs_room_for_the_largest_graph_alone(bundle, monkeypatch):
 
 def test_the_tower_of_an_int4_bundle_is_widened_too(make_bundle, tiny_checkpoint, monkeypatch):
     folder = make_bundle(tiny_checkpoint, 16, precision="int4", block=32, verify=False)
-    graphs = fico_export.load(folder).manifest.graphs
-    decoder, tower = (graphs[name].weight_bytes for name in ("decoder_model_merged", "vision_encoder"))
+    known = fico_export.load(folder).manifest.graphs
+    decoder, tower = (known[name].weight_bytes for name in ("decoder_model_merged", "vision_encoder"))
     monkeypatch.setattr(memory, "available_bytes", lambda: int(1.2 * (decoder + 6 / 2 * tower)))
     assert fico_export.load(folder)
 
@@ -64,7 +64,7 @@ def test_low_memory_holds_one_graph_at_a_time_and_answers_alike(bundle, photogra
         most.append(len(live))
         return session
 
-    monkeypatch.setattr(vlm, "open_session", spied)
+    monkeypatch.setattr(graphs, "open_session", spied)
     monkeypatch.setattr(decoder, "open_session", spied)
     loaded = fico_export.load(bundle, low_memory=True)
     assert opened == []

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from fico_export.runtime.threads import default_threads, physical_cores, quota
+from fico_export.runtime.backends.ort.threads import default_threads, physical_cores, quota
 
 
 @pytest.mark.parametrize(

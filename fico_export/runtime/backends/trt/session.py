@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fico_export.runtime.cuda import Staged
-from fico_export.runtime.engine import Context, Engine
-from fico_export.runtime.profiles import Shape
+from fico_export.runtime.backends.trt.cuda import Staged
+from fico_export.runtime.backends.trt.engine import Context, Engine
+from fico_export.runtime.backends.trt.profiles import Shape
 
 
 class EngineSession:

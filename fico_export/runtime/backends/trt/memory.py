@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from fico_export.bundle.engines import Build
 from fico_export.bundle.manifest import Manifest
+from fico_export.devices.memory import available_bytes
 from fico_export.errors import ConfigError, EngineError
-from fico_export.runtime import cuda
-from fico_export.runtime.engine import Engine
-from fico_export.runtime.engine_decoder import cache_layout
-from fico_export.runtime.memory import available_bytes
+from fico_export.runtime.backends.trt import cuda
+from fico_export.runtime.backends.trt.decoder import cache_layout
+from fico_export.runtime.backends.trt.engine import Engine
 
 
 def free_bytes() -> int:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fico_export.runtime.cache import present_of
-from fico_export.runtime.cuda import CapturedGraph, DeviceMemory, Staged
-from fico_export.runtime.engine import Context, Engine
-from fico_export.runtime.placement import Layout, placed
-from fico_export.runtime.profiles import Shape
+from fico_export.runtime.backends.base import present_of
+from fico_export.runtime.backends.trt.cuda import CapturedGraph, DeviceMemory, Staged
+from fico_export.runtime.backends.trt.engine import Context, Engine
+from fico_export.runtime.backends.trt.placement import Layout, placed
+from fico_export.runtime.backends.trt.profiles import Shape
 
 
 class Lane:

@@ -19,8 +19,8 @@ from fico_export import extras
 from fico_export.bundle.engine_check import Host, Shape, this_platform
 from fico_export.devices import gpu
 from fico_export.errors import ConfigError, EngineError
-from fico_export.runtime import cuda
-from fico_export.runtime.profiles import Profile, choose_profile
+from fico_export.runtime.backends.trt import cuda
+from fico_export.runtime.backends.trt.profiles import Profile, choose_profile
 
 # Backend → the library that it runs on.
 LIBRARIES: dict[str, Literal["tensorrt", "tensorrt_rtx"]] = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}

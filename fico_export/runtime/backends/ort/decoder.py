@@ -12,17 +12,15 @@ import onnxruntime as ort
 
 from fico_export.bundle.manifest import Manifest
 from fico_export.errors import EngineError, InputError
-from fico_export.runtime.cache import (
-    Array,
+from fico_export.runtime.backends.base import Array, present_of, require_rows
+from fico_export.runtime.backends.ort.cache import (
     GrowingCache,
     KvCache,
     RowsCache,
     SharedCache,
     StaticCache,
-    present_of,
-    require_rows,
 )
-from fico_export.runtime.sessions import open_session
+from fico_export.runtime.backends.ort.sessions import CPU, open_session
 
 # Tokens run at once. More are no faster, and the memory of a step grows with their number.
 CHUNK = 512
@@ -38,11 +36,11 @@ class Decoder:
         dtype: of embeddings and caches.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, backend: str, threads: int = 0) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, provider: str = CPU, threads: int = 0) -> None:
         self.reduces = manifest.reduction.in_decoder
         graph = manifest.graph(manifest.decoder_name)
-        self._session = open_session(folder / graph.file, backend, threads)
-        self._device = "cuda" if backend == "ort-cuda" else "cpu"
+        self._session = open_session(folder / graph.file, provider, threads)
+        self._device = "cpu" if provider == CPU else "cuda"
         self._shape = manifest.decoder
         self._graph, self._shapes = graph, graph.shapes()
         self._past = graph.past
@@ -54,7 +52,7 @@ class Decoder:
         self._prefill: ort.InferenceSession | None = None
         if self.reduces:
             file = manifest.graph("decoder_prefill").file
-            self._prefill = open_session(folder / file, backend, threads)
+            self._prefill = open_session(folder / file, provider, threads)
 
     def new_cache(self) -> KvCache:
         """An empty cache."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from fico_export.bundle.engine_check import (
     NAMES,
     Host,
+    builds_of,
     built_targets,
     rebuild,
     require_file,
@@ -20,14 +20,13 @@ from fico_export.bundle.engine_check import (
 from fico_export.bundle.engines import Build
 from fico_export.bundle.manifest import Manifest
 from fico_export.devices import targets
-from fico_export.errors import BundleError, ConfigError, FicoError
-from fico_export.runtime import engine_memory
-from fico_export.runtime.engine import LIBRARIES, Device, Engine, cuda_graphs_wanted, host
-from fico_export.runtime.engine_decoder import EngineDecoder
-from fico_export.runtime.engine_session import EngineSession
-from fico_export.runtime.sessions import AUTO, choose_backend
-
-_log = logging.getLogger(__name__)
+from fico_export.errors import BundleError, ConfigError
+from fico_export.runtime.backends.base import Session
+from fico_export.runtime.backends.ort.sessions import open_embedding
+from fico_export.runtime.backends.trt import memory
+from fico_export.runtime.backends.trt.decoder import EngineDecoder
+from fico_export.runtime.backends.trt.engine import LIBRARIES, Device, Engine, cuda_graphs_wanted, host
+from fico_export.runtime.backends.trt.session import EngineSession
 
 
 class Engines:
@@ -36,7 +35,8 @@ class Engines:
     Args:
         folder: of the bundle.
         manifest: of it.
-        backend: trt or rtx.
+        backend: that runs them.
+        threads: CPU threads of the lookup of embeddings; 0 for one per core.
 
     Raises:
         BundleError: there are none, or they do not fit this machine or the bundle.
@@ -44,8 +44,8 @@ class Engines:
         EngineError: CUDA cannot run here.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, backend: str) -> None:
-        self._folder, self._manifest = folder, manifest
+    def __init__(self, folder: Path, manifest: Manifest, backend: str, threads: int) -> None:
+        self._folder, self._manifest, self._threads = folder, manifest, threads
         self.build = fitting_build(folder, manifest, backend)
         self._graphs = cuda_graphs_wanted()
         self._device = Device(backend)
@@ -56,8 +56,8 @@ class Engines:
         Raises:
             ConfigError: saying how much is needed, how much there is, and what needs less.
         """
-        engine_memory.require_device_memory(
-            self._manifest, self.build, steps, engine_memory.free_bytes(), low_memory=low_memory
+        memory.require_device_memory(
+            self._manifest, self.build, steps, memory.free_bytes(), low_memory=low_memory
         )
 
     def session(self, name: str) -> EngineSession:
@@ -68,6 +68,11 @@ class Engines:
             EngineError: it cannot be loaded.
         """
         return EngineSession(self._open(name), [o.name for o in self._manifest.graph(name).outputs])
+
+    def embedding(self) -> Session:
+        """The lookup of embeddings, by ONNX Runtime on the CPU."""
+        session: Session = open_embedding(self._folder, self._manifest, self._threads)
+        return session
 
     def decoder(self) -> EngineDecoder:
         """The decoder's engines.
@@ -83,7 +88,7 @@ class Engines:
         fix = rebuild(self._folder, self.build.target)
         engine = Engine(self._device, path, fix, host_code=self.build.options.version_compatible)
         require_tensors(name, self._manifest.graph(name), engine.shapes, fix)
-        engine_memory.require_scratch(engine)
+        memory.require_scratch(engine)
         return engine
 
 
@@ -105,7 +110,7 @@ def fitting_build(folder: Path, manifest: Manifest, backend: str) -> Build:
             f"{folder} is for target {manifest.target}, whose decoder has a cache that grows: it runs on ONNX Runtime alone",
             fix=f"export again with --target {_target_of(backend)}, then `fico build`; or give --backend ort-cuda or ort-cpu",
         )
-    builds, damaged = _builds(folder, LIBRARIES[backend])
+    builds, damaged = builds_of(folder, LIBRARIES[backend])
     if not builds and damaged:
         raise damaged[0]
     if not builds:
@@ -132,50 +137,12 @@ def require_fit(folder: Path, manifest: Manifest, build: Build, here: Host) -> N
     require_sources(folder, manifest, build, needed_graphs(manifest))
 
 
-def best_backend(folder: Path, manifest: Manifest) -> str | None:
-    """The backend whose engines run here; None where there are none, or where they do not, which is logged."""
-    for backend, runtime in LIBRARIES.items():
-        if manifest.cache_rows is None or not _builds(folder, runtime)[0]:
-            continue
-        try:
-            fitting_build(folder, manifest, backend)
-        except FicoError as error:
-            _log.warning("the engines for %s are not used: %s; %s", backend, error.what, error.fix)
-        else:
-            return backend
-    return None
-
-
-def backend_for(folder: Path, manifest: Manifest, asked: str) -> str:
-    """The backend that is to run a bundle here: what was asked for, or what `auto` comes to.
-
-    Raises:
-        ConfigError: as of `choose_backend`.
-    """
-    engines = best_backend(folder, manifest) if asked == AUTO else None
-    return choose_backend(asked, targets.get(manifest.target), engines)
-
-
 def _problem(folder: Path, manifest: Manifest, build: Build, here: Host) -> BundleError | None:
     try:
         require_fit(folder, manifest, build, here)
     except BundleError as error:
         return error
     return None
-
-
-def _builds(folder: Path, runtime: str) -> tuple[list[Build], list[BundleError]]:
-    """Those of a library, and what is wrong with any that cannot be read."""
-    read = [_read(folder, target) for target in built_targets(folder)]
-    found = [build for build in read if isinstance(build, Build) and build.runtime == runtime]
-    return found, [error for error in read if isinstance(error, BundleError)]
-
-
-def _read(folder: Path, target: str) -> Build | BundleError:
-    try:
-        return Build.load(folder, target)
-    except BundleError as error:
-        return error
 
 
 def _is_of(target: str, backend: str) -> bool:

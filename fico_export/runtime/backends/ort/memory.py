@@ -8,26 +8,21 @@ from fico_export.bundle.manifest import Manifest
 from fico_export.devices.memory import available_bytes
 from fico_export.errors import ConfigError
 
-__all__ = ["available_bytes", "needed_bytes", "require_memory"]
-
 _SLACK = 1.15  # for copies of single weights while they are packed, and what is computed
 
 
-def require_memory(
-    manifest: Manifest, steps: Sequence[Sequence[str]], backend: str, *, low_memory: bool
-) -> None:
+def require_host_memory(manifest: Manifest, steps: Sequence[Sequence[str]], *, low_memory: bool) -> None:
     """Refuse to load graphs whose weights will not fit into memory.
 
     Args:
         manifest: of the bundle.
         steps: names of the graphs that each step needs.
-        backend: a name of `sessions.BACKENDS`; on a GPU, the driver says what fits.
         low_memory: whether the graphs of one step alone will be in memory together, or all.
 
     Raises:
         ConfigError: saying how much is needed, how much there is, and what needs less.
     """
-    if backend != "ort-cpu" or (available := available_bytes()) is None:
+    if (available := available_bytes()) is None:
         return
     largest = max(needed_bytes(manifest, step) for step in steps)
     needed = largest if low_memory else needed_bytes(manifest, [name for step in steps for name in step])
@@ -40,14 +35,6 @@ def require_memory(
         f"{manifest.name} needs {needed / 1e9:.1f} GB of memory on ort-cpu{why}, {available / 1e9:.1f} GB are free",
         fix=f"free memory, {helps}run on a GPU, or take a machine with more memory",
     )
-
-
-def loading_steps(manifest: Manifest) -> list[list[str]]:
-    """Names of the graphs to load, in groups: those of one step, which are needed together."""
-    names = [*manifest.graphs]
-    decoder = [name for name in names if name.startswith("decoder_")]
-    by_rows = ["embed_tokens"] if manifest.embedding else []
-    return [decoder, *([name] for name in names if name not in (*decoder, *by_rows))]
 
 
 def needed_bytes(manifest: Manifest, graphs: Sequence[str]) -> int:

@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from fico_export.bundle.manifest import Manifest
 from fico_export.errors import EngineError, InputError
-from fico_export.runtime.cache import Array, present_of, require_rows
-from fico_export.runtime.cuda import DeviceMemory, Stream
-from fico_export.runtime.engine import Engine
-from fico_export.runtime.engine_lane import Lane
-from fico_export.runtime.placement import Layout
-from fico_export.runtime.profiles import chunk_sizes, largest
+from fico_export.runtime.backends.base import Array, present_of, require_rows
+from fico_export.runtime.backends.trt.cuda import DeviceMemory, Stream
+from fico_export.runtime.backends.trt.engine import Engine
+from fico_export.runtime.backends.trt.lane import Lane
+from fico_export.runtime.backends.trt.placement import Layout
+from fico_export.runtime.backends.trt.profiles import chunk_sizes, largest
 
 
 class Buffers:

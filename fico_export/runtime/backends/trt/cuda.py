@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fico_export.errors import ConfigError, EngineError
-from fico_export.runtime.placement import Copy2D
+from fico_export.runtime.backends.trt.placement import Copy2D
 
 _log = logging.getLogger(__name__)
 

@@ -9,13 +9,11 @@ from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
 from fico_export.bundle.manifest import Graph
 from fico_export.errors import InputError
-
-Array = npt.NDArray[np.generic]
+from fico_export.runtime.backends.base import Array, present_of, require_rows
 
 LEAST_ROWS = 256
 
@@ -265,24 +263,6 @@ class RowsCache(StaticCache):
         for buffer, start, rows in zip(self._buffers, starts, present, strict=True):
             buffer[:, :, start : start + count] = rows.numpy()
         super().take(present, count)
-
-
-def require_rows(filled: int, count: int, rows: int) -> None:
-    """Refuse tokens that a static cache has no room for.
-
-    Raises:
-        InputError: `count` more than the `filled` are more than its `rows`.
-    """
-    if filled + count > rows:
-        raise InputError(
-            f"{filled} tokens and {count} more; this bundle's KV cache has {rows} rows",
-            fix="shorten the prompt, start a new conversation, or export with a larger --max-context or a smaller --keep",
-        )
-
-
-def present_of(name: str) -> str:
-    """The output that holds what follows an input `past_key_values.…`."""
-    return name.replace("past_key_values.", "present.")
 
 
 def _with_logits(session: ort.InferenceSession) -> ort.IOBinding:
