@@ -22,9 +22,10 @@ from typing import Any
 
 import fico_export
 from fico_export.build import jobs, preflight, process
-from fico_export.build.compile import RTX, Task
+from fico_export.build.compile import Task
 from fico_export.bundle.engines import Options
 from fico_export.bundle.manifest import Manifest
+from fico_export.devices.nvidia import RTX
 from fico_export.errors import FicoError
 
 TARGETS = ("trt-10.3", "rtx")
@@ -84,10 +85,12 @@ def compiled(bundle: Path, target: str, name: str, args: argparse.Namespace) -> 
 
 def measured(bundle: Path, target: str, job: jobs.Job, args: argparse.Namespace) -> dict[str, Any]:
     name = job.name
-    say(f"compile {name} for {target}: about {preflight.memory_bytes([job], RTX) / 1e9:.1f} GB of memory")
+    say(
+        f"compile {name} for {target}: about {preflight.memory_bytes([job], RTX.runtime) / 1e9:.1f} GB of memory"
+    )
     options = Options(auxiliary_streams=0, low_memory=True) if args.low_memory else Options()
     task = Task(
-        runtime=RTX,
+        runtime=RTX.runtime,
         graph=bundle / job.graph.file,
         profiles=job.profiles,
         options=options,

@@ -11,10 +11,11 @@ from pathlib import Path
 import polygraphy  # noqa: F401  # missing, it is missed here and not amid the work
 import tensorrt_rtx as trt
 
-from fico_export.build.compile import RTX, Task
+from fico_export.build.compile import Task
 from fico_export.build.compile import compile_engine as compile_task
 from fico_export.build.library import USUAL_CAPABILITIES as CAPABILITIES
 from fico_export.bundle.engines import Sizes
+from fico_export.devices.nvidia import RTX
 from fico_export.errors import BuildError as CompileError
 
 __all__ = ["CAPABILITIES", "CompileError", "compile_engine"]
@@ -35,5 +36,5 @@ def compile_engine(
     """
     profiles = [dict(axes)] if axes else []
     return compile_task(
-        Task(runtime=RTX, graph=path, profiles=profiles, compute_capabilities=capabilities)
+        Task(runtime=RTX.runtime, graph=path, profiles=profiles, compute_capabilities=capabilities)
     ).plan

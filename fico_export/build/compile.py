@@ -13,15 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fico_export.build.phases import Phases
 from fico_export.bundle.engines import Options, Sizes
+from fico_export.devices.nvidia import RTX, Runtime
 from fico_export.errors import BuildError
 from fico_export.tables import Record
 
-Runtime = Literal["tensorrt", "tensorrt_rtx"]
-RTX: Runtime = "tensorrt_rtx"
 # TensorRT-RTX 1.7 logs it as an error of its own at every start, and goes on.
 _NOISE = "Thread context has not been set"
 # TensorRT-RTX 1.7 says so of 3 heads of 64 channels, as the demo's, where a profile is of one position alone.
@@ -101,7 +100,7 @@ def compile_engine(task: Task, on_progress: Callable[[float], None] | None = Non
             fix=_fix(_said(log), len(task.profiles)),
         )
     built = time.perf_counter()
-    measured = None if task.runtime == RTX else bytes(config.get_timing_cache().serialize())
+    measured = None if task.runtime == RTX.runtime else bytes(config.get_timing_cache().serialize())
     return Compiled(plan, parsed - began, built - parsed, measured)
 
 
@@ -112,7 +111,7 @@ def _config(
     from polygraphy import config as polygraphy_config
 
     # Read when its TensorRT modules are imported; POLYGRAPHY_USE_TENSORRT_RTX would set it for a whole shell.
-    polygraphy_config.USE_TENSORRT_RTX = task.runtime == RTX
+    polygraphy_config.USE_TENSORRT_RTX = task.runtime == RTX.runtime
     from polygraphy.backend.trt import CreateConfig, Profile
     from polygraphy.logger import G_LOGGER
 
@@ -132,7 +131,7 @@ def _config(
     }
     if options.workspace_bytes is not None:
         given["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace_bytes}
-    if task.runtime == RTX:
+    if task.runtime == RTX.runtime:
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
         wanted = [tuple(map(int, c.split("."))) for c in task.compute_capabilities]

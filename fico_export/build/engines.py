@@ -11,12 +11,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from fico_export.build import preflight, process
-from fico_export.build.compile import RTX, Task
+from fico_export.build.compile import Task
 from fico_export.build.jobs import Job
 from fico_export.build.library import Builder
 from fico_export.bundle import files
 from fico_export.bundle.engines import FOLDER, Build, Engine, Options
 from fico_export.bundle.output import replace_engines, working_folder
+from fico_export.devices.nvidia import RTX
 from fico_export.errors import BundleError, ConfigError
 from fico_export.progress import Progress, Silent
 
@@ -167,7 +168,7 @@ def _make(
         graph=(bundle / job.graph.file).resolve(),
         profiles=job.profiles,
         options=options,
-        compute_capabilities=tuple(builder.compute_capabilities) if builder.runtime == RTX else (),
+        compute_capabilities=tuple(builder.compute_capabilities) if builder.runtime == RTX.runtime else (),
         timing_cache=cache if cache.is_file() else None,
     )
     made = process.make(task, path, cache, tell)
@@ -239,7 +240,7 @@ def _difference(old: Build, builder: Builder, options: Options) -> str:
         "version": builder.version,
         "platform": builder.platform,
         "compute_capabilities": builder.compute_capabilities,
-        **({"gpu": builder.gpu} if builder.runtime != RTX else {}),
+        **({"gpu": builder.gpu} if builder.runtime != RTX.runtime else {}),
         **options.model_dump(),
     }
     return ", ".join(f"{key} {was[key]}, now {value}" for key, value in now.items() if was[key] != value)

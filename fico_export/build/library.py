@@ -6,11 +6,10 @@ import re
 from dataclasses import dataclass
 
 from fico_export.build import process
-from fico_export.build.compile import RTX, Runtime
 from fico_export.bundle.engine_check import this_platform
 from fico_export.devices import gpu, targets
 from fico_export.devices.catalog import Device
-from fico_export.devices.parsers import NAMES
+from fico_export.devices.nvidia import RTX, Runtime, of_parser
 from fico_export.devices.targets import Target
 from fico_export.errors import ConfigError, unknown_name
 
@@ -64,7 +63,7 @@ def choose_target(name: str | None, manifest_target: str, device: Device | None)
 
 def runtime_of(target: Target) -> Runtime:
     """The library that builds for a target."""
-    return RTX if target.parser is not None and target.parser.runtime == "rtx" else "tensorrt"
+    return of_parser(target.parser.runtime if target.parser else "tensorrt").runtime
 
 
 def find(target: Target, device: Device | None, capabilities: list[str]) -> Builder:
@@ -80,7 +79,7 @@ def find(target: Target, device: Device | None, capabilities: list[str]) -> Buil
     """
     runtime = runtime_of(target)
     here = gpu.find()
-    if runtime == RTX:
+    if runtime == RTX.runtime:
         wanted = _of_rtx(target, device, capabilities, here)
         version = _version(target, runtime)
     else:
@@ -108,12 +107,12 @@ def _version(target: Target, runtime: Runtime) -> str:
 def _require_version(target: Target, version: str) -> None:
     """A target of TensorRT is named after the versions that it stands for: trt-10.3 for 10.3.x, trt-11 for 11.x."""
     assert target.parser is not None
-    name = NAMES[target.parser.runtime]
-    if target.parser.runtime == "rtx":
+    name = of_parser(target.parser.runtime).name
+    if target.parser.runtime == RTX.parser:
         if _numbers(version) < _numbers(target.parser.version):
             raise ConfigError(
                 f"target {target.name} needs {name} {target.parser.version} or later; {version} is installed",
-                fix="pip install --upgrade tensorrt-rtx-cu13",
+                fix=f"pip install --upgrade {RTX.wheel}",
             )
         return
     covered = _numbers(target.name.removeprefix("trt-"))

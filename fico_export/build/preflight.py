@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fico_export.build.compile import RTX, Runtime
 from fico_export.build.jobs import Job
 from fico_export.bundle import files
 from fico_export.devices import machine
 from fico_export.devices.memory import available_bytes
+from fico_export.devices.nvidia import RTX, TENSORRT, Runtime
 from fico_export.errors import ConfigError
 
 # Host memory of a worker over the weights of its graph. Measured with TensorRT-RTX 1.7 on graphs of 0.6 and 3.6 GB (docs/build.md);
 # TensorRT's library of kernels alone takes 1.75 GB of host memory (NVIDIA/TensorRT issue 4493), and what follows is an estimate.
-_BASE_BYTES: dict[str, float] = {RTX: 0.7e9, "tensorrt": 2e9}
+_BASE_BYTES: dict[str, float] = {RTX.runtime: 0.7e9, TENSORRT.runtime: 2e9}
 _PER_WEIGHT_BYTE = 3.1
 _PLAN_PER_WEIGHT_BYTE = 1.1
 _PLAN_BYTES = 32 * 2**20  # kernels for some compute capabilities

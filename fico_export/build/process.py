@@ -11,14 +11,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from fico_export import documents, extras
-from fico_export.build.compile import RTX, Runtime, Task
+from fico_export import documents
+from fico_export.build.compile import Task
 from fico_export.build.worker import Job, Made
 from fico_export.bundle.engines import Options
 from fico_export.devices import machine
+from fico_export.devices.nvidia import JETPACK, RTX, TENSORRT, Runtime, of_runtime
 from fico_export.errors import BuildError, ConfigError, DiskError
 
-_NAMES = {"tensorrt": "TensorRT", RTX: "TensorRT-RTX"}
 _LAST_WORDS = 2000  # characters of what a worker that died wrote
 
 
@@ -70,7 +70,7 @@ def _work(job: Job) -> Generator[dict[str, Any], None, None]:
         ConfigError: its library is missing.
         DiskError: the disk is full.
     """
-    what = job.task.graph.name if job.task else _NAMES[job.runtime]
+    what = job.task.graph.name if job.task else of_runtime(job.runtime).name
     with tempfile.TemporaryFile() as errors, _worker(errors) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -111,7 +111,9 @@ def _worker(errors: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
 
 def _error(said: dict[str, Any], runtime: Runtime) -> Exception:
     if said["kind"] == "missing":
-        return ConfigError(f"{_NAMES[runtime]} cannot be loaded: {said['error']}", fix=_install(runtime))
+        return ConfigError(
+            f"{of_runtime(runtime).name} cannot be loaded: {said['error']}", fix=_install(runtime)
+        )
     if said["kind"] == "disk":
         return DiskError(
             f"the engine did not fit: {said['error']}", fix="free some space on the bundle's disk"
@@ -120,14 +122,14 @@ def _error(said: dict[str, Any], runtime: Runtime) -> Exception:
 
 
 def _install(runtime: Runtime) -> str:
-    if runtime == RTX:
-        return extras.install("rtx")
+    if runtime == RTX.runtime:
+        return RTX.install
     if machine.jetson_linux(Path("/")):
         return (
-            "JetPack brings it: sudo apt install nvidia-jetpack; a virtual environment sees it when made with "
+            f"JetPack brings it: {JETPACK}; a virtual environment sees it when made with "
             "--system-site-packages; then pip install polygraphy"
         )
-    return f"{extras.install('tensorrt')}; with --emit-trtexec none is needed here"
+    return f"{TENSORRT.install}; with --emit-trtexec none is needed here"
 
 
 def _death(code: int, what: str, words: str, options: Options) -> BuildError:

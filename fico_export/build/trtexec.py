@@ -17,6 +17,7 @@ from fico_export import tables
 from fico_export.build.jobs import SEQUENCE, Job
 from fico_export.bundle.engines import FOLDER, Options
 from fico_export.bundle.manifest import TensorSpec
+from fico_export.devices.nvidia import TENSORRT
 from fico_export.devices.targets import Target
 from fico_export.errors import ConfigError
 from fico_export.tables import Record
@@ -97,7 +98,7 @@ def write(bundle: Path, target: Target, jobs: Sequence[Job], options: Options) -
     Raises:
         ConfigError: the target's library has no trtexec, or its trtexec does not know an option.
     """
-    if target.parser is None or target.parser.runtime != "tensorrt":
+    if target.parser is None or target.parser.runtime != TENSORRT.parser:
         raise ConfigError(
             f"there is no trtexec for target {target.name}",
             fix="build without --emit-trtexec: no GPU is needed",

@@ -21,7 +21,8 @@ import threading
 from pathlib import Path
 from typing import Any, TextIO
 
-from fico_export.build.compile import Runtime, Task, compile_engine
+from fico_export.build.compile import Task, compile_engine
+from fico_export.devices.nvidia import Runtime
 from fico_export.errors import BuildError
 from fico_export.tables import Record
 

@@ -9,14 +9,14 @@ import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from fico_export.bundle import files
 from fico_export.bundle.engines import FILE_NAME, FOLDER, Build, Engine
 from fico_export.bundle.manifest import Graph, Manifest
+from fico_export.devices import nvidia
+from fico_export.devices.nvidia import Runtime
 from fico_export.errors import BundleError
 
-NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 # Majors whose version-compatible engines a later major runs (NVIDIA's support matrix of 11.4.1).
 _ACROSS_MAJORS = {(10, 11)}
 _AMPERE = (8, 0)
@@ -37,7 +37,7 @@ class Host:
         gpu: its name.
     """
 
-    runtime: Literal["tensorrt", "tensorrt_rtx"]
+    runtime: Runtime
     version: str
     platform: str
     compute_capability: str
@@ -57,7 +57,7 @@ def built_targets(bundle: Path) -> list[str]:
     return sorted(p.name for p in places if (p / FILE_NAME).exists() or any(p.glob("*.engine")))
 
 
-def builds_of(bundle: Path, runtime: str) -> tuple[list[Build], list[BundleError]]:
+def builds_of(bundle: Path, runtime: Runtime) -> tuple[list[Build], list[BundleError]]:
     """What a bundle's engines of a library say of themselves, and what is wrong with any engines that cannot be read."""
     read = [_read(bundle, target) for target in built_targets(bundle)]
     found = [build for build in read if isinstance(build, Build) and build.runtime == runtime]
@@ -77,15 +77,16 @@ def require_host(bundle: Path, build: Build, host: Host) -> None:
     """
     fix = f"build them here: {rebuild(bundle, build.target)}"
     place = f"{FOLDER}/{build.target}"
-    if build.runtime != host.runtime:
+    built, here = nvidia.of_runtime(build.runtime), nvidia.of_runtime(host.runtime)
+    if built != here:
         raise BundleError(
-            f"the engines in {place} are {NAMES[build.runtime]}'s, and {NAMES[host.runtime]} was to run them",
-            fix=f"give --backend {'rtx' if build.runtime == 'tensorrt_rtx' else 'trt'}, or build for a target of {NAMES[host.runtime]}",
+            f"the engines in {place} are {built.name}'s, and {here.name} was to run them",
+            fix=f"give --backend {built.backend}, or build for a target of {here.name}",
         )
     if not _runs_version(build, host.version):
         compatible = ", version-compatible" if build.options.version_compatible else ""
         raise BundleError(
-            f"the engines in {place} were built with {NAMES[build.runtime]} {build.version}{compatible}; "
+            f"the engines in {place} were built with {built.name} {build.version}{compatible}; "
             f"{host.version} is installed here",
             fix=fix,
         )
@@ -99,7 +100,9 @@ def require_host(bundle: Path, build: Build, host: Host) -> None:
             "ampere_plus": " (and Ampere or later)",
             "same_compute_capability": " (any GPU of that)",
         }[build.options.hardware_compatibility]
-        flag = f" --compute-capability {host.compute_capability}" if build.runtime == "tensorrt_rtx" else ""
+        flag = (
+            f" --compute-capability {host.compute_capability}" if build.runtime == nvidia.RTX.runtime else ""
+        )
         raise BundleError(
             f"the engines in {place} are for compute capability {', '.join(build.compute_capabilities)}{reach}; "
             f"{host.gpu} has {host.compute_capability}",
@@ -223,14 +226,14 @@ def _runs_version(build: Build, version: str) -> bool:
     built, here = _numbers(build.version), _numbers(version)
     if built == here:
         return True
-    if not build.options.version_compatible or build.runtime == "tensorrt_rtx":
+    if not build.options.version_compatible or build.runtime == nvidia.RTX.runtime:
         return False
     return (built[0] == here[0] and built < here) or (built[0], here[0]) in _ACROSS_MAJORS
 
 
 def _runs_platform(build: Build, here: str) -> bool:
     """TensorRT-RTX's engines are the same for Linux and Windows; TensorRT's are not."""
-    if build.runtime == "tensorrt_rtx":
+    if build.runtime == nvidia.RTX.runtime:
         return build.platform.rpartition("-")[2] == here.rpartition("-")[2]
     return build.platform == here
 
@@ -238,7 +241,9 @@ def _runs_platform(build: Build, here: str) -> bool:
 def _runs_gpu(build: Build, capability: str) -> bool:
     if capability in build.compute_capabilities:
         return True
-    ampere = build.options.hardware_compatibility == "ampere_plus" and build.runtime == "tensorrt"
+    ampere = (
+        build.options.hardware_compatibility == "ampere_plus" and build.runtime == nvidia.TENSORRT.runtime
+    )
     return ampere and _capability(capability) >= _AMPERE
 
 

@@ -20,6 +20,7 @@ from fico_export.bundle.bounds import (
     Sha256,
     bundle_path,
 )
+from fico_export.devices.nvidia import Runtime
 from fico_export.errors import BundleError
 from fico_export.tables import Record
 
@@ -100,7 +101,7 @@ class Build(Record):
 
     schema_version: int = Field(SCHEMA_VERSION, strict=True, ge=1)
     target: Label
-    runtime: Literal["tensorrt", "tensorrt_rtx"]
+    runtime: Runtime
     version: Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9A-Za-z+-]{1,32}){0,8}$")]
     platform: Label
     compute_capabilities: list[Annotated[str, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,3})?$")]] = Field(

@@ -6,12 +6,13 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fico_export.cli.console import StageProgress, human_bytes, print_json, say
 from fico_export.cli.options import BundleArgument, DebugOption, DevicesOption, JsonOption
+from fico_export.devices.nvidia import RTX, TENSORRT
 from fico_export.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -160,11 +161,11 @@ def _options(
 
     from fico_export.bundle.engines import Options
 
-    rtx = target.parser is not None and target.parser.runtime == "rtx"
+    rtx = target.parser is not None and target.parser.runtime == RTX.parser
     if rtx and (hardware != "none" or version_compatible):
         flag = "--version-compatible" if version_compatible else "--hardware-compatibility"
         raise ConfigError(
-            f"TensorRT-RTX has no {flag}",
+            f"{RTX.name} has no {flag}",
             fix="drop it: --compute-capability, given again and again, says which GPUs run the engine",
         )
     if not 0 <= level <= 5:
@@ -265,7 +266,7 @@ def _line(row: Row) -> str:
 def _next(bundle: Path, target: Target, rest: Sequence[str]) -> str:
     if rest:
         return f"next: fico build {bundle} --target {target.name}, for {', '.join(rest)}"
-    backend: Literal["rtx", "trt"] = "rtx" if target.compute_capabilities else "trt"
+    backend = (RTX if target.compute_capabilities else TENSORRT).backend
     return f'next: fico run {bundle} --backend {backend} --image PICTURE --prompt "What is in the picture?"'
 
 

@@ -18,8 +18,8 @@ from fico_export import extras
 from fico_export.cli.console import human_bytes, print_json, put
 from fico_export.cli.options import DebugOption, JsonOption
 from fico_export.devices import machine
+from fico_export.devices.nvidia import BINDINGS, JETPACK, RTX, TENSORRT
 
-_RTX_PACKAGES = ("tensorrt_rtx", "tensorrt_rtx_cu13", "tensorrt_rtx_cu12")
 _TIGHT = 0.6  # of a Jetson's memory: the desktop of an 8 GB board takes a third of it
 _SMALL = 17e9  # boards of up to 16 GB build engines only with swap
 _CMA = 900 * 2**20  # 950 MiB is what users of 8 GB boards needed (hokwangchoi/jetson-orin-nano-benchmarks)
@@ -92,11 +92,7 @@ def _cuda(root: Path, jetson: bool) -> Finding:
     version = machine.cuda(root)
     if version:
         return Finding("CUDA", f"toolkit {version}")
-    fix = (
-        "sudo apt install nvidia-jetpack"
-        if jetson
-        else "none is needed to run; ONNX Runtime and TensorRT bring theirs"
-    )
+    fix = JETPACK if jetson else "none is needed to run; ONNX Runtime and TensorRT bring theirs"
     return Finding("CUDA", "no toolkit at /usr/local/cuda", "note", fix)
 
 
@@ -141,28 +137,28 @@ def _speed(mode: machine.PowerMode) -> float:
 
 
 def _tensorrt(root: Path, installed: dict[str, str], jetson: bool) -> Iterator[Finding]:
-    version = machine.tensorrt(root) or installed.get("tensorrt")
+    version = machine.tensorrt(root) or TENSORRT.installed(installed)
     if version:
-        yield Finding("TensorRT", version)
+        yield Finding(TENSORRT.name, version)
     else:
-        fix = "sudo apt install nvidia-jetpack" if jetson else extras.install("tensorrt")
-        yield Finding("TensorRT", "not installed", "note", f"to build engines: {fix}")
-    rtx = next((installed[name] for name in _RTX_PACKAGES if name in installed), None)
+        fix = JETPACK if jetson else TENSORRT.install
+        yield Finding(TENSORRT.name, "not installed", "note", f"to build engines: {fix}")
+    rtx = RTX.installed(installed)
     if rtx:
-        yield Finding("TensorRT-RTX", rtx)
+        yield Finding(RTX.name, rtx)
     elif not jetson:  # it builds for no Jetson
-        fix = f"to build engines for GeForce and RTX without a GPU here: {extras.install('rtx')}"
-        yield Finding("TensorRT-RTX", "not installed", "note", fix)
+        fix = f"to build engines for GeForce and RTX without a GPU here: {RTX.install}"
+        yield Finding(RTX.name, "not installed", "note", fix)
     yield from _bindings(version or rtx, installed)
 
 
 def _bindings(library: str | None, installed: dict[str, str]) -> Iterator[Finding]:
     """What runs engines, beside the library that builds them; of no use without it."""
-    if "cuda_bindings" in installed:
-        yield Finding("cuda-bindings", installed["cuda_bindings"])
+    if (found := installed.get(BINDINGS.replace("-", "_"))) is not None:
+        yield Finding(BINDINGS, found)
     elif library:
         fix = "to run engines: pip install cuda-bindings; 'cuda-bindings<13' where the driver's CUDA is 12, as in JetPack 6"
-        yield Finding("cuda-bindings", "not installed", "note", fix)
+        yield Finding(BINDINGS, "not installed", "note", fix)
 
 
 def _memory(root: Path, jetson: bool) -> Iterator[Finding]:

@@ -100,10 +100,10 @@ def command(
 
 def _made(build: Build) -> str:
     """What engines were made with, and for which machines."""
-    from fico_export.bundle.engine_check import NAMES
+    from fico_export.devices.nvidia import of_runtime
 
     return (
-        f"{build.target}: {NAMES[build.runtime]} {build.version}, {build.platform}, "
+        f"{build.target}: {of_runtime(build.runtime).name} {build.version}, {build.platform}, "
         f"compute capability {', '.join(build.compute_capabilities)}{', ' + build.gpu if build.gpu else ''}, made {build.created}"
     )
 

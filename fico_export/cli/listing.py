@@ -128,13 +128,13 @@ def _targets() -> dict[str, dict[str, Any]]:
 
 
 def _verbose_targets() -> dict[str, dict[str, Any]]:
-    from fico_export.devices import parsers, targets
+    from fico_export.devices import nvidia, targets
 
     def describe(target: targets.Target) -> dict[str, Any]:
         parser = target.parser
         return {
             "summary": target.description,
-            "parser": f"{parsers.NAMES[parser.runtime]} {parser.version}" if parser else "",
+            "parser": f"{nvidia.of_parser(parser.runtime).name} {parser.version}" if parser else "",
             "jetpack": target.jetpack,
             "decoder": target.decoder,
             "opset": f"{target.opset}, IR {target.ir_version}",

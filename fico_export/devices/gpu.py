@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fico_export.devices import machine
+from fico_export.devices.nvidia import DRIVER
 
-_LIBRARY = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76  # of CUdevice_attribute
 _NAME_BYTES = 256
 
@@ -62,6 +61,6 @@ def find(library: Any = None) -> Gpu | None:
 
 def _driver() -> Any:
     try:
-        return ctypes.CDLL(_LIBRARY)
+        return ctypes.CDLL(DRIVER)
     except OSError:
         return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fico_export import documents
+from fico_export.devices.nvidia import TENSORRT
 from fico_export.errors import ConfigError
 
 # Jetson Linux (L4T) → JetPack, newest first: a release belongs to the last one that is not newer (jetson-containers'
@@ -103,7 +104,7 @@ def cuda(root: Path) -> str | None:
 def tensorrt(root: Path) -> str | None:
     """Version of TensorRT's Debian package without its build, such as 10.3.0.30; None where it is not installed."""
     found = packages(root)
-    for name in ("tensorrt", "libnvinfer-bin", *(f"libnvinfer{major}" for major in (11, 10, 8))):
+    for name in TENSORRT.debian:
         if name in found:
             return re.split(r"[+-]", found[name])[0]
     return None

@@ -18,6 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from fico_export.devices import parsers, targets
+from fico_export.devices.nvidia import of_parser
 from fico_export.devices.parsers import Rule
 from fico_export.devices.targets import Target
 from fico_export.errors import ConfigError
@@ -142,7 +143,7 @@ def _missing(node: ir.Node, target: Target) -> Violation:
 
 
 def _lifted(rule: Rule) -> str:
-    return ", ".join(f"{parsers.NAMES[runtime]} {version}" for runtime, version in rule.until.items())
+    return ", ".join(f"{of_parser(runtime).name} {version}" for runtime, version in rule.until.items())
 
 
 def _given(rule: Rule, node: ir.Node) -> str:

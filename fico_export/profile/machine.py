@@ -8,11 +8,12 @@ from importlib import metadata
 from pathlib import Path
 
 from fico_export.devices import machine
+from fico_export.devices.nvidia import BINDINGS, RTX, TENSORRT
 from fico_export.profile.record import Machine
 from fico_export.runtime.backends.ort.threads import default_threads
 
 _PACKAGES = (
-    "fico_export", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "cuda-bindings",
+    "fico_export", "numpy", "onnxruntime", "onnxruntime-gpu", TENSORRT.wheel, RTX.wheel, BINDINGS,
 )  # fmt: skip
 _SMI = ("name", "driver_version", "clocks.sm", "clocks.mem", "power.limit")
 

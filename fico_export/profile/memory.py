@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from fico_export.devices.nvidia import DRIVER
+
 _PEAK_ONLY = "5"  # what /proc/self/clear_refs takes to forget the peak (proc(5))
 
 
@@ -66,7 +68,7 @@ class DevicePeak:
 def cuda_free_bytes() -> Callable[[], int] | None:
     """What asks the CUDA driver how much of the first GPU's memory is free; None where there is no GPU."""
     try:
-        cuda: Any = ctypes.CDLL("libcuda.so.1")
+        cuda: Any = ctypes.CDLL(DRIVER)
     except OSError:
         return None
     context = ctypes.c_void_p()

@@ -10,9 +10,9 @@ import fico_export
 from fico_export.bundle import files
 from fico_export.bundle.engines import Build
 from fico_export.bundle.manifest import Manifest
-from fico_export.devices import targets
+from fico_export.devices import nvidia, targets
 from fico_export.errors import EngineError, InputError
-from fico_export.runtime.backends.trt.engine import CUDA_GRAPH, LIBRARIES
+from fico_export.runtime.backends.trt.engine import CUDA_GRAPH
 
 pytestmark = pytest.mark.gpu
 
@@ -20,9 +20,9 @@ QUESTION = "What is it?"
 ROWS = 128  # the least for a method inside the decoder
 
 
-@pytest.fixture(scope="module", params=sorted(LIBRARIES))
+@pytest.fixture(scope="module", params=[library.backend for library in nvidia.LIBRARIES])
 def backend(request):
-    pytest.importorskip(LIBRARIES[request.param], exc_type=ImportError)
+    pytest.importorskip(nvidia.of_backend(request.param).runtime, exc_type=ImportError)
     return request.param
 
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import resources
-from typing import Literal
 
 from pydantic import Field, model_validator
 
 from fico_export import tables
+from fico_export.devices.nvidia import LIBRARIES, ParserName
 from fico_export.tables import Record
-
-Runtime = Literal["tensorrt", "rtx"]
-NAMES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 
 
 class Parser(Record):
     """The parser of one version, such as TensorRT 10.3."""
 
-    runtime: Runtime
+    runtime: ParserName
     version: str = Field(pattern=r"^\d+\.\d+$")
 
 
@@ -36,7 +33,9 @@ class Since(Record):
 
     def __str__(self) -> str:
         """Such as `TensorRT 10.14, TensorRT-RTX 1.7`; empty for no version at all."""
-        return ", ".join(f"{NAMES[r]} {v}" for r in NAMES if (v := getattr(self, r)) is not None)
+        return ", ".join(
+            f"{library.name} {v}" for library in LIBRARIES if (v := getattr(self, library.parser)) is not None
+        )
 
 
 class Rule(Record):
@@ -65,7 +64,7 @@ class Rule(Record):
     outputs: int | None = None
     in_place: bool = False
     when: str | None = None
-    until: dict[Runtime, str] = Field(default_factory=dict)
+    until: dict[ParserName, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _looks_at_one_thing(self) -> Rule:

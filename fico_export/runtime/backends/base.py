@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fico_export.bundle.manifest import Manifest
+from fico_export.devices.nvidia import Runtime
 from fico_export.errors import FicoError, InputError
 
-Runtime = Literal["tensorrt", "tensorrt_rtx"]
 Array = npt.NDArray[np.generic]
 
 

@@ -1,7 +1,8 @@
-"""TensorRT-RTX engines."""
+"""TensorRT-RTX engines, which `fico build` makes."""
 
 from __future__ import annotations
 
+from fico_export.devices.nvidia import RTX
 from fico_export.runtime.backends.trt import of_library
 
-BACKEND = of_library("rtx", "tensorrt_rtx", "TensorRT-RTX engines, which `fico build` makes", rank=2)
+BACKEND = of_library(RTX, rank=2)

@@ -6,19 +6,20 @@ from functools import partial
 from pathlib import Path
 
 from fico_export.bundle.manifest import Manifest
+from fico_export.devices.nvidia import TENSORRT, Library
 from fico_export.errors import FicoError
-from fico_export.runtime.backends.base import Backend, Graphs, Runtime
+from fico_export.runtime.backends.base import Backend, Graphs
 
 
-def of_library(name: str, library: Runtime, summary: str, rank: int) -> Backend:
-    """The backend that runs the engines of one of NVIDIA's libraries."""
+def of_library(library: Library, rank: int) -> Backend:
+    """The backend that runs a library's engines."""
     return Backend(
-        name=name,
-        summary=summary,
+        name=library.backend,
+        summary=f"{library.name} engines, which `fico build` makes",
         rank=rank,
-        problem=partial(_problem, name),
-        open=partial(_open, name),
-        engines_of=library,
+        problem=partial(_problem, library.backend),
+        open=partial(_open, library.backend),
+        engines_of=library.runtime,
         on_gpu=True,
     )
 
@@ -39,4 +40,4 @@ def _open(name: str, folder: Path, manifest: Manifest, threads: int) -> Graphs:
     return Engines(folder, manifest, name, threads)
 
 
-BACKEND = of_library("trt", "tensorrt", "TensorRT engines, which `fico build` makes", rank=3)
+BACKEND = of_library(TENSORRT, rank=3)

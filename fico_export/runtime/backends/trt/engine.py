@@ -11,23 +11,16 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 
-from fico_export import extras
 from fico_export.bundle.engine_check import Host, Shape, this_platform
-from fico_export.devices import gpu
+from fico_export.devices import gpu, nvidia
 from fico_export.errors import ConfigError, EngineError
 from fico_export.runtime.backends.trt import cuda
 from fico_export.runtime.backends.trt.profiles import Profile, choose_profile
 
-# Backend → the library that it runs on.
-LIBRARIES: dict[str, Literal["tensorrt", "tensorrt_rtx"]] = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}
-INSTALL = {
-    "trt": "on Jetson: sudo apt install nvidia-jetpack; elsewhere " + extras.install("tensorrt"),
-    "rtx": extras.install("rtx"),
-}
 CUDA_GRAPH = "FICO_CUDA_GRAPH"
 _DTYPES = {
     "FLOAT": np.float32,
@@ -58,7 +51,8 @@ def library(backend: str) -> Any:
     Raises:
         ConfigError: it is not installed.
     """
-    name = LIBRARIES[backend]
+    of = nvidia.of_backend(backend)
+    name = of.runtime
     try:
         return importlib.import_module(name)
     except (
@@ -67,7 +61,10 @@ def library(backend: str) -> Any:
         RuntimeError,
     ) as error:  # its wheels raise either where a shared library is missing
         raise ConfigError(
-            f"backend {backend} cannot run: {name} cannot be imported: {error}", fix=INSTALL[backend]
+            f"backend {backend} cannot run: {name} cannot be imported: {error}",
+            fix=f"on Jetson: {nvidia.JETPACK}; elsewhere {of.install}"
+            if of == nvidia.TENSORRT
+            else of.install,
         ) from error
 
 
@@ -84,7 +81,13 @@ def host(backend: str) -> Host:
             f"backend {backend} cannot run: CUDA finds no NVIDIA GPU and driver",
             fix="install NVIDIA's driver, see `fico doctor`; or give --backend ort-cpu",
         )
-    return Host(LIBRARIES[backend], module.__version__, this_platform(), here.compute_capability, here.name)
+    return Host(
+        nvidia.of_backend(backend).runtime,
+        module.__version__,
+        this_platform(),
+        here.compute_capability,
+        here.name,
+    )
 
 
 class Device:
@@ -215,7 +218,7 @@ class Engine:
         Raises:
             EngineError: the GPU has not so much left.
         """
-        if self.device.backend == "rtx":
+        if self.device.backend == nvidia.RTX.backend:
             return None
         return cuda.DeviceMemory(self.scratch_bytes)
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fico_export.bundle.engine_check import (
-    NAMES,
     Host,
     builds_of,
     built_targets,
@@ -19,13 +18,13 @@ from fico_export.bundle.engine_check import (
 )
 from fico_export.bundle.engines import Build
 from fico_export.bundle.manifest import Manifest
-from fico_export.devices import targets
+from fico_export.devices import nvidia, targets
 from fico_export.errors import BundleError, ConfigError
 from fico_export.runtime.backends.base import Session
 from fico_export.runtime.backends.ort.sessions import open_embedding
 from fico_export.runtime.backends.trt import memory
 from fico_export.runtime.backends.trt.decoder import EngineDecoder
-from fico_export.runtime.backends.trt.engine import LIBRARIES, Device, Engine, cuda_graphs_wanted, host
+from fico_export.runtime.backends.trt.engine import Device, Engine, cuda_graphs_wanted, host
 from fico_export.runtime.backends.trt.session import EngineSession
 
 
@@ -110,13 +109,14 @@ def fitting_build(folder: Path, manifest: Manifest, backend: str) -> Build:
             f"{folder} is for target {manifest.target}, whose decoder has a cache that grows: it runs on ONNX Runtime alone",
             fix=f"export again with --target {_target_of(backend)}, then `fico build`; or give --backend ort-cuda or ort-cpu",
         )
-    builds, damaged = builds_of(folder, LIBRARIES[backend])
+    library = nvidia.of_backend(backend)
+    builds, damaged = builds_of(folder, library.runtime)
     if not builds and damaged:
         raise damaged[0]
     if not builds:
         others = ", ".join(built_targets(folder))
         raise BundleError(
-            f"{folder} has no engines of {NAMES[LIBRARIES[backend]]}{f', only for {others}' if others else ''}",
+            f"{folder} has no engines of {library.name}{f', only for {others}' if others else ''}",
             fix=rebuild(folder, manifest.target if _is_of(manifest.target, backend) else _target_of(backend)),
         )
     here = host(backend)
@@ -147,7 +147,7 @@ def _problem(folder: Path, manifest: Manifest, build: Build, here: Host) -> Bund
 
 def _is_of(target: str, backend: str) -> bool:
     parser = targets.get(target).parser
-    return parser is not None and (parser.runtime == "rtx") == (backend == "rtx")
+    return parser is not None and nvidia.of_parser(parser.runtime).backend == backend
 
 
 def _target_of(backend: str) -> str:
