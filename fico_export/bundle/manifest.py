@@ -29,6 +29,7 @@ from fico_export.bundle.consistency import first_contradiction
 from fico_export.errors import BundleError
 
 SCHEMA_VERSION = 4
+OLDEST = 3  # that is read too: it has no `request`
 FILE_NAME = "manifest.json"
 CLIP_TOKENIZER = "clip_tokenizer.json"
 AWQ_FILE = "awq.npz"
@@ -217,7 +218,7 @@ class Manifest(_Record):
 
     schema_version: int = Field(SCHEMA_VERSION, strict=True, ge=1)
     name: Label
-    request: dict[Label, Any] = Field(max_length=64)
+    request: dict[Label, Any] = Field({}, max_length=64)
     model: Model
     clip_text: Model | None = None
     reduction: Reduction
@@ -278,9 +279,9 @@ class Manifest(_Record):
                 f"{place} has schema version {version}; this fico_export reads {SCHEMA_VERSION}",
                 fix=f"{extras.UPDATE}; or export again with this version",
             )
-        if isinstance(version, int) and version < SCHEMA_VERSION:
+        if isinstance(version, int) and version < OLDEST:
             raise BundleError(
-                f"{place} has schema version {version}, of an earlier fico_export; this one reads {SCHEMA_VERSION}",
+                f"{place} has schema version {version}, of an earlier fico_export; this one reads {OLDEST} and {SCHEMA_VERSION}",
                 fix="export the model again",
             )
         try:
