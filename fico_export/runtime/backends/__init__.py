@@ -39,14 +39,19 @@ def get(name: str) -> Backend:
     return backend
 
 
-@cache
 def _modules() -> dict[str, str]:
     """Name → module of each backend."""
-    here = Path(__file__).parent
-    files = {path.stem: path for path in here.glob("*.py") if path.stem != "__init__"}
-    folders = {path.parent.name: path for path in here.glob("*/__init__.py")}
+    return _read(tuple(__path__))
+
+
+@cache
+def _read(folders: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, Path] = {}
+    for folder in map(Path, folders):
+        found |= {path.stem: path for path in folder.glob("*.py") if path.stem != "__init__"}
+        found |= {path.parent.name: path for path in folder.glob("*/__init__.py")}
     return {
         module.replace("_", "-"): module
-        for module, path in (files | folders).items()
+        for module, path in found.items()
         if _RECORD.search(path.read_text(encoding="utf-8"))
     }
