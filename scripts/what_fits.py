@@ -45,7 +45,7 @@ def table() -> list[str]:
     head: list[str] = []
     lines = []
     for name, alias in MODELS.items():
-        model, asked = open_architecture(alias), PlanRequest(DEFAULT, KEEP, max_context=ROWS)
+        model, asked = open_architecture(alias), PlanRequest(method=DEFAULT, keep=KEEP, max_context=ROWS)
         work = planner.count(model, asked)
         for flags, how in PRECISIONS.items():
             try:
