@@ -15,13 +15,12 @@ if TYPE_CHECKING:
     from fico_export.bundle.manifest import Manifest
     from fico_export.bundle.manifest import Model as Origin
     from fico_export.models.clip_text import Clip
-    from fico_export.models.parts.family import Architecture
-    from fico_export.models.parts.family import Vlm as Checkpoint
+    from fico_export.models.source import Architecture, SourceModel
     from fico_export.parity.report import Report
     from fico_export.runtime.images import ImageSource
     from fico_export.runtime.vlm import Vlm
 
-OriginT = TypeVar("OriginT", "Checkpoint", "Clip")
+OriginT = TypeVar("OriginT", "SourceModel", "Clip")
 
 
 def export(
@@ -176,10 +175,10 @@ def report(
         InputError: not a picture, or no prompt for a bundle that reads it.
     """
     from fico_export import models
-    from fico_export.report.write import Request, write_report
+    from fico_export.report.write import ReportRequest, write_report
     from fico_export.runtime.images import image_list
 
-    def checkpoint(folder: Path, manifest: Manifest) -> Checkpoint:
+    def checkpoint(folder: Path, manifest: Manifest) -> SourceModel:
         source = manifest.model.source
         if model is None and source != models.DEMO and not Path(source).is_absolute():
             raise CheckpointError(
@@ -188,7 +187,7 @@ def report(
             )
         return checkpoint_of(folder, manifest, model, clip_text)
 
-    request = Request(
+    request = ReportRequest(
         bundles=[Path(bundle) for bundle in bundles],
         out=Path(out),
         images=cast("list[ImageSource]", image_list(images)),
@@ -202,7 +201,7 @@ def report(
     return Path(out)
 
 
-def checkpoint_of(folder: Path, manifest: Manifest, model: str | None, clip_text: str | None) -> Checkpoint:
+def checkpoint_of(folder: Path, manifest: Manifest, model: str | None, clip_text: str | None) -> SourceModel:
     """The checkpoint that a bundle came from, with its CLIP model.
 
     Args:
@@ -254,7 +253,7 @@ def _sizes(weights: dict[str, int]) -> str:
     return f"{sum(weights.values())} bytes in {', '.join(sorted(weights))}"
 
 
-def _require_answerable(checkpoint: Checkpoint, progress: Progress) -> None:
+def _require_answerable(checkpoint: SourceModel, progress: Progress) -> None:
     """Have the runtime prepare a prompt with a picture, before hours are spent on graphs it could not use.
 
     Raises:
@@ -290,14 +289,14 @@ def _require_answerable(checkpoint: Checkpoint, progress: Progress) -> None:
         )
 
 
-def _source(model: str, checkpoint: Checkpoint) -> str:
+def _source(model: str, checkpoint: SourceModel) -> str:
     """What finds the model again from anywhere: a name as it is, a folder as an absolute path."""
     from fico_export import models
 
     return str(checkpoint.folder) if model != models.DEMO and Path(model).expanduser().is_dir() else model
 
 
-def open_checkpoint(model: str, revision: str | None) -> Checkpoint:
+def open_checkpoint(model: str, revision: str | None) -> SourceModel:
     """A loaded checkpoint; `demo` is the one that this package brings along."""
     from fico_export import demo, models
 

@@ -11,7 +11,7 @@ from fico_export import documents
 from fico_export.errors import ConfigError
 from fico_export.exporter.stream import Tokens
 from fico_export.models.decoders.base import EMBEDDINGS
-from fico_export.models.parts.family import Vlm
+from fico_export.models.source import SourceModel
 from fico_export.runtime.image_sources import beside
 from fico_export.runtime.images import ImageSource, load_image
 from fico_export.runtime.preprocess import ImageProcessor
@@ -20,7 +20,7 @@ from fico_export.runtime.prompt import Message, PromptFormatter
 _LINE = '{"image": "picture.png", "prompt": "What is in the picture?"}'
 
 
-def read_prompts(path: Path, checkpoint: Vlm) -> list[Tokens]:
+def read_prompts(path: Path, checkpoint: SourceModel) -> list[Tokens]:
     """Read a file of lines such as `{"image": "picture.png", "prompt": "…"}`, and make the decoder's input of each.
 
     All visual tokens go in, whatever the bundle's method keeps: which channels are large is the same for any part of them.
@@ -37,7 +37,7 @@ def read_prompts(path: Path, checkpoint: Vlm) -> list[Tokens]:
     return list(sequences(checkpoint, ((beside(path.parent, image), prompt) for image, prompt in entries)))
 
 
-def sequences(checkpoint: Vlm, entries: Iterable[tuple[ImageSource, str]]) -> Iterator[Tokens]:
+def sequences(checkpoint: SourceModel, entries: Iterable[tuple[ImageSource, str]]) -> Iterator[Tokens]:
     """The decoder's input for each picture and question, all visual tokens in it.
 
     Raises:

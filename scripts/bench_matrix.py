@@ -29,7 +29,7 @@ import typer
 from fico_export.bundle.output import anything, written_file
 from fico_export.errors import BuildError, ConfigError, FicoError
 from fico_export.profile import machine
-from fico_export.profile.measure import Request, profile
+from fico_export.profile.measure import ProfileRequest, profile
 
 MEASURES = ("ttft", "tpot", "end_to_end")
 RATIOS = (*MEASURES, "vision", "prefill", "decode")
@@ -76,7 +76,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Cells, bundles and tables.")] = Path("engines/matrix"),
 ) -> None:
     """Measure what is missing, then write the tables."""
-    request = Request(
+    request = ProfileRequest(
         threads=threads, iterations=iterations, warm_up=warm_up, new_tokens=new_tokens, in_turn=in_turn
     )
     wanted = [
@@ -112,12 +112,12 @@ def of_bundle(
                 yield Cell(model, precision, target, method, keep, backend)
 
 
-def measure(cell: Cell, request: Request, folder: Path) -> dict[str, Any]:
+def measure(cell: Cell, request: ProfileRequest, folder: Path) -> dict[str, Any]:
     """A cell's profile, its first bundle `none`; or why there is none."""
     base = Cell(cell.model, cell.precision, cell.target, "none", None, cell.backend)
     try:
         bundles = [made(c, folder) for c in (base, cell)]
-        given = Request(**{**vars(request), "backend": cell.backend})
+        given = ProfileRequest(**{**vars(request), "backend": cell.backend})
         return {"profile": profile(bundles, given).model_dump(mode="json")}
     except ConfigError as error:
         return {"refused": error.what}
@@ -145,7 +145,7 @@ def made(cell: Cell, folder: Path) -> Path:
     return bundle
 
 
-def require_same(path: Path, request: Request) -> dict[str, Any]:
+def require_same(path: Path, request: ProfileRequest) -> dict[str, Any]:
     """Where and how the cells are measured: one machine and one way for all that stand in one table."""
     here = machine.describe().model_dump(mode="json")
     now = {"machine": here, "request": {k: v for k, v in vars(request).items() if k not in ("backend",)}}

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 import fico_export
-from fico_export.profile.measure import PAUSE_SECONDS, Request, profile
+from fico_export.profile.measure import PAUSE_SECONDS, ProfileRequest, profile
 from fico_export.profile.picture import PROMPT, drawn
 from fico_export.profile.subject import Subject
 from fico_export.profile.worker import Job
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     args = parser.parse_args()
 
-    request = Request(
+    request = ProfileRequest(
         backend="ort-cpu", threads=args.threads, iterations=args.rounds, new_tokens=args.new_tokens
     )
     run = profile([args.bundle, args.bundle], request)

@@ -43,10 +43,10 @@ from fico_export.devices import targets
 from fico_export.errors import ConfigError
 from fico_export.exporter import checks, trace, weights
 from fico_export.exporter.cost import cost, of_reducer
-from fico_export.models.parts.family import Vlm
 from fico_export.models.ports import GraphModule, Ports, fixed
+from fico_export.models.source import SourceModel
 from fico_export.reducers.base.cues import Cues, Prompt
-from fico_export.reducers.base.plan import Plan, Step
+from fico_export.reducers.base.plan import ReductionPlan, Step
 
 LIMITS = {False: 0.03, True: 0.05}  # of a reducer's own share: greedy ones may take more
 START, STOP = "<!-- results -->", "<!-- end of results -->"
@@ -96,7 +96,7 @@ def main() -> None:
 class Bench:
     """One model, and the graph of `none` to compare with."""
 
-    def __init__(self, model: Vlm, folder: Path, threads: int, repeats: int) -> None:
+    def __init__(self, model: SourceModel, folder: Path, threads: int, repeats: int) -> None:
         self.model, self.folder, self.threads, self.repeats = model, folder, threads, repeats
         self.base_path = self.export(model.plan("none", None, {}))
         graph = ir.load(self.base_path).graph
@@ -143,7 +143,7 @@ class Bench:
             "flops_ratio": whole.flops / self.base.flops,
         } | engine
 
-    def export(self, plan: Plan) -> Path:
+    def export(self, plan: ReductionPlan) -> Path:
         """The vision graph alone, made as a bundle's is, checks included."""
         target = targets.get(targets.DEFAULT)
         path = self.folder / f"{plan.method}-k{plan.keep}.onnx"
@@ -156,7 +156,7 @@ class Bench:
         checks.check_graph(path, target, static=True)
         return path
 
-    def export_alone(self, plan: Plan, graph: ir.Graph) -> Path:
+    def export_alone(self, plan: ReductionPlan, graph: ir.Graph) -> Path:
         """A graph of what the reducers do in a vision graph, and nothing else; what they read are its inputs."""
         target = targets.get(targets.DEFAULT)
         calls = calls_in(self.model, plan, graph)
@@ -197,7 +197,7 @@ class Alone(GraphModule):
         return results
 
 
-def calls_in(model: Vlm, plan: Plan, graph: ir.Graph) -> list[Call]:
+def calls_in(model: SourceModel, plan: ReductionPlan, graph: ir.Graph) -> list[Call]:
     """How a plan's reducers are called in a vision graph, with tensors that have shapes and no values."""
     calls: list[Call] = []
     with torch.device("meta"), torch.no_grad():

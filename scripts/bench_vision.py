@@ -35,7 +35,7 @@ from fico_export.exporter.cost import cost, of_reducer
 from fico_export.logs.read import read_logs
 from fico_export.logs.records import Timed
 from fico_export.logs.stages import stage_of
-from fico_export.models.parts.family import Vlm
+from fico_export.models.source import SourceModel
 
 VISION: dict[str, Any] = {
     "hidden_size": 1024,
@@ -85,7 +85,7 @@ def main() -> None:
     print(json.dumps(result) if args.json else table(result))
 
 
-def export_vision(model: Vlm, method: str, keep: int | None, folder: Path) -> Path:
+def export_vision(model: SourceModel, method: str, keep: int | None, folder: Path) -> Path:
     """The vision graph alone, made as a bundle's is, checks included."""
     target = targets.get(targets.DEFAULT)
     plan = model.plan(method, keep, {})

@@ -18,8 +18,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from fico_export import models
 from fico_export.demo.checkpoint import write_random_checkpoint
 from fico_export.models.clip_text import Clip, TextConfig
-from fico_export.models.parts.checkpoint import Checkpoint
-from fico_export.models.parts.family import Vlm
+from fico_export.models.source import SourceModel
+from fico_export.models.weights import Weights
 
 VISION: dict[str, Any] = {
     "hidden_size": 1024,
@@ -38,7 +38,7 @@ TEXT: dict[str, Any] = {
 }
 
 
-def llava_7b(folder: Path) -> Vlm:
+def llava_7b(folder: Path) -> SourceModel:
     """LLaVA-1.5-7B, with a small vocabulary."""
     write_random_checkpoint(folder)
     path = folder / "config.json"
@@ -52,7 +52,7 @@ def llava_7b(folder: Path) -> Vlm:
     return models.load(folder)
 
 
-def clip_l(folder: Path, llava: Vlm) -> Clip:
+def clip_l(folder: Path, llava: SourceModel) -> Clip:
     """CLIP ViT-L/14-336, or one whose tower is as wide as that of another model; its tokenizer is missing."""
     channels = llava.shapes["multi_modal_projector.linear_1.weight"][1]
     text = TextConfig(
@@ -68,9 +68,9 @@ def clip_l(folder: Path, llava: Vlm) -> Clip:
         eos_id=49407,
     )
     _write(folder, {})
-    clip = Clip("clip-l", folder, None, Checkpoint(folder), text, channels, 1e-5, tokenizer="")
+    clip = Clip("clip-l", folder, None, Weights(folder), text, channels, 1e-5, tokenizer="")
     _write(folder, clip.shapes())
-    return replace(clip, checkpoint=Checkpoint(folder))
+    return replace(clip, checkpoint=Weights(folder))
 
 
 def _write(folder: Path, shapes: Mapping[str, Sequence[int]]) -> None:

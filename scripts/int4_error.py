@@ -23,8 +23,8 @@ from fico_export.demo import scenes
 from fico_export.exporter import awq, quantize
 from fico_export.exporter.rounding import quantize as round_blocks
 from fico_export.exporter.stream import Streamed, Tokens
-from fico_export.models.parts.checkpoint import Checkpoint
-from fico_export.models.parts.family import Vlm
+from fico_export.models.source import SourceModel
+from fico_export.models.weights import Weights
 from fico_export.progress import Silent
 from fico_export.runtime.prompt import PromptFormatter
 
@@ -47,13 +47,13 @@ def searched(weight: torch.Tensor, block: int, *, signed: bool) -> torch.Tensor:
     )
 
 
-def matrices(checkpoint: Vlm) -> Iterator[torch.Tensor]:
+def matrices(checkpoint: SourceModel) -> Iterator[torch.Tensor]:
     for i in range(checkpoint.decoder_config.layers):
         for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"):
             yield checkpoint.checkpoint.load(f"language_model.layers.{i}.{part}.weight").to(torch.float32)
 
 
-def errors(checkpoint: Vlm | None) -> None:
+def errors(checkpoint: SourceModel | None) -> None:
     """Relative RMSE of each rounding on each kind of tensor."""
     generator = np.random.RandomState(0)
     normal = generator.randn(512, 1536).astype(np.float32) * 0.02
@@ -101,7 +101,7 @@ def perplexity() -> None:
     others = [(scenes.render(scenes.scene(200_000 + i, "held-out")), "What is in the picture?") for i in range(8)]  # fmt: skip
     prompts = list(calibration.sequences(checkpoint, others))
 
-    def score(view: Checkpoint) -> tuple[float, float]:
+    def score(view: Weights) -> tuple[float, float]:
         streamed = Streamed(view, config, sequences)
         for i in range(config.layers):
             streamed.run(streamed.layer(i))

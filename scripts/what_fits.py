@@ -13,7 +13,7 @@ from fico_export.api import open_architecture
 from fico_export.devices import catalog
 from fico_export.errors import ConfigError
 from fico_export.plan import planner
-from fico_export.plan.planner import Request
+from fico_export.plan.planner import PlanRequest
 from fico_export.plan.roofline import Range
 from fico_export.reducers import DEFAULT
 
@@ -45,7 +45,7 @@ def table() -> list[str]:
     head: list[str] = []
     lines = []
     for name, alias in MODELS.items():
-        model, asked = open_architecture(alias), Request(DEFAULT, KEEP, max_context=ROWS)
+        model, asked = open_architecture(alias), PlanRequest(method=DEFAULT, keep=KEEP, max_context=ROWS)
         work = planner.count(model, asked)
         for flags, how in PRECISIONS.items():
             try:

@@ -27,8 +27,8 @@ from fico_export.devices import targets
 from fico_export.exporter import trace, weights
 from fico_export.exporter.cost import Cost, cost, count, of_reducer
 from fico_export.exporter.graphs import graph_jobs
-from fico_export.models.parts.family import Vlm
-from fico_export.reducers.base.plan import Plan
+from fico_export.models.source import SourceModel
+from fico_export.reducers.base.plan import ReductionPlan
 from fico_export.reducers.base.reducer import Site
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
@@ -188,7 +188,7 @@ def measured_costs(folder: Path) -> Costs:
     return costs
 
 
-def cells(model: Vlm, plan: Plan, whole: Cost) -> tuple[str, ...]:
+def cells(model: SourceModel, plan: ReductionPlan, whole: Cost) -> tuple[str, ...]:
     """A method's row of the table of costs; `whole` is what the vision graph costs with all tokens."""
     nodes, flops, vision = 0, "–", whole
     if plan.handed_over < plan.visual_tokens:
@@ -207,7 +207,7 @@ def cells(model: Vlm, plan: Plan, whole: Cost) -> tuple[str, ...]:
     )
 
 
-def traced(model: Vlm, plan: Plan, name: str) -> ir.Graph:
+def traced(model: SourceModel, plan: ReductionPlan, name: str) -> ir.Graph:
     """A graph of a bundle as it is exported, but for its weights."""
     target = targets.get(targets.DEFAULT)
     job = next(job for job in graph_jobs(model, plan, "fp32", target) if job.name == name)
@@ -217,7 +217,7 @@ def traced(model: Vlm, plan: Plan, name: str) -> ir.Graph:
     return graph.graph
 
 
-def prefill_flops(model: Vlm, plan: Plan) -> int:
+def prefill_flops(model: SourceModel, plan: ReductionPlan) -> int:
     """By formula, a key-value head for every query head; what the reducer itself computes is not in it."""
     config, step, total = model.decoder_config, plan.at(Site.DECODER_LAYER), 0
     live = plan.handed_over

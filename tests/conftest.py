@@ -77,6 +77,12 @@ def grid24_checkpoint(shared):
 
 
 @pytest.fixture(scope="session")
+def shallow24_checkpoint(shared):
+    """576 visual tokens of a tower with few layers, for each takes time to trace."""
+    return shared("shallow24", lambda folder: write_tiny(folder, vision=GRID24 | {"num_hidden_layers": 4}))
+
+
+@pytest.fixture(scope="session")
 def clip_checkpoint(shared):
     """A CLIP model whose vision tower is as wide as the tiny checkpoints'."""
     return shared("clip", write_clip)

@@ -64,11 +64,11 @@ def command(
     # These take torch: what is wrong with the request has been said before.
     from fico_export.api import open_architecture
     from fico_export.plan import advice
-    from fico_export.plan.planner import Request
+    from fico_export.plan.planner import PlanRequest
     from fico_export.reducers import with_method
 
     described = open_architecture(str(options.model), options.revision)
-    request = Request(**vars(with_method(options)), text_tokens=text_tokens, new_tokens=new_tokens)
+    request = PlanRequest(**vars(with_method(options)), text_tokens=text_tokens, new_tokens=new_tokens)
     found = advice.plan(described, request, chosen, folder)
     swept = advice.sweep(described, request, chosen) if sweep or out else []
     everywhere = advice.everywhere(described, request, folder) if chosen is None else []

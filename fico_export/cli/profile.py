@@ -102,14 +102,14 @@ def command(
     from fico_export.bundle import manifest
     from fico_export.bundle.output import require_writable
     from fico_export.errors import ConfigError
-    from fico_export.profile.measure import Request, profile
+    from fico_export.profile.measure import ProfileRequest, profile
     from fico_export.profile.picture import PROMPT
     from fico_export.profile.record import FILE_NAME, is_profile
 
     if not bundles:
         raise ConfigError("no BUNDLE to profile", fix="give the folder of at least one, or --logs FILE")
     picture = opened([image])[0] if image is not None else None
-    request = Request(
+    request = ProfileRequest(
         picture, PROMPT if prompt is None else prompt, backend, threads, iterations, warm_up, new_tokens, in_turn
     )  # fmt: skip
     if out is not None:

@@ -24,7 +24,7 @@ from fico_export.exporter.rounding import quantize
 from fico_export.exporter.stream import Streamed, Tokens
 from fico_export.exporter.views import View
 from fico_export.models.decoders.base import DecoderConfig, DecoderLayer
-from fico_export.models.parts.checkpoint import Checkpoint
+from fico_export.models.weights import Weights
 from fico_export.progress import Progress
 
 Factors = Mapping[str, npt.NDArray[np.float32]]
@@ -59,7 +59,7 @@ def foldable(group: Group, config: DecoderConfig) -> bool:
 
 
 def search(
-    checkpoint: Checkpoint,
+    checkpoint: Weights,
     config: DecoderConfig,
     prompts: Sequence[Tokens],
     record: Quantization,
@@ -92,7 +92,7 @@ def search(
     return factors
 
 
-def folded(checkpoint: Checkpoint, factors: Factors) -> View:
+def folded(checkpoint: Weights, factors: Factors) -> View:
     """The checkpoint with the factors folded in, which computes the same; the tensors they touch come back in FP32."""
     reads = {name: group.source for group in GROUPS for name in group.readers}
 

@@ -6,13 +6,13 @@ from fico_export.devices import targets
 from fico_export.devices.targets import Target
 from fico_export.errors import ConfigError
 from fico_export.models.decoders.base import DecoderConfig
-from fico_export.reducers.base.plan import Plan
+from fico_export.reducers.base.plan import ReductionPlan
 
 DEFAULT = 1024  # rows where none are asked for
 TEXT_ROWS = 64  # that a short question and answer take
 
 
-def cache_rows(target: Target, plan: Plan, context: int, asked: int | None) -> int | None:
+def cache_rows(target: Target, plan: ReductionPlan, context: int, asked: int | None) -> int | None:
     """Rows of the KV cache; None where the target's decoder has one that grows.
 
     Args:

@@ -14,9 +14,9 @@ from fico_export.exporter.repeat import TRACED, repeat_layers
 from fico_export.exporter.trace import trace
 from fico_export.models import decoders
 from fico_export.models.decoders.reducing import Prefill
-from fico_export.models.parts.family import Vlm
 from fico_export.models.ports import GraphModule
-from fico_export.reducers.base.plan import Plan
+from fico_export.models.source import SourceModel
+from fico_export.reducers.base.plan import ReductionPlan
 from fico_export.reducers.base.reducer import Site
 
 # By what a graph's weights are: of INT4 ones q4 computes in FP32, q4f16 in FP16.
@@ -54,8 +54,8 @@ class GraphJob:
 
 
 def graph_jobs(
-    model: Vlm,
-    plan: Plan,
+    model: SourceModel,
+    plan: ReductionPlan,
     precision: str,
     target: Target,
     quantization: Quantization | None = None,

@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fico_export.bundle.bounds import bundle_path
-from fico_export.models.parts.checkpoint import Checkpoint, Stored
+from fico_export.models.weights import Stored, Weights
 
 _DTYPES = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16"}
 # Smaller tensors would be kept inside the graph anyway.
@@ -66,7 +66,7 @@ def linkable(stored: Stored, dtype: ir.DataType) -> bool:
     )
 
 
-def link_files(checkpoint: Checkpoint, names: Iterable[str], dtype: ir.DataType, folder: Path) -> Links:
+def link_files(checkpoint: Weights, names: Iterable[str], dtype: ir.DataType, folder: Path) -> Links:
     """Link into `folder` the files that hold tensors a graph can use as they are.
 
     Args:
@@ -93,7 +93,7 @@ def link_files(checkpoint: Checkpoint, names: Iterable[str], dtype: ir.DataType,
 
 
 def written_bytes(
-    checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], dtype: ir.DataType, links: Links
+    checkpoint: Weights, shapes: Mapping[str, tuple[int, ...]], dtype: ir.DataType, links: Links
 ) -> int:
     """Bytes of the tensors that must be written, in `dtype`, because they are not linked."""
     return sum(

@@ -22,7 +22,7 @@ from fico_export.devices.targets import Target
 from fico_export.errors import ConfigError, ExportError, FicoError
 from fico_export.exporter.rounding import Blocks, quantize
 from fico_export.exporter.views import View
-from fico_export.models.parts.checkpoint import Checkpoint
+from fico_export.models.weights import Weights
 
 PRECISION = "int4"
 BLOCKS = (128, 32)
@@ -110,7 +110,7 @@ def total_bytes(shapes: Mapping[str, tuple[int, ...]], record: Quantization) -> 
     return int(total)
 
 
-def dequantized(checkpoint: Checkpoint, record: Quantization) -> View:
+def dequantized(checkpoint: Weights, record: Quantization) -> View:
     """The checkpoint as a runtime computes with it after quantisation: quantised tensors come back in FP32."""
 
     def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -123,7 +123,7 @@ def dequantized(checkpoint: Checkpoint, record: Quantization) -> View:
     return View(checkpoint, change)
 
 
-def bind(model: ir.Model, checkpoint: Checkpoint, record: Quantization) -> None:
+def bind(model: ir.Model, checkpoint: Weights, record: Quantization) -> None:
     """Replace each Transpose → MatMul on a tensor that is to be quantised by its quantised form, read when written.
 
     Args:
@@ -160,7 +160,7 @@ def bind(model: ir.Model, checkpoint: Checkpoint, record: Quantization) -> None:
 class _Source:
     """A quantised tensor, computed when its codes are read; the scales are kept until they are read in turn."""
 
-    def __init__(self, checkpoint: Checkpoint, name: str, bits: int, record: Quantization) -> None:
+    def __init__(self, checkpoint: Weights, name: str, bits: int, record: Quantization) -> None:
         self.name, self.bits, self.record = name, bits, record
         self.outputs, self.inputs = checkpoint.tensors[name].shape
         self.blocks = -(-self.inputs // record.block)

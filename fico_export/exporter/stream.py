@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fico_export.models.decoders.base import Decoder, DecoderConfig, DecoderLayer, causal_mask
-from fico_export.models.parts.checkpoint import Checkpoint
+from fico_export.models.weights import Weights
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -33,7 +33,7 @@ class Streamed:
         hidden: of each sequence, [1, S, C] after the layers that were run.
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, sequences: Sequence[Tokens]) -> None:
+    def __init__(self, checkpoint: Weights, config: DecoderConfig, sequences: Sequence[Tokens]) -> None:
         self._checkpoint, self._config, self._sequences = checkpoint, config, sequences
         with torch.device("meta"):
             self._decoder = Decoder(config, torch.float32)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from fico_export.models.parts.checkpoint import Checkpoint
+from fico_export.models.weights import Weights
 
 Change = Callable[[str, torch.Tensor], torch.Tensor]
 
 
-class View(Checkpoint):
+class View(Weights):
     """The tensors of a checkpoint, each passed through a function when it is read.
 
     Args:
@@ -19,7 +19,7 @@ class View(Checkpoint):
         change: (name, tensor as stored) → tensor of the same shape.
     """
 
-    def __init__(self, checkpoint: Checkpoint, change: Change) -> None:
+    def __init__(self, checkpoint: Weights, change: Change) -> None:
         self.folder, self.tensors, self.files = checkpoint.folder, checkpoint.tensors, checkpoint.files
         self._checkpoint, self._change = checkpoint, change
 

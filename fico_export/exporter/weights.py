@@ -14,16 +14,14 @@ from onnx_ir import external_data, tensor_adapters
 
 from fico_export.errors import ConfigError, FicoError
 from fico_export.exporter.links import SMALLEST_BYTES, Links
-from fico_export.models.parts.checkpoint import Checkpoint
+from fico_export.models.weights import Weights
 
 _TORCH_DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
 NO_LINKS = Links()
 _SHORT_WRITE = re.compile(r"requested and \d+ written")
 
 
-def bind(
-    model: ir.Model, checkpoint: Checkpoint, warn: Callable[[str], None], links: Links = NO_LINKS
-) -> None:
+def bind(model: ir.Model, checkpoint: Weights, warn: Callable[[str], None], links: Links = NO_LINKS) -> None:
     """Point every initializer named like a checkpoint tensor at that tensor: where it lies, or converted when it is read.
 
     A weight that must be converted and that the graph only transposes (torch keeps [out, in], MatMul takes [in, out]) is
@@ -129,7 +127,7 @@ def unwritten_bytes(model: ir.Model) -> int:
 
 
 def _lazy(
-    checkpoint: Checkpoint,
+    checkpoint: Weights,
     name: str,
     dtype: ir.DataType,
     warn: Callable[[str], None],

@@ -22,10 +22,10 @@ from fico_export.exporter import awq, checks, context, precision, quantize, stre
 from fico_export.exporter.graphs import GraphJob, graph_jobs
 from fico_export.exporter.links import Links, link_files, written_bytes
 from fico_export.models import clip_text
-from fico_export.models.parts.family import Files, Vlm
+from fico_export.models.source import Files, SourceModel
 from fico_export.options import ExportOptions
 from fico_export.progress import Progress
-from fico_export.reducers.base.plan import Plan
+from fico_export.reducers.base.plan import ReductionPlan
 
 _DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
 _TOOLS = ("fico_export", "torch", "transformers", "onnx", "onnxscript", "onnx-ir")
@@ -40,7 +40,7 @@ class Origin:
 
 
 def write_bundle(
-    model: Vlm,
+    model: SourceModel,
     origin: Origin,
     options: ExportOptions,
     progress: Progress,
@@ -147,7 +147,7 @@ def write_bundle(
 
 
 def _link(
-    model: Vlm, options: ExportOptions, quantization: manifest.Quantization | None, folder: Path
+    model: SourceModel, options: ExportOptions, quantization: manifest.Quantization | None, folder: Path
 ) -> Links:
     """Make the graphs' folder, with the checkpoint's files in it that they can use as they are.
 
@@ -166,14 +166,16 @@ def _link(
     return links
 
 
-def _weight_bytes(model: Vlm, options: ExportOptions, quantization: manifest.Quantization | None) -> int:
+def _weight_bytes(
+    model: SourceModel, options: ExportOptions, quantization: manifest.Quantization | None
+) -> int:
     """Bytes of all weights as the graphs hold them."""
     if quantization is not None:
         return quantize.total_bytes(model.shapes, quantization)
     return written_bytes(model.checkpoint, model.shapes, _DTYPES[str(options.precision)], Links())
 
 
-def _require_clip(model: Vlm, plan: Plan) -> None:
+def _require_clip(model: SourceModel, plan: ReductionPlan) -> None:
     """Refuse a plan that reads the text in CLIP's space without a CLIP model, and a CLIP model that nothing reads."""
     if plan.reads("clip_text") and model.clip is None:
         raise ConfigError(
@@ -237,11 +239,11 @@ def _write_texts(texts: Files, folder: Path) -> None:
 
 
 def _manifest(
-    model: Vlm,
+    model: SourceModel,
     origin: Origin,
     options: ExportOptions,
     device: catalog.Device | None,
-    plan: Plan,
+    plan: ReductionPlan,
     name: str,
     graphs: dict[str, manifest.Graph],
     embedding: manifest.Table | None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fico_export.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
-    from fico_export.models.parts.family import Architecture, Family, Vlm
+    from fico_export.models.source import Architecture, Family, SourceModel
 
 DEMO = "demo"
 CONFIG = ("config.json",)
@@ -37,7 +37,7 @@ def packaged(model: str) -> Path | None:
     return folder if folder and folder.is_dir() else None
 
 
-def load(folder: Path, revision: str | None = None) -> Vlm:
+def load(folder: Path, revision: str | None = None) -> SourceModel:
     """The model in a checkpoint folder.
 
     Raises:
@@ -59,7 +59,7 @@ def describe(folder: Path) -> Architecture:
 def _family(folder: Path) -> tuple[Family, dict[str, Any]]:
     """The family of a checkpoint, and the content of its config.json."""
     from fico_export.models.parts import identify, layouts
-    from fico_export.models.parts.checkpoint import read_json
+    from fico_export.models.weights import read_json
 
     config_path = folder / identify.CONFIG
     if not config_path.exists():
@@ -108,7 +108,7 @@ def find(model: str, revision: str | None = None, files: Sequence[str] = _FILES)
 def _refuse_before_download(hub_id: str, revision: str | None) -> None:
     """Look at the small files that say what a hub repository is, before its weights are downloaded."""
     from fico_export.models.parts import identify, layouts
-    from fico_export.models.parts.checkpoint import read_json
+    from fico_export.models.weights import read_json
 
     folder, _ = _download(hub_id, revision, identify.SMALL)
     if (folder / identify.CONFIG).is_file():

@@ -24,10 +24,10 @@ from fico_export import models, tokenizer
 from fico_export.errors import CheckpointError, ConfigError, unknown_name
 from fico_export.models.layers import LayerNorm
 from fico_export.models.parts import config_check
-from fico_export.models.parts.checkpoint import Checkpoint, read_json, read_text
 from fico_export.models.ports import GraphModule, Port, Ports
 from fico_export.models.towers.clip import ClipEncoder, ClipLayer, StackConfig
 from fico_export.models.vision import ClipSpace
+from fico_export.models.weights import Weights, read_json, read_text
 from fico_export.reducers.stages.filter import normalize
 from fico_export.reducers.stages.select import take
 
@@ -139,7 +139,7 @@ class Clip:
     source: str
     folder: Path
     revision: str | None
-    checkpoint: Checkpoint
+    checkpoint: Weights
     text: TextConfig
     vision_size: int
     vision_eps: float
@@ -206,7 +206,7 @@ def _load(folder: Path, revision: str | None, source: str) -> Clip:
             source=source,
             folder=folder,
             revision=revision,
-            checkpoint=Checkpoint(folder),
+            checkpoint=Weights(folder),
             text=TextConfig(
                 hidden_size=text.hidden_size,
                 intermediate_size=text.intermediate_size,

@@ -22,7 +22,7 @@ from fico_export.models.mergers.base import Merger
 from fico_export.models.ports import GraphModule, Port, Ports
 from fico_export.models.towers.base import Tower, TowerLayer
 from fico_export.reducers.base.cues import Cues, Prompt
-from fico_export.reducers.base.plan import Plan, Step
+from fico_export.reducers.base.plan import ReductionPlan, Step
 from fico_export.reducers.base.reducer import Reduction, Site
 
 
@@ -77,7 +77,7 @@ class VisionEncoder(GraphModule):
         self,
         tower: Tower,
         merger: Merger,
-        plan: Plan,
+        plan: ReductionPlan,
         feature_layers: tuple[int, ...],
         keeps_cls: bool,
     ) -> None:
@@ -174,7 +174,7 @@ class VisionEncoder(GraphModule):
         return cues
 
 
-def text_inputs(plan: Plan) -> tuple[str, ...]:
+def text_inputs(plan: ReductionPlan) -> tuple[str, ...]:
     """Names of the vision graph's inputs after the pixels, in their order."""
     embeds = ("text_embeds", "text_mask") if plan.text_length else ()
     return (*embeds, "clip_text") if plan.reads("clip_text") else embeds

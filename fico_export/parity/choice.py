@@ -15,8 +15,8 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from fico_export.bundle.generation_config import FILE_NAME, not_supported
 from fico_export.errors import CheckpointError
-from fico_export.models.parts.checkpoint import read_json
 from fico_export.models.parts.transformers_quiet import quiet_transformers
+from fico_export.models.weights import read_json
 
 
 def generate_scores(

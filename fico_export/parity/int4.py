@@ -16,12 +16,12 @@ from fico_export.bundle.manifest import Quantization
 from fico_export.exporter import awq, quantize
 from fico_export.exporter.stream import Streamed, Tokens
 from fico_export.models.decoders.base import EMBEDDINGS, DecoderConfig
-from fico_export.models.parts.checkpoint import Checkpoint
+from fico_export.models.weights import Weights
 from fico_export.parity.report import Check, Report
 from fico_export.progress import Progress
 
 
-def rounded(folder: Path, checkpoint: Checkpoint, record: Quantization) -> Checkpoint:
+def rounded(folder: Path, checkpoint: Weights, record: Quantization) -> Weights:
     """The checkpoint as a bundle's graphs compute with it."""
     if record.scheme == "awq":
         checkpoint = awq.folded(checkpoint, awq.load(folder))
@@ -37,7 +37,7 @@ class StreamedReference:
         config: of the decoder.
     """
 
-    def __init__(self, original: Checkpoint, quantised: Checkpoint, config: DecoderConfig) -> None:
+    def __init__(self, original: Weights, quantised: Weights, config: DecoderConfig) -> None:
         self._original, self._quantised, self._config = original, quantised, config
         self._table = original.load(EMBEDDINGS)
 

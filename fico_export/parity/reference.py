@@ -12,9 +12,9 @@ import torch
 from transformers import CLIPModel, LlavaForConditionalGeneration
 
 from fico_export.models.decoders.reducing import Prefill, WithPast
-from fico_export.models.parts.family import Vlm as Checkpoint
 from fico_export.models.parts.transformers_quiet import quiet_transformers
-from fico_export.reducers.base.plan import Plan
+from fico_export.models.source import SourceModel
+from fico_export.reducers.base.plan import ReductionPlan
 from fico_export.reducers.base.reducer import Site
 
 
@@ -80,7 +80,7 @@ class ReducedReference:
 
     kept: npt.NDArray[np.int64]
 
-    def __init__(self, checkpoint: Checkpoint, plan: Plan) -> None:
+    def __init__(self, checkpoint: SourceModel, plan: ReductionPlan) -> None:
         step = plan.at(Site.DECODER_LAYER)
         assert step is not None
         with torch.device("meta"):

@@ -14,7 +14,7 @@ import torch
 from fico_export.bundle.manifest import Manifest
 from fico_export.devices.memory import available_bytes
 from fico_export.errors import EngineError
-from fico_export.models.parts.family import Vlm as Checkpoint
+from fico_export.models.source import SourceModel
 from fico_export.parity.answers import Given, answers, compare_answers
 from fico_export.parity.int4 import StreamedReference, rounded
 from fico_export.parity.prompts import (
@@ -49,7 +49,7 @@ PICTURES = 4
 POSITIONS = [at + at // 5 for at in range(24)]  # with gaps, as those of kept tokens have
 
 
-def verify_bundle(folder: Path, checkpoint: Checkpoint, *, progress: Progress) -> Report:
+def verify_bundle(folder: Path, checkpoint: SourceModel, *, progress: Progress) -> Report:
     """Compare a bundle with its checkpoint.
 
     Args:
@@ -101,7 +101,7 @@ def verify_bundle(folder: Path, checkpoint: Checkpoint, *, progress: Progress) -
     return report
 
 
-def _int4(report: Report, vlm: Vlm, exact: Checkpoint, checkpoint: Checkpoint, progress: Progress) -> None:
+def _int4(report: Report, vlm: Vlm, exact: SourceModel, checkpoint: SourceModel, progress: Progress) -> None:
     """The graphs of an INT4 bundle against torch with the weights as rounded: one pass for all, layer by layer.
 
     A decoder that reduces needs its layers at once; where memory is short of them, that is skipped and said.
@@ -136,7 +136,7 @@ def _int4(report: Report, vlm: Vlm, exact: Checkpoint, checkpoint: Checkpoint, p
     _prefill(report, vlm, reference, ReducedReference(checkpoint, plan))
 
 
-def _no_room(checkpoint: Checkpoint, copies: float) -> str:
+def _no_room(checkpoint: SourceModel, copies: float) -> str:
     """Why so many copies of the weights in FP32 cannot be held; empty where they can, or the system does not tell."""
     needed = int(4 * copies * sum(np.prod(s, dtype=np.int64) for s in checkpoint.shapes.values()))
     if (available := available_bytes()) is None or available >= needed:
@@ -147,7 +147,7 @@ def _no_room(checkpoint: Checkpoint, copies: float) -> str:
 def _vision(
     report: Report,
     manifest: Manifest,
-    checkpoint: Checkpoint,
+    checkpoint: SourceModel,
     vlm: Vlm,
     pixels: list[npt.NDArray[np.float32]],
 ) -> None:
@@ -212,7 +212,7 @@ def _own_agreement(
 
 
 def _tower(
-    report: Report, checkpoint: Checkpoint, reference: Reference, pixels: npt.NDArray[np.float32]
+    report: Report, checkpoint: SourceModel, reference: Reference, pixels: npt.NDArray[np.float32]
 ) -> None:
     """Our torch tower without reduction against transformers': was the checkpoint read as it is meant?"""
     with torch.device("meta"):

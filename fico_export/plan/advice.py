@@ -12,8 +12,8 @@ from fico_export.devices import catalog
 from fico_export.devices.catalog import Device
 from fico_export.errors import ConfigError
 from fico_export.exporter import quantize
-from fico_export.models.parts.family import Architecture
-from fico_export.plan.planner import Estimate, Option, Request, Work, count, estimate, shares_memory
+from fico_export.models.source import Architecture
+from fico_export.plan.planner import Alternative, Estimate, PlanRequest, Work, count, estimate, shares_memory
 from fico_export.reducers import DEFAULT
 
 _BUDGETS = (192, 128, 64, 32)
@@ -21,7 +21,7 @@ _SMALLER_KEEP = 64
 
 
 def plan(
-    model: Architecture, request: Request, device: Device | None = None, folder: Path | None = None
+    model: Architecture, request: PlanRequest, device: Device | None = None, folder: Path | None = None
 ) -> Estimate:
     """Estimate a request on a device, and look for what would fit where it does not surely.
 
@@ -40,7 +40,7 @@ def plan(
     return replace(found, options=tuple(_options(model, request, device, found, folder)))
 
 
-def sweep(model: Architecture, request: Request, device: Device | None = None) -> list[Estimate]:
+def sweep(model: Architecture, request: PlanRequest, device: Device | None = None) -> list[Estimate]:
     """Estimates of budgets from N down, each in every precision that the device, or the target, has.
 
     Raises:
@@ -67,7 +67,7 @@ def sweep(model: Architecture, request: Request, device: Device | None = None) -
     return found
 
 
-def everywhere(model: Architecture, request: Request, folder: Path | None = None) -> list[Estimate]:
+def everywhere(model: Architecture, request: PlanRequest, folder: Path | None = None) -> list[Estimate]:
     """An estimate for each device that computes in the precision and runs the target, without what else would fit."""
     found, work = [], count(model, request)
     devices = catalog.load(folder).values()
@@ -76,7 +76,7 @@ def everywhere(model: Architecture, request: Request, folder: Path | None = None
     return found
 
 
-def _tried(model: Architecture, request: Request, device: Device | None, work: Work) -> list[Estimate]:
+def _tried(model: Architecture, request: PlanRequest, device: Device | None, work: Work) -> list[Estimate]:
     """The estimate, or none where the model, the target or the device does not have what is tried."""
     try:
         return [estimate(model, request, device, work)]
@@ -85,8 +85,8 @@ def _tried(model: Architecture, request: Request, device: Device | None, work: W
 
 
 def _options(
-    model: Architecture, request: Request, device: Device, asked: Estimate, folder: Path | None
-) -> Iterator[Option]:
+    model: Architecture, request: PlanRequest, device: Device, asked: Estimate, folder: Path | None
+) -> Iterator[Alternative]:
     """The fewest changes of the request, one on top of the other, that better its verdict; then another device."""
     changed, best = request, asked.verdict
     flags: dict[str, Any] = {}
@@ -96,7 +96,7 @@ def _options(
         verdict = tried[0].verdict if tried else None
         if verdict not in (None, best, "does not fit"):
             best = verdict
-            yield Option(_as_flags(flags), verdict)
+            yield Alternative(_as_flags(flags), verdict)
         if verdict == "fits":
             break
     moved = replace(request, precision=asked.precision, target=None)
@@ -106,11 +106,11 @@ def _options(
         if not alike or other.name == device.name:
             continue
         if any(e.verdict == "fits" for e in _tried(model, moved, other, work)):
-            yield Option(f"--device {other.name}", "fits")
+            yield Alternative(f"--device {other.name}", "fits")
             break
 
 
-def _changes(device: Device, request: Request, asked: Estimate) -> Iterator[dict[str, Any]]:
+def _changes(device: Device, request: PlanRequest, asked: Estimate) -> Iterator[dict[str, Any]]:
     """What takes less memory, the least harmful first, where the device and the target have it."""
     target, _ = catalog.resolve(device, request.target, asked.precision)
     needed = asked.prompt_tokens + request.new_tokens

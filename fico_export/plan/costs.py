@@ -23,8 +23,8 @@ from fico_export.exporter.quantize import bits_of
 from fico_export.models.decoders.base import Decoder, DecoderConfig
 from fico_export.models.decoders.plain import PlainDecoder
 from fico_export.models.decoders.reducing import Prefill
-from fico_export.models.parts.family import Architecture
-from fico_export.reducers.base.plan import Plan
+from fico_export.models.source import Architecture
+from fico_export.reducers.base.plan import ReductionPlan
 from fico_export.reducers.base.reducer import Site
 
 Flops = dict[str, int]  # part of a graph → its share
@@ -49,7 +49,7 @@ class Storage:
         return torch.float32 if widened else self.floats
 
 
-def vision_flops(model: Architecture, plan: Plan) -> Flops:
+def vision_flops(model: Architecture, plan: ReductionPlan) -> Flops:
     """One picture: `embedding` of patches, `tower`, `reducer`, `projector`.
 
     Raises:
@@ -75,7 +75,7 @@ def vision_flops(model: Architecture, plan: Plan) -> Flops:
     return parts | {"tower": counted[""] - sum(parts.values())}
 
 
-def prefill_flops(model: Architecture, plan: Plan, text_tokens: int) -> Flops:
+def prefill_flops(model: Architecture, plan: ReductionPlan, text_tokens: int) -> Flops:
     """A prompt of one picture and `text_tokens` others: `layers`, `reducer`, `head`.
 
     The head is of every row, and of the last one alone where the decoder reduces.
@@ -105,7 +105,7 @@ def decoder_flops(config: DecoderConfig, new: int, past: int = 0) -> Flops:
     return {"layers": one[""] - head + (config.layers - 1) * layer, "head": head}
 
 
-def vision_weights(model: Architecture, plan: Plan, storage: Storage) -> int:
+def vision_weights(model: Architecture, plan: ReductionPlan, storage: Storage) -> int:
     """Bytes."""
     with torch.device("meta"):
         return weight_bytes(model.vision(plan, storage.floats), storage.quantization)
@@ -152,7 +152,7 @@ def cache_bytes_per_row(config: DecoderConfig, storage: Storage) -> int:
     return bytes_per_row(config, storage.decoder.itemsize)
 
 
-def vision_activations(model: Architecture, plan: Plan, storage: Storage) -> tuple[int, int]:
+def vision_activations(model: Architecture, plan: ReductionPlan, storage: Storage) -> tuple[int, int]:
     """Bytes at the peak: where attention is one kernel, and where its scores are written out."""
     with torch.device("meta"):
         tower = model.vision(plan, storage.floats).vision_tower
@@ -203,7 +203,7 @@ def _count(module: nn.Module, *inputs: Tensor | list[Tensor]) -> dict[str, int]:
     return found | {"": counter.get_total_flops()}
 
 
-def _require_known(plan: Plan) -> None:
+def _require_known(plan: ReductionPlan) -> None:
     if plan.reads("clip_text"):
         raise ConfigError(
             f"--method {plan.method} compares in the space of a CLIP model, which config.json does not describe",

@@ -13,12 +13,12 @@ from fico_export.exporter import context
 from fico_export.exporter.precision import quantization, resolve
 from fico_export.models import decoders
 from fico_export.models.decoders.base import DecoderForm
-from fico_export.models.parts.family import Architecture
+from fico_export.models.source import Architecture
 from fico_export.options import ExportOptions
 from fico_export.plan import costs, roofline
 from fico_export.plan.costs import Flops, Storage
 from fico_export.plan.roofline import Kind, Range
-from fico_export.reducers.base.plan import Plan
+from fico_export.reducers.base.plan import ReductionPlan
 from fico_export.reducers.base.reducer import Site
 
 Verdict = Literal["fits", "may fit", "does not fit"]
@@ -30,7 +30,7 @@ _KINDS: dict[str, tuple[Kind, Kind]] = {  # of the tower and of the decoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(ExportOptions):
+class PlanRequest(ExportOptions):
     """What is to be planned: an export, whose method is named, and the text tokens of the prompt and of the answer."""
 
     text_tokens: int = 40
@@ -41,7 +41,7 @@ class Request(ExportOptions):
 class Work:
     """A request's plan, and the FLOPs of a picture and of the prompt, which no precision and no device changes."""
 
-    plan: Plan
+    plan: ReductionPlan
     vision: Flops
     prefill: Flops
 
@@ -93,7 +93,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Option:
+class Alternative:
     """Flags, or another device, by which it would fit."""
 
     flags: str
@@ -121,7 +121,7 @@ class Estimate:
     room: Range | None
     verdict: Verdict | None
     speeds: tuple[Speed, ...]
-    options: tuple[Option, ...] = ()
+    options: tuple[Alternative, ...] = ()
     note: str = ""
 
     @property
@@ -130,7 +130,7 @@ class Estimate:
         return min(self.speeds, key=lambda s: (s.first_token_ms.likely, s.token_ms.likely), default=None)
 
 
-def count(model: Architecture, request: Request) -> Work:
+def count(model: Architecture, request: PlanRequest) -> Work:
     """What a request has to compute.
 
     Raises:
@@ -141,7 +141,7 @@ def count(model: Architecture, request: Request) -> Work:
     return Work(made, costs.vision_flops(model, made), costs.prefill_flops(model, made, request.text_tokens))
 
 
-def estimate(model: Architecture, request: Request, device: Device | None, work: Work) -> Estimate:
+def estimate(model: Architecture, request: PlanRequest, device: Device | None, work: Work) -> Estimate:
     """The estimate alone, of what `count` found.
 
     Raises:
@@ -177,7 +177,7 @@ def estimate(model: Architecture, request: Request, device: Device | None, work:
     )
 
 
-def _rows(model: Architecture, made: Plan, request: Request, target: Target) -> list[int]:
+def _rows(model: Architecture, made: ReductionPlan, request: PlanRequest, target: Target) -> list[int]:
     """Rows of each layer's cache at the end of the answer, or all there are of a static one."""
     config = model.decoder_config
     static = context.cache_rows(target, made, config.context, request.max_context)
@@ -217,7 +217,7 @@ def _stages(
 def _memory(
     model: Architecture,
     work: Work,
-    request: Request,
+    request: PlanRequest,
     target: Target,
     storage: Storage,
     weights: Weights,
@@ -250,17 +250,17 @@ def _memory(
     return tuple(parts)
 
 
-def _in_place(target: Target, made: Plan) -> bool:
+def _in_place(target: Target, made: ReductionPlan) -> bool:
     """Whether a step writes its rows into the cache that it reads."""
     return _form(target, made).in_place
 
 
-def _last_row_only(target: Target, made: Plan) -> bool:
+def _last_row_only(target: Target, made: ReductionPlan) -> bool:
     """Whether prefill computes the logits of the last row alone."""
     return _form(target, made).last_row_only or made.at(Site.DECODER_LAYER) is not None
 
 
-def _form(target: Target, made: Plan) -> DecoderForm:
+def _form(target: Target, made: ReductionPlan) -> DecoderForm:
     return decoders.form(target.decoder, per_layer=made.at(Site.DECODER_LAYER) is not None)
 
 

@@ -31,7 +31,7 @@ PAUSE_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class Request:
+class ProfileRequest:
     """What to measure by.
 
     Args:
@@ -66,7 +66,7 @@ class Request:
                 )
 
 
-def profile(folders: Sequence[str | Path], request: Request, progress: Progress | None = None) -> Run:
+def profile(folders: Sequence[str | Path], request: ProfileRequest, progress: Progress | None = None) -> Run:
     """Measure bundles against each other; the same one twice is a control.
 
     Args:
@@ -125,7 +125,7 @@ def profile(folders: Sequence[str | Path], request: Request, progress: Progress 
 
 
 def _measure(
-    jobs: Sequence[Job], request: Request, progress: Progress, seen: Machine | None
+    jobs: Sequence[Job], request: ProfileRequest, progress: Progress, seen: Machine | None
 ) -> tuple[Machine, list[tuple[list[dict[str, Any]], dict[str, Any]]]]:
     """The machine from when the first answer of all counted to now; the counted answers and the last reply of each job."""
     answers: list[list[dict[str, Any]]] = [[] for _ in jobs]
@@ -165,7 +165,7 @@ def _picture_file(picture: ImageSource | None, scratch: Path) -> str | None:
     return str(file)
 
 
-def _job(folder: str | Path, request: Request, picture: str | None, scratch: str) -> Job:
+def _job(folder: str | Path, request: ProfileRequest, picture: str | None, scratch: str) -> Job:
     return Job(
         bundle=str(Path(folder).resolve()),
         picture=picture,
@@ -176,7 +176,7 @@ def _job(folder: str | Path, request: Request, picture: str | None, scratch: str
     )
 
 
-def _require_whole(answer: dict[str, Any], request: Request) -> None:
+def _require_whole(answer: dict[str, Any], request: ProfileRequest) -> None:
     if answer["new_tokens"] < request.new_tokens:
         raise ConfigError(
             f"the model's context is full after {answer['new_tokens']} of {request.new_tokens} new tokens",

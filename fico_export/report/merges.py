@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fico_export.models.parts.family import Vlm as Checkpoint
+from fico_export.models.source import SourceModel
 from fico_export.models.vision import Reduce, VisionEncoder, text_inputs
 from fico_export.reducers.base.cues import Cues
 from fico_export.reducers.base.plan import Step
@@ -83,7 +83,7 @@ class Trace:
         return parts
 
 
-def encoder(checkpoint: Checkpoint, method: str, keep: int, options: dict[str, Any]) -> VisionEncoder:
+def encoder(checkpoint: SourceModel, method: str, keep: int, options: dict[str, Any]) -> VisionEncoder:
     """The vision graph's module with its weights, in FP32."""
     plan = checkpoint.plan(method, keep, options)
     with torch.device("meta"):

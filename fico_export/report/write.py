@@ -23,17 +23,17 @@ from fico_export.runtime.images import load_image
 from fico_export.runtime.vlm import Vlm
 
 if TYPE_CHECKING:
-    from fico_export.models.parts.family import Vlm as Checkpoint
+    from fico_export.models.source import SourceModel
     from fico_export.report.graphs import Statistics
 
 NO_PROFILE = "No profile was given, and none lies in the bundles. `fico profile BUNDLE…` makes one: --profile FILE.json"
 NO_PICTURE = "No picture was given: --image PICTURE"
 
-Opener = Callable[[Path, Manifest], "Checkpoint"]
+Opener = Callable[[Path, Manifest], "SourceModel"]
 
 
 @dataclass(frozen=True)
-class Request:
+class ReportRequest:
     """What a page is to be of; as the arguments of `fico_export.api.report`.
 
     Attributes:
@@ -50,7 +50,7 @@ class Request:
     require_checkpoint: bool
 
 
-def write_report(request: Request, checkpoint_of: Opener, progress: Progress) -> None:
+def write_report(request: ReportRequest, checkpoint_of: Opener, progress: Progress) -> None:
     """Write the page; what is wrong with the request is found before the slow part.
 
     Args:
@@ -110,7 +110,7 @@ def _statistics(folder: Path, manifest: Manifest) -> list[Statistics]:
 
 
 def _gallery(
-    request: Request,
+    request: ReportRequest,
     bundles: list[tuple[Path, Manifest]],
     checkpoint_of: Opener,
     notes: list[str],

@@ -13,7 +13,7 @@ import fico_export
 from fico_export import demo, reducers
 from fico_export.cli.main import app, invoke
 from fico_export.demo import scenes
-from fico_export.models.parts.checkpoint import read_json
+from fico_export.models.weights import read_json
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 QUESTIONS = GOLDEN["questions"]

@@ -8,15 +8,15 @@ from tracing import decoder_graph
 from fico_export import models
 from fico_export.errors import ConfigError
 from fico_export.exporter import trace, weights
-from fico_export.models.parts.checkpoint import Checkpoint
+from fico_export.models.weights import Weights
 
 
 def test_no_large_weight_is_read_before_the_graph_is_written(grid24_checkpoint, monkeypatch, tmp_path):
     model = models.load(grid24_checkpoint)
     graph = decoder_graph(model)
     read = []
-    load = Checkpoint.load
-    monkeypatch.setattr(Checkpoint, "load", lambda self, name: read.append(name) or load(self, name))
+    load = Weights.load
+    monkeypatch.setattr(Weights, "load", lambda self, name: read.append(name) or load(self, name))
     weights.bind(graph, model.checkpoint, lambda text: None)
     trace.simplify(graph)
 
@@ -42,8 +42,8 @@ def test_matrices_are_stored_as_matmul_takes_them(grid24_checkpoint, tmp_path):
 def test_a_value_that_fp16_cannot_hold_is_refused(grid24_checkpoint, monkeypatch, tmp_path):
     model = models.load(grid24_checkpoint)
     graph = decoder_graph(model, "fp16")
-    load = Checkpoint.load
-    monkeypatch.setattr(Checkpoint, "load", lambda self, name: load(self, name) * 1e7)
+    load = Weights.load
+    monkeypatch.setattr(Weights, "load", lambda self, name: load(self, name) * 1e7)
     weights.bind(graph, model.checkpoint, lambda text: None)
     with pytest.raises(ConfigError, match="beyond the range of FLOAT16"), weights.own_errors():
         weights.save(graph, tmp_path / "decoder.onnx", lambda count: None)

@@ -12,7 +12,7 @@ from transformers import LlavaForConditionalGeneration
 
 from fico_export import models
 from fico_export.errors import CheckpointError
-from fico_export.models.parts.checkpoint import Checkpoint, canonical
+from fico_export.models.weights import Weights, canonical
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -264,7 +264,7 @@ def test_a_header_that_lies_is_refused(checkpoint, header, data):
     (checkpoint / SINGLE).write_bytes(struct.pack("<Q", len(text)) + text + bytes(data))
 
     with pytest.raises(CheckpointError, match=SINGLE):
-        Checkpoint(checkpoint)
+        Weights(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_a_header_that_is_no_json_within_limits_is_refused(checkpoint, text):
     (checkpoint / SINGLE).write_bytes(struct.pack("<Q", len(text)) + text)
 
     with pytest.raises(CheckpointError, match=SINGLE):
-        Checkpoint(checkpoint)
+        Weights(checkpoint)
 
 
 @pytest.mark.parametrize("length", [2**63, 2**64 - 1, 60 * 2**20, 100])
@@ -284,12 +284,12 @@ def test_a_header_that_claims_to_be_long_is_not_read(checkpoint, length):
         file.truncate(50 * 2**20 if length != 100 else 10)
 
     with pytest.raises(CheckpointError, match="a header of"):
-        Checkpoint(checkpoint)
+        Weights(checkpoint)
 
 
 def test_a_pointer_of_git_lfs_is_named(checkpoint):
     (checkpoint / SINGLE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
 
     with pytest.raises(CheckpointError, match="pointer of Git LFS") as caught:
-        Checkpoint(checkpoint)
+        Weights(checkpoint)
     assert caught.value.fix == f"git -C {checkpoint} lfs pull"

@@ -16,7 +16,7 @@ from fico_export.bundle.manifest import Manifest
 from fico_export.exporter import cost, trace
 from fico_export.plan import advice, planner
 from fico_export.plan.costs import Storage, vision_flops, vision_weights
-from fico_export.plan.planner import Request
+from fico_export.plan.planner import PlanRequest
 
 TEXT = 20
 TYPES = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
@@ -104,7 +104,7 @@ def test_a_bundle_of_576_tokens_costs_what_was_planned(grid24_checkpoint, make_b
     bundle = make_bundle(grid24_checkpoint, 64, method=method, verify=False, **options)
     planned = advice.plan(
         open_architecture(str(grid24_checkpoint)),
-        Request(method, 64, text_tokens=TEXT, new_tokens=9, **options),
+        PlanRequest(method=method, keep=64, text_tokens=TEXT, new_tokens=9, **options),
     )
     vision, prefill, decode = planned.stages
     prompt, past = 64 + TEXT, planned.rows - 1
@@ -137,7 +137,9 @@ def test_a_decoder_that_reduces_costs_what_was_planned(tiny_checkpoint, make_bun
     )
     planned = advice.plan(
         open_architecture(str(tiny_checkpoint)),
-        Request("fastv", 16, {"layer": 1}, "fp16", text_tokens=TEXT, new_tokens=9),
+        PlanRequest(
+            method="fastv", keep=16, settings={"layer": 1}, precision="fp16", text_tokens=TEXT, new_tokens=9
+        ),
     )
     vision, prefill, _ = planned.stages
 
@@ -157,7 +159,8 @@ def test_a_static_cache_is_counted_whole_where_the_decoder_reduces(tiny_checkpoi
     asked = {"settings": {"layer": 1}, "precision": "fp16", "target": "trt-10.3", "max_context": 256}
     bundle = make_bundle(tiny_checkpoint, 16, method="fastv", verify=False, **asked)
     planned = advice.plan(
-        open_architecture(str(tiny_checkpoint)), Request("fastv", 16, text_tokens=TEXT, new_tokens=9, **asked)
+        open_architecture(str(tiny_checkpoint)),
+        PlanRequest(method="fastv", keep=16, text_tokens=TEXT, new_tokens=9, **asked),
     )
     _, prefill, decode = planned.stages
 
@@ -176,7 +179,9 @@ def test_a_static_cache_is_counted_whole_where_the_decoder_reduces(tiny_checkpoi
 def test_the_ort_targets_packed_weights_are_counted(tiny_checkpoint, make_bundle):
     options = {"precision": "int4", "block": 128, "target": "ort", "quantize_head": "int8"}
     bundle = make_bundle(tiny_checkpoint, 16, method="uniform", verify=False, **options)
-    planned = advice.plan(open_architecture(str(tiny_checkpoint)), Request("uniform", 16, **options))
+    planned = advice.plan(
+        open_architecture(str(tiny_checkpoint)), PlanRequest(method="uniform", keep=16, **options)
+    )
 
     graph = Manifest.load(bundle).graph("decoder_model_merged")
     model = ir.load(bundle / graph.file)
@@ -184,7 +189,7 @@ def test_the_ort_targets_packed_weights_are_counted(tiny_checkpoint, make_bundle
 
 
 def test_llava_7b_costs_what_was_published(llava_7b):
-    planned = advice.plan(llava_7b, Request("none", precision="fp16", text_tokens=40))
+    planned = advice.plan(llava_7b, PlanRequest(method="none", precision="fp16", text_tokens=40))
     vision, prefill, _ = planned.stages
 
     assert vision.flops["embedding"] + vision.flops["tower"] == pytest.approx(366e9, rel=1e-2)
@@ -198,20 +203,22 @@ def test_llava_7b_costs_what_was_published(llava_7b):
 
 @pytest.mark.parametrize(("keep", "tflop"), [(192, 3.0), (64, 1.35)])
 def test_fewer_tokens_cost_what_was_published(llava_7b, keep, tflop):
-    flops = planner.count(llava_7b, Request("uniform", keep)).prefill["layers"]
+    flops = planner.count(llava_7b, PlanRequest(method="uniform", keep=keep)).prefill["layers"]
 
     assert flops - 32 * 2 * (keep + 40) ** 2 * 4096 == pytest.approx(tflop * 1e12, rel=2e-2)
 
 
 def test_llava_7b_has_half_a_mebibyte_of_cache_per_token(llava_7b):
-    fixed = advice.plan(llava_7b, Request("none", target="trt-10.3", precision="fp16", max_context=1024))
+    fixed = advice.plan(
+        llava_7b, PlanRequest(method="none", target="trt-10.3", precision="fp16", max_context=1024)
+    )
 
     (cache,) = [part.bytes.likely for part in fixed.memory if part.name == "KV cache"]
     assert cache == 1024 * 2**19
 
 
 def test_llava_7b_in_int4_has_the_published_size(llava_7b):
-    planned = advice.plan(llava_7b, Request("uniform", 64, precision="int4"))
+    planned = advice.plan(llava_7b, PlanRequest(method="uniform", keep=64, precision="int4"))
     weights = {part.name: part.bytes.likely for part in planned.memory if part.name.startswith("weights")}
 
     assert weights["weights: decoder"] == pytest.approx(3.34e9, rel=1e-2)

@@ -18,7 +18,7 @@ import fico_export
 from fico_export.bundle.manifest import Manifest
 from fico_export.errors import ConfigError, EngineError
 from fico_export.profile import measure
-from fico_export.profile.measure import Request, profile
+from fico_export.profile.measure import ProfileRequest, profile
 from fico_export.profile.picture import PROMPT, drawn
 from fico_export.profile.record import Run
 from fico_export.profile.subject import Subject
@@ -66,7 +66,7 @@ def test_two_bundles_are_measured_against_the_first(fico, whole, reduced, tmp_pa
 
 
 def test_the_vision_graph_is_split_into_its_parts(whole, reduced):
-    run = profile([whole, reduced], Request(iterations=1, warm_up=0, new_tokens=1))
+    run = profile([whole, reduced], ProfileRequest(iterations=1, warm_up=0, new_tokens=1))
     without, with_reducer = (b.vision_parts for b in run.bundles)
 
     for parts in (without, with_reducer):
@@ -98,7 +98,7 @@ def test_the_end_of_sequence_token_ends_no_answer(reduced, tmp_path):
     said = fico_export.load(bundle).generate(PROMPT, [drawn()], max_new_tokens=4).token_ids
     edit_json(bundle / "manifest.json", tokens__eos_ids=said)
     assert len(fico_export.load(bundle).generate(PROMPT, [drawn()], max_new_tokens=4).token_ids) == 1
-    run = profile([bundle], Request(iterations=1, warm_up=0, new_tokens=4))
+    run = profile([bundle], ProfileRequest(iterations=1, warm_up=0, new_tokens=4))
 
     assert run.bundles[0].new_tokens == 4
 
@@ -117,7 +117,7 @@ def test_bundles_in_turn_are_never_loaded_together(monkeypatch, reduced):
             alive.discard(self)
 
     monkeypatch.setattr(measure, "Subject", Counted)
-    run = profile([reduced, reduced], Request(iterations=1, warm_up=0, new_tokens=1, in_turn=True))
+    run = profile([reduced, reduced], ProfileRequest(iterations=1, warm_up=0, new_tokens=1, in_turn=True))
 
     assert run.in_turn
     assert len(run.bundles) == 2
@@ -131,10 +131,10 @@ def test_bundles_that_do_not_fit_together_are_refused_before_one_is_loaded(monke
     monkeypatch.setattr(measure, "available_bytes", lambda: int(1.5 * stored))
 
     with pytest.raises(ConfigError, match="--in-turn"):
-        profile([reduced, reduced], Request())
+        profile([reduced, reduced], ProfileRequest())
     monkeypatch.setattr(measure, "available_bytes", lambda: stored // 2)
     with pytest.raises(ConfigError, match="more memory") as refused:
-        profile([reduced], Request())
+        profile([reduced], ProfileRequest())
     assert "--in-turn" not in refused.value.fix
 
 
@@ -175,7 +175,9 @@ def test_a_picture_that_is_broken_is_named(fico, reduced, tmp_path):
 
 def test_a_picture_given_is_asked_about(reduced, photographs, tmp_path):
     photographs[0].save(tmp_path / "photo.png")
-    run = profile([reduced], Request(picture=tmp_path / "photo.png", iterations=1, warm_up=0, new_tokens=1))
+    run = profile(
+        [reduced], ProfileRequest(picture=tmp_path / "photo.png", iterations=1, warm_up=0, new_tokens=1)
+    )
 
     assert run.picture == str(tmp_path / "photo.png")
 
@@ -189,7 +191,7 @@ def test_an_image_in_memory_is_asked_about_under_a_short_name(reduced, photograp
         f"data:image/png;base64,{url[22:40]}… ({len(url):,} characters)": url,
     }
     for name, picture in named.items():
-        run = profile([reduced], Request(picture=picture, iterations=1, warm_up=0, new_tokens=1))
+        run = profile([reduced], ProfileRequest(picture=picture, iterations=1, warm_up=0, new_tokens=1))
         assert run.picture == name
 
 

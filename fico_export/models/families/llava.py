@@ -21,12 +21,12 @@ from fico_export.errors import CheckpointError, FicoError
 from fico_export.models.decoders.base import Decoder, DecoderConfig, EmbedTokens
 from fico_export.models.mergers.mlp import Projector
 from fico_export.models.parts import config_check, identify, texts
-from fico_export.models.parts.checkpoint import Checkpoint, read_json
-from fico_export.models.parts.family import Architecture, Family, Files, Vlm
+from fico_export.models.source import Architecture, Family, Files, SourceModel
 from fico_export.models.towers.clip import ClipConfig, ClipTower
 from fico_export.models.towers.siglip import SiglipTower
 from fico_export.models.vision import VisionEncoder
-from fico_export.reducers.base.plan import Limits, Plan, make_plan
+from fico_export.models.weights import Weights, read_json
+from fico_export.reducers.base.plan import Limits, ReductionPlan, make_plan
 from fico_export.reducers.base.reducer import Depth, Site
 
 _TOWERS: dict[str, type[ClipTower | SiglipTower]] = {
@@ -51,7 +51,7 @@ _AFTER_TOWER = re.compile(
 """The last norm, SigLIP's pooling head, and CLIP's text tower: LLaVA takes the hidden states of a layer."""
 
 
-def load(folder: Path, revision: str | None) -> Vlm:
+def load(folder: Path, revision: str | None) -> SourceModel:
     """The model in a folder, every tensor found and of the right shape.
 
     Raises:
@@ -63,11 +63,11 @@ def load(folder: Path, revision: str | None) -> Vlm:
         getattr(config, "tie_word_embeddings", False)
         or getattr(config.text_config, "tie_word_embeddings", False)
     )
-    checkpoint = Checkpoint(folder, _HEAD_AND_EMBEDDING if tied else None)
+    checkpoint = Weights(folder, _HEAD_AND_EMBEDDING if tied else None)
     if (adapter := identify.beside_weights(folder)) is not None:
         raise adapter
     checkpoint.check(described.shapes, _unread(_tower_config(config)[0], described.shapes))
-    return Vlm(
+    return SourceModel(
         **vars(described),
         folder=folder,
         revision=revision,
@@ -115,7 +115,7 @@ def describe(raw: dict[str, Any]) -> Architecture:
     kind = _TOWERS[config.vision_config.model_type]
     keeps_cls = kind.cls_tokens > 0 and config.vision_feature_select_strategy == "full"
 
-    def plan(method: str, keep: int | None, settings: dict[str, Any]) -> Plan:
+    def plan(method: str, keep: int | None, settings: dict[str, Any]) -> ReductionPlan:
         limits = Limits(
             tower.patches,
             int(keeps_cls),
@@ -131,7 +131,7 @@ def describe(raw: dict[str, Any]) -> Architecture:
             )
         return made
 
-    def vision(made: Plan, dtype: torch.dtype) -> VisionEncoder:
+    def vision(made: ReductionPlan, dtype: torch.dtype) -> VisionEncoder:
         projector = Projector(
             tower.hidden_size * len(feature_layers),
             decoder.hidden_size,

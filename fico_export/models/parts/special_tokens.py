@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 
 from fico_export import tokenizer
 from fico_export.errors import CheckpointError
-from fico_export.models.parts.checkpoint import read_json, read_text
 from fico_export.models.parts.transformers_quiet import quiet_transformers
+from fico_export.models.weights import read_json, read_text
 
 STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _DEFAULTED = ("bos_token", "eos_token", "unk_token")  # what a class of tokenizers may bring itself

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from fico_export.bundle.generation_config import FILE_NAME, not_supported, parse
 from fico_export.errors import CheckpointError
-from fico_export.models.parts.checkpoint import read_json
+from fico_export.models.weights import read_json
 
 
 def generation_config(folder: Path, raw: dict[str, Any], config: Any) -> tuple[dict[str, Any], list[str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fico_export.errors import CheckpointError
-from fico_export.models.parts.checkpoint import read_json, read_text
+from fico_export.models.weights import read_json, read_text
 
 JINJA = "chat_template.jinja"
 JSON = "chat_template.json"

@@ -10,8 +10,8 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from fico_export.bundle.manifest import Tokens
 from fico_export.errors import CheckpointError
 from fico_export.models.parts import special_tokens, stops, templates
-from fico_export.models.parts.checkpoint import read_json, read_text
-from fico_export.models.parts.family import Files
+from fico_export.models.source import Files
+from fico_export.models.weights import read_json, read_text
 
 
 class _Added(BaseModel):

@@ -42,7 +42,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReductionPlan:
     """What is done to the visual tokens; a method that has nothing to remove is no step.
 
     Attributes:
@@ -114,7 +114,7 @@ class Limits:
         return self.patches + self.kept_aside
 
 
-def make_plan(method: str, keep: int | None, settings: dict[str, Any], limits: Limits) -> Plan:
+def make_plan(method: str, keep: int | None, settings: dict[str, Any], limits: Limits) -> ReductionPlan:
     """Check a request and lay out its steps.
 
     Args:
@@ -160,7 +160,7 @@ def make_plan(method: str, keep: int | None, settings: dict[str, Any], limits: L
         for key, value in values.items()
     }
     positions: Positions = "compact" if all(r.positions == "compact" for _, r, _ in chain) else "original"
-    return Plan(
+    return ReductionPlan(
         ",".join(name if len(wanted) == 1 else f"{name}@{budget}" for name, budget in wanted),
         flat, limits.total, wanted[-1][1], positions, tuple(steps),
     )  # fmt: skip

@@ -20,7 +20,7 @@ from fico_export.errors import CheckpointError
 from fico_export.models.parts import identify, layouts, weight_files
 from fico_export.models.parts.headers import Stored, read_header
 
-__all__ = ["Checkpoint", "Stored", "canonical", "read_json", "read_text"]
+__all__ = ["Stored", "Weights", "canonical", "read_json", "read_text"]
 
 _RENAMES = (
     (re.compile(r"^model\."), ""),
@@ -52,7 +52,7 @@ def nothing(name: str) -> bool:
     return False
 
 
-class Checkpoint:
+class Weights:
     """The tensors of a checkpoint folder by canonical name.
 
     Raises:

@@ -15,9 +15,9 @@ from fico_export.bundle.manifest import Tokens
 from fico_export.errors import CheckpointError
 from fico_export.models.clip_text import PREFIX, Clip
 from fico_export.models.decoders.base import DecoderConfig, EmbedTokens
-from fico_export.models.parts.checkpoint import Checkpoint
 from fico_export.models.vision import VisionEncoder
-from fico_export.reducers.base.plan import Plan
+from fico_export.models.weights import Weights
+from fico_export.reducers.base.plan import ReductionPlan
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -50,7 +50,7 @@ class Architecture:
         grid: rows and columns of patches.
         image_size: side of the square picture the tower sees, in pixels.
         decoder_config: shape of the decoder.
-        plan: (method, keep, settings) → Plan for this tower.
+        plan: (method, keep, settings) → ReductionPlan for this tower.
         vision: (plan, dtype) → the vision graph's module.
     """
 
@@ -59,8 +59,8 @@ class Architecture:
     grid: tuple[int, int]
     image_size: int
     decoder_config: DecoderConfig
-    plan: Callable[[str, int | None, dict[str, Any]], Plan]
-    vision: Callable[[Plan, torch.dtype], VisionEncoder]
+    plan: Callable[[str, int | None, dict[str, Any]], ReductionPlan]
+    vision: Callable[[ReductionPlan, torch.dtype], VisionEncoder]
 
     def embed_tokens(self, dtype: torch.dtype) -> EmbedTokens:
         """The embedding graph's module, parameters uninitialised."""
@@ -68,7 +68,7 @@ class Architecture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vlm(Architecture):
+class SourceModel(Architecture):
     """A checkpoint that was read and found whole: its modules get their weights when asked.
 
     Attributes:
@@ -82,12 +82,12 @@ class Vlm(Architecture):
 
     folder: Path
     revision: str | None
-    checkpoint: Checkpoint
+    checkpoint: Weights
     tokens: Tokens
     files: Callable[[], Files]
     clip: Clip | None = None
 
-    def with_clip(self, clip: Clip) -> Vlm:
+    def with_clip(self, clip: Clip) -> SourceModel:
         """This model and a CLIP model, whose vision tower's channels are those that feed the projector.
 
         Raises:
@@ -104,7 +104,7 @@ class Vlm(Architecture):
         mine, its = self.checkpoint.tensors, clip.checkpoint.tensors
         checkpoint.tensors = mine | {PREFIX + name: stored for name, stored in its.items()}
 
-        def vision(plan: Plan, dtype: torch.dtype) -> VisionEncoder:
+        def vision(plan: ReductionPlan, dtype: torch.dtype) -> VisionEncoder:
             encoder = self.vision(plan, dtype)
             if plan.reads("clip_text"):
                 encoder.clip = clip.space(dtype)
@@ -134,11 +134,11 @@ class Family:
     Attributes:
         model_types: values of `model_type` in config.json that it loads.
         aliases: short name → hub id.
-        load: (folder, revision) → Vlm; raises CheckpointError.
+        load: (folder, revision) → SourceModel; raises CheckpointError.
         describe: content of config.json → Architecture; raises CheckpointError.
     """
 
     model_types: tuple[str, ...]
     aliases: dict[str, str]
-    load: Callable[[Path, str | None], Vlm]
+    load: Callable[[Path, str | None], SourceModel]
     describe: Callable[[dict[str, Any]], Architecture]
