@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import fico_export
-from fico_export import errors, models, reducers
+from fico_export import errors, models, reducers, tables
 from fico_export.devices import gpu, targets
 from fico_export.reducers.base.reducer import Reducer, Site
 
@@ -21,6 +21,15 @@ def test_the_package_offers_what_it_says():
     assert callable(fico_export.export)
     assert callable(fico_export.load)
     assert callable(fico_export.verify)
+
+
+def test_a_wheel_says_that_its_types_are_to_be_read():
+    """PEP 561. Hatch packs every file of the folder that git does not ignore."""
+    selected = tables.parse((ROOT / "pyproject.toml").read_text(), "pyproject.toml")["tool"]["hatch"]["build"]
+
+    assert selected == {"targets": {"wheel": {"packages": ["fico_export"]}}}
+    assert (ROOT / "fico_export" / "py.typed").is_file()
+    assert not {"py.typed", "*.typed"} & set((ROOT / ".gitignore").read_text().split())
 
 
 def test_every_error_has_a_fix_and_an_exit_code():
