@@ -83,8 +83,8 @@ def clip_checkpoint(shared):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _traced_once():
-    with traced_once():
+def _traced_once(shared):
+    with traced_once(shared):
         yield
 
 

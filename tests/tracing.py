@@ -1,8 +1,10 @@
 """Graphs that several tests have alike, traced once a session: tracing is most of the time that an export takes."""
 
+import hashlib
 from contextlib import contextmanager
 from functools import cache
 
+import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
@@ -20,8 +22,8 @@ def decoder_graph(model, precision="fp32"):
 
 
 @contextmanager
-def traced_once():
-    """For the time of the block, modules that are alike in every value are traced once.
+def traced_once(shared):
+    """For the time of the block, modules that are alike in every value are traced once, by whichever worker comes first.
 
     And torch's table of how its operators become ONNX's is made once for each opset: it takes a fifth of a trace.
     """
@@ -30,9 +32,10 @@ def traced_once():
     def remembered(make, opset):
         with torch.device("meta"):
             module = make()
-        key = (_fingerprint(module), opset)
+        key = hashlib.sha256(repr((_fingerprint(module), opset)).encode()).hexdigest()[:16]
         if key not in made:
-            made[key] = real(make, opset)
+            folder = shared(f"trace-{key}", lambda folder: _save(real(make, opset), folder))
+            made[key] = ir.load(folder / "graph.onnx")
         return made[key].clone()  # exports change what they get
 
     with pytest.MonkeyPatch.context() as patch:
@@ -41,6 +44,18 @@ def traced_once():
         table = registration.ONNXRegistry.from_torchlib
         patch.setattr(registration.ONNXRegistry, "from_torchlib", staticmethod(cache(table)))
         yield
+
+
+def _save(graph, folder):
+    """Write a graph without its weights, which are all one zero and as large as the model's: of each the shape is kept."""
+    folder.mkdir()
+    for value in graph.graph.initializers.values():
+        stored = value.const_value
+        if isinstance(stored.raw, nn.Parameter):
+            value.const_value = ir.ExternalTensor(
+                "none", None, None, stored.dtype, shape=stored.shape, name=value.name
+            )
+    ir.save(graph, folder / "graph.onnx")
 
 
 def _fingerprint(module: nn.Module) -> tuple:

@@ -18,7 +18,7 @@ _HUB = "https://huggingface.co/"
 _FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 
 
-def families() -> dict[str, Family]:
+def known_families() -> dict[str, Family]:
     """File name → family. Imports torch and transformers."""
     folder = Path(__file__).parent / "families"
     stems = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
@@ -27,7 +27,7 @@ def families() -> dict[str, Family]:
 
 def aliases() -> dict[str, str]:
     """Short name → hub id, over all families."""
-    return {alias: hub_id for family in families().values() for alias, hub_id in family.aliases.items()}
+    return {alias: hub_id for family in known_families().values() for alias, hub_id in family.aliases.items()}
 
 
 def packaged(model: str) -> Path | None:
@@ -67,7 +67,7 @@ def _family(folder: Path) -> tuple[Family, dict[str, Any]]:
     config = read_json(config_path)
     layouts.check(config, folder)
     model_type = config.get("model_type")
-    supported = {t: family for family in families().values() for t in family.model_types}
+    supported = {t: family for family in known_families().values() for t in family.model_types}
     if not isinstance(model_type, str) or model_type not in supported:
         named = {t: tuple(family.aliases) for t, family in supported.items()}
         raise layouts.unsupported(model_type, config, config_path, named)
