@@ -243,12 +243,12 @@ def options(record: type[ExportOptions] = ExportOptions) -> tuple[Option, ...]:
     hints = get_type_hints(record, include_extras=True)
     found = []
     for field_ in dataclasses.fields(record):
-        kind, *about = get_args(hints[field_.name])
-        if not about:  # what a recipe says beside the options
+        if get_origin(hints[field_.name]) is not Annotated:  # what a recipe says beside the options
             continue
+        kind, about = get_args(hints[field_.name])
         kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
         default = None if field_.default is dataclasses.MISSING else field_.default
-        found.append(Option(field_.name, kinds[0], default, about[0]))
+        found.append(Option(field_.name, kinds[0], default, about))
     return tuple(found)
 
 
