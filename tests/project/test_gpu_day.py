@@ -39,6 +39,7 @@ def plan(tmp_path, *, rehearse=False, capability="8.9", size="1b"):
     return gpu_parts.Day(tmp_path, size, capability, rehearse)
 
 
+@pytest.mark.slow
 def test_a_rehearsal_of_the_tests_collects_them_and_says_what_it_is(day):
     if gpu.count():
         pytest.skip("there is a GPU")
@@ -72,7 +73,7 @@ def test_a_part_that_breaks_or_hangs_stops_no_other(day, monkeypatch):
     began = time.monotonic()
     found = {p["part"]: p["steps"] for p in day("--parts", ",".join(parts))["parts"]}
 
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 500  # what hangs would for 600
     assert [step["outcome"] for step in found["broken"]] == ["failed"]
     assert "no card" in found["broken"][0]["error"]
     assert [step["outcome"] for step in found["silent"]] == ["failed"]
@@ -207,6 +208,7 @@ def wheel(folder, name, size):
             archive.writestr(n, content)
 
 
+@pytest.mark.slow
 def test_wheels_are_listed_split_joined_and_installed_without_a_network(tmp_path):
     wheels, target = tmp_path / "wheels", tmp_path / "site"
     wheels.mkdir()
