@@ -11,6 +11,7 @@ from fico_export.cli.options import BundleArgument, DebugOption, JsonOption
 
 if TYPE_CHECKING:
     from fico_export.bundle.engines import Build
+    from fico_export.bundle.manifest import Graph, Manifest
 
 
 def command(
@@ -46,6 +47,19 @@ def command(
             }
         )
         return
+    _put_made(manifest)
+    for name, graph in manifest.graphs.items():
+        _put_graph(name, graph)
+    for build in builds:
+        _put_engines(build)
+    total = sum(f.size for f in manifest.files.values())
+    put(f"files      {len(manifest.files)}, {human_bytes(total)}{', hashes match' if check else ''}")
+    for name in besides:
+        put(f"unlisted   {name!a}: nothing vouches for it, and nothing reads it")
+
+
+def _put_made(manifest: Manifest) -> None:
+    """What was exported, and how."""
     reduction, decoder = manifest.reduction, manifest.decoder
     options = ", ".join(f"{k}={v}" for k, v in reduction.options.items() if v is not None)
     put(f"{manifest.name}  schema {manifest.schema_version}, made {manifest.created}")
@@ -77,25 +91,27 @@ def command(
             f"weights    INT{record.bits} in blocks of {record.block} by {record.form}, {record.scheme}; "
             f"lm_head {_bits(record.head_bits)}, vision tower {_bits(record.vision_bits)}"
         )
-    for name, graph in manifest.graphs.items():
-        put(f"  {name}: {graph.file}")
-        for direction, specs in (("in ", graph.inputs), ("out", graph.outputs)):
-            for spec in specs[:4]:
-                put(f"    {direction} {spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]")
-            if len(specs) > 4:
-                put(f"    {direction} … {len(specs) - 4} more")
-    for build in builds:
-        put(f"engines    {_made(build)}")
-        for name, engine in build.engines.items():
-            profiles = " | ".join(
-                ", ".join(f"{axis} {least}…{most}" for axis, (least, _, most) in profile.items())
-                for profile in engine.profiles
-            )
-            put(f"  {name}: {human_bytes(engine.size)}{', ' + profiles if profiles else ''}")
-    total = sum(f.size for f in manifest.files.values())
-    put(f"files      {len(manifest.files)}, {human_bytes(total)}{', hashes match' if check else ''}")
-    for name in besides:
-        put(f"unlisted   {name!a}: nothing vouches for it, and nothing reads it")
+
+
+def _put_graph(name: str, graph: Graph) -> None:
+    """A graph's file, and the first of its inputs and outputs."""
+    put(f"  {name}: {graph.file}")
+    for direction, specs in (("in ", graph.inputs), ("out", graph.outputs)):
+        for spec in specs[:4]:
+            put(f"    {direction} {spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]")
+        if len(specs) > 4:
+            put(f"    {direction} … {len(specs) - 4} more")
+
+
+def _put_engines(build: Build) -> None:
+    """What the engines were made with, and the sizes that each takes."""
+    put(f"engines    {_made(build)}")
+    for name, engine in build.engines.items():
+        profiles = " | ".join(
+            ", ".join(f"{axis} {least}…{most}" for axis, (least, _, most) in profile.items())
+            for profile in engine.profiles
+        )
+        put(f"  {name}: {human_bytes(engine.size)}{', ' + profiles if profiles else ''}")
 
 
 def _made(build: Build) -> str:

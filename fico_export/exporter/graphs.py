@@ -71,10 +71,7 @@ def graph_jobs(
         quantization: of which `precision` is the name; what it leaves alone is FP16.
         max_context: rows of the decoder's cache, for a target where it is static.
     """
-    floats = decoder = vision = precision
-    if quantization is not None:
-        floats, decoder = "fp16", "q4" if quantization.activations == "fp32" else "q4f16"
-        vision = "int8" if quantization.vision_bits else floats
+    vision, floats, decoder = _kinds(precision, quantization)
 
     def job(
         name: str,
@@ -133,6 +130,14 @@ def graph_jobs(
         shares=with_past,
     )
     return [*jobs, with_past, prefill]
+
+
+def _kinds(precision: str, quantization: Quantization | None) -> tuple[str, str, str]:
+    """What the weights of the vision graph are, those of graphs that are never quantized, and those of the decoder."""
+    if quantization is None:
+        return precision, precision, precision
+    decoder = "q4" if quantization.activations == "fp32" else "q4f16"
+    return "int8" if quantization.vision_bits else "fp16", "fp16", decoder
 
 
 def traced(make: Callable[[], GraphModule], opset: int, layers: int | None = None) -> ir.Model:

@@ -23,6 +23,7 @@ from fico_export.exporter.graphs import GraphJob, graph_jobs
 from fico_export.exporter.links import Links, link_files, written_bytes
 from fico_export.models import clip_text
 from fico_export.models.source import Files, SourceModel
+from fico_export.models.weights import Weights
 from fico_export.options import ExportOptions
 from fico_export.progress import Progress
 from fico_export.reducers.base.plan import ReductionPlan
@@ -97,31 +98,8 @@ def write_bundle(
             factors = awq.search(checkpoint, model.decoder_config, calibration, quantization, progress)
             awq.save(factors, folder)
             checkpoint = awq.folded(checkpoint, factors)
-        warned: set[str] = set()
-        graphs: dict[str, manifest.Graph] = {}
-        embedding: manifest.Table | None = None
-        for job in graph_jobs(model, plan, options.precision, target, quantization, rows):
-            progress.stage(f"trace {job.name}")
-            graph = job.trace()
-            graph.ir_version = target.ir_version
-            if quantization is not None and job.quantized:
-                quantize.bind(graph, checkpoint, quantization)
-            weights.bind(graph, checkpoint, warned.add, links)
-            with weights.own_errors():
-                trace.simplify(graph)
-                if job.shares:
-                    weights.share(graph, folder / job.shares)
-                progress.stage(f"write {job.name}", weights.unwritten_bytes(graph))
-                weights.save(graph, folder / job.file, progress.advance)
-            graphs[job.name] = _describe(job, graph)
-            if job.name == "embed_tokens":
-                embedding = _table(graph)
-            progress.stage(f"check {job.name}")
-            checks.check_graph(
-                folder / job.file, target, static=job.static, quantized=job.quantized, opset=job.opset
-            )
-        for text in sorted(warned):
-            progress.warn(text)
+        jobs = graph_jobs(model, plan, options.precision, target, quantization, rows)
+        graphs, embedding = _write_graphs(jobs, checkpoint, folder, target, quantization, links, progress)
         _write_texts(texts, folder)
         if model.clip is not None:
             (folder / manifest.CLIP_TOKENIZER).write_text(model.clip.tokenizer, encoding="utf-8")
@@ -144,6 +122,48 @@ def write_bundle(
             verify(folder)
         files.require_unchanged(before)
     return bundle
+
+
+def _write_graphs(
+    jobs: Sequence[GraphJob],
+    checkpoint: Weights,
+    folder: Path,
+    target: targets.Target,
+    quantization: manifest.Quantization | None,
+    links: Links,
+    progress: Progress,
+) -> tuple[dict[str, manifest.Graph], manifest.Table | None]:
+    """Trace, write and check each graph.
+
+    Returns:
+        The graphs by name, and where the embeddings lie.
+    """
+    warned: set[str] = set()
+    graphs: dict[str, manifest.Graph] = {}
+    embedding: manifest.Table | None = None
+    for job in jobs:
+        progress.stage(f"trace {job.name}")
+        graph = job.trace()
+        graph.ir_version = target.ir_version
+        if quantization is not None and job.quantized:
+            quantize.bind(graph, checkpoint, quantization)
+        weights.bind(graph, checkpoint, warned.add, links)
+        with weights.own_errors():
+            trace.simplify(graph)
+            if job.shares:
+                weights.share(graph, folder / job.shares)
+            progress.stage(f"write {job.name}", weights.unwritten_bytes(graph))
+            weights.save(graph, folder / job.file, progress.advance)
+        graphs[job.name] = _describe(job, graph)
+        if job.name == "embed_tokens":
+            embedding = _table(graph)
+        progress.stage(f"check {job.name}")
+        checks.check_graph(
+            folder / job.file, target, static=job.static, quantized=job.quantized, opset=job.opset
+        )
+    for text in sorted(warned):
+        progress.warn(text)
+    return graphs, embedding
 
 
 def _link(

@@ -152,7 +152,7 @@ def test_without_a_recipe_the_defaults_stand(asked):
     ("text", "words"),
     [
         ('model = "demo"', ["'description' is missing"]),
-        ('description = "d"\nmodel = "demo"\nkeeps = 3', ["unknown key 'keeps'", "keep, settings"]),
+        ('description = "d"\nmodel = "demo"\nkeeps = 3', ["unknown key 'keeps'", "keep, method, settings"]),
         ('description = "d"\nmodel = "demo"\nkeep = "many"', ["keep", "many"]),
         ('description = "d"\nmodel = "demo"\nprecision = "fp15"', ["unknown precision 'fp15'", "fp16"]),
         ("model =", ["is not TOML"]),

@@ -4,13 +4,17 @@ import os
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 
 import fico_export
-from fico_export import errors, models, reducers
+from fico_export import errors, models, reducers, tables
 from fico_export.devices import gpu, targets
+from fico_export.models import decoders
+from fico_export.models.decoders.plain import PlainDecoder
+from fico_export.models.decoders.static import StaticDecoder
 from fico_export.reducers.base.reducer import Reducer, Site
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +25,15 @@ def test_the_package_offers_what_it_says():
     assert callable(fico_export.export)
     assert callable(fico_export.load)
     assert callable(fico_export.verify)
+
+
+def test_a_wheel_says_that_its_types_are_to_be_read():
+    """PEP 561. Hatch packs every file of the folder that git does not ignore."""
+    selected = tables.parse((ROOT / "pyproject.toml").read_text(), "pyproject.toml")["tool"]["hatch"]["build"]
+
+    assert selected == {"targets": {"wheel": {"packages": ["fico_export"]}}}
+    assert (ROOT / "fico_export" / "py.typed").is_file()
+    assert not {"py.typed", "*.typed"} & set((ROOT / ".gitignore").read_text().split())
 
 
 def test_every_error_has_a_fix_and_an_exit_code():
@@ -53,15 +66,16 @@ def test_every_target_is_read_under_its_own_name():
         assert targets.get(name).name == name
 
 
+def test_every_target_names_a_form_of_the_decoder_and_whether_its_cache_is_static():
+    for target in map(targets.get, targets.names()):
+        module = typing.get_type_hints(decoders.form(target.decoder).module).get("return", PlainDecoder)
+
+        assert target.static_cache == issubclass(module, StaticDecoder), target.name
+
+
 def test_the_aliases_are_known():
     assert models.aliases()["llava-1.5-7b"] == "llava-hf/llava-1.5-7b-hf"
     assert {"llava-1.5-13b", "bakllava"} <= models.aliases().keys()
-
-
-def test_no_file_is_over_four_hundred_lines():
-    long = {p.name: n for p in ROOT.glob("fico_export/**/*.py") if (n := p.read_text().count("\n")) > 400}
-
-    assert not long
 
 
 def test_a_new_file_in_the_folder_is_a_new_method(tmp_path):

@@ -58,8 +58,8 @@ class Target(Record):
         contrib: operators of ONNX Runtime's own domain, `CONTRIB`; none for a target that others parse.
         backends: those that run such a bundle; none for all.
         int4: None where the target takes no INT4 weights.
-        decoder: form of the decoder's graph, a file of `models/decoders`: `plain` (a cache that grows), `fused` (one buffer for past and
-            present), or with a static cache `external` (the runtime updates it) or `in-place` (the graph does).
+        decoder: form of the decoder's graph, a file of `models/decoders`, such as `plain`, whose cache grows.
+        static_cache: whether that form's KV cache has a fixed number of rows.
         decoder_opset: of a decoder with a static cache, where the form has operators of a later opset than the other graphs.
         parser: whose operators, rules and types it has; None for one with a list of its own.
         jetpack: releases of JetPack that bring it.
@@ -78,18 +78,14 @@ class Target(Record):
     contrib: frozenset[str] = frozenset()
     backends: list[str] = Field(default_factory=list)
     int4: Int4 | None = None
-    decoder: Literal["plain", "fused", "external", "in-place"] = "plain"
+    decoder: str = "plain"
+    static_cache: bool = False
     decoder_opset: int | None = None
     parser: Parser | None = None
     jetpack: list[str] = Field(default_factory=list)
     compute_capabilities: list[str] = Field(default_factory=list)
     rules: tuple[Rule, ...] = ()
     refused_types: dict[str, Since] = Field(default_factory=dict)
-
-    @property
-    def static_cache(self) -> bool:
-        """Whether the decoder's KV cache has a fixed number of rows."""
-        return self.decoder in ("external", "in-place")
 
     def not_offered(self, precision: str) -> ConfigError:
         """The error of a precision that is not one of the target's."""
