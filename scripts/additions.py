@@ -44,8 +44,13 @@ def stems(folder: str) -> Callable[[Path], set[str]]:
 
 
 def backends(package: Path) -> set[str]:
-    """Names of backends; where no folder has them, those that there were before it."""
-    return stems("runtime/backends")(package) or {"ort-cpu", "ort-cuda", "rtx", "trt"}
+    """Names of backends: the files and folders that end in a record."""
+    files = [
+        *(package / "runtime/backends").glob("*.py"),
+        *(package / "runtime/backends").glob("*/__init__.py"),
+    ]
+    made = [path for path in files if "\nBACKEND = " in path.read_text(encoding="utf-8")]
+    return {(p.parent if p.stem == "__init__" else p).stem.replace("_", "-") for p in made}
 
 
 def writes(file: str, text: str) -> Callable[[Path], None]:
@@ -104,8 +109,8 @@ KINDS: dict[str, Kind] = {
     "an option": Kind("options.py", add_option, OPTION),
     "a backend": Kind(
         "runtime/backends",
-        writes("runtime/backends/made_up.py", "from fico_export.runtime.backends.ort_cpu import BACKEND as BACKEND\n"),
-        "from fico_export.runtime.backends import all_backends; assert 'made-up' in all_backends()",
+        writes("runtime/backends/made_up.py", "from fico_export.runtime.backends import ort_cpu\n\nBACKEND = ort_cpu.BACKEND\n"),
+        "from fico_export.runtime.backends import get, names; assert 'made-up' in names(); assert get('made-up').summary",
         backends,
     ),
     "a family": Kind(
