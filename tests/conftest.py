@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import os
+from pathlib import Path
 
 import pytest
 from checkpoints import GRID24, to_public_layout, write_tiny
@@ -23,6 +24,19 @@ def pytest_configure():
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+# What they test is slow by its nature: graphs are traced, engines compiled, processes and whole installs started.
+SLOW_FOLDERS = ("demo", "deploy", "engine", "export", "parity", "profile", "project")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark as slow what exports a bundle, and all of some folders: `-m "not slow"` is what to run after each edit."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in SLOW_FOLDERS or {"make_bundle", "export"} & {*item.fixturenames}:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_runtest_setup(item):

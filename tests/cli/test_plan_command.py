@@ -10,6 +10,8 @@ from transformers import LlavaConfig
 from fico_export import demo, models
 from fico_export.bundle import output
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path):

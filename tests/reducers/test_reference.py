@@ -27,6 +27,8 @@ from fico_export import reducers
 from fico_export.errors import ConfigError
 from fico_export.reducers.base.reducer import Depth
 
+pytestmark = pytest.mark.slow  # plain loops
+
 METHODS = [name for name in reducers.names() if acts_before_the_decoder(name)]
 # Each with ten of the 100 seeds: the reference's loops take a hundred times as long for nine times the tokens.
 CASES = [

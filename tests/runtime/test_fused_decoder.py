@@ -15,6 +15,8 @@ from fico_export.runtime.backends.choice import choose
 from fico_export.runtime.backends.ort import decoder as runtime_decoder
 from fico_export.runtime.backends.ort.cache import LEAST_ROWS, SharedCache
 
+pytestmark = pytest.mark.slow
+
 STEPS = 64
 CONTEXT = 640
 SHAPES = {

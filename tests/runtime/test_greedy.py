@@ -14,6 +14,8 @@ import fico_export
 from fico_export.models.parts.transformers_quiet import quiet_transformers
 from fico_export.runtime.prompt import Message
 
+pytestmark = pytest.mark.slow
+
 NEW_TOKENS = 32
 
 

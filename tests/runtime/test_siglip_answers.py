@@ -16,6 +16,8 @@ import fico_export
 from fico_export.errors import ConfigError
 from fico_export.runtime.preprocess import ImageProcessor
 
+pytestmark = pytest.mark.slow
+
 SIDE = {"height": 118, "width": 118}
 PUBLIC = {
     "do_convert_rgb": None,
