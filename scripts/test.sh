@@ -2,7 +2,7 @@
 # Sets up a virtual environment and passes every check: format, lint, types, layers, tests, and a device's install.
 # Python is all that it needs. Tests of `fico deploy` and of pages in a browser are skipped where there are no openssh-server,
 # rsync and Chromium; the summary says which were, and what installs them. FICO_REQUIRE_SSH=1 and FICO_REQUIRE_CHROMIUM=1 fail
-# there instead.
+# there instead. FICO_EXHAUSTIVE=1 adds tests that take minutes and seldom find what the rest does not (tests/exhaustive.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/venv.sh
@@ -10,9 +10,11 @@ make_venv dev,rtx
 
 ruff format --check .
 ruff check .
+scripts/check_runtime.sh &  # it waits for installs, and leaves a core to what follows
+runtime=$!
 mypy
 lint-imports
-scripts/check_runtime.sh
+wait "$runtime"
 # A process for each core, and in each one thread: torch's own would take each other's time.
 export OMP_NUM_THREADS=1
 # Last, so that its closing line is the run's: N passed.

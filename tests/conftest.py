@@ -5,6 +5,7 @@ import inspect
 import os
 from pathlib import Path
 
+import exhaustive
 import pytest
 from checkpoints import GRID24, to_public_layout, write_tiny
 from clip_checkpoints import write_clip
@@ -31,8 +32,14 @@ SLOW_FOLDERS = ("demo", "deploy", "engine", "export", "parity", "profile", "proj
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Mark as slow what exports a bundle, and all of some folders: `-m "not slow"` is what to run after each edit."""
+def pytest_collection_modifyitems(config, items):
+    """Mark as slow what exports a bundle, and all of some folders: `-m "not slow"` is what to run after each edit.
+
+    And leave out what only the exhaustive run has.
+    """
+    left = [item for item in items if item.get_closest_marker("exhaustive") and not exhaustive.ASKED]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if item not in left]
     for item in items:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         if folder in SLOW_FOLDERS or {"make_bundle", "export"} & {*item.fixturenames}:

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 from checkpoints import GRID24, write_tiny
 from clip_checkpoints import write_clip
+from exhaustive import of_each
 
 from fico_export import models, reducers
 from fico_export.devices import targets
@@ -75,7 +76,7 @@ def free_axes(path: Path, least: int) -> dict[str, tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize(
-    ("method", "precision"), [*((name, "fp16") for name in reducers.names()), (reducers.DEFAULT, "fp32")]
+    ("method", "precision"), [*of_each(reducers.names(), "fp16"), (reducers.DEFAULT, "fp32")]
 )
 def test_the_graphs_of_every_method_compile(method, precision, model, tmp_path):
     plan = plan_of(model, method)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import SIGLIP, to_public_layout, write_siglip
+from exhaustive import of_each
 from reducer_cases import computed, expected, least_keep, random_inputs
 from reference import merging
 from reference import reducers as reference
@@ -109,7 +110,7 @@ def test_k_is_exact(method, keep, grid27):
     assert index.max() < 729
 
 
-@pytest.mark.parametrize("method", OF_THE_TOWER)
+@pytest.mark.parametrize("method", of_each(OF_THE_TOWER))
 def test_onnx_runtime_equals_torch(method, siglip, tmp_path):
     model = load(siglip)
     plan = model.plan(method, reach(method, 16), {})

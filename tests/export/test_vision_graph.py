@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from exhaustive import of_each
 from reducer_cases import reads_the_picture_alone
 from reference import greedy
 from reference import reducers as reference
@@ -83,7 +84,7 @@ def test_k_is_exact_at_every_budget(method, grid24_checkpoint):
 # Dropping a single token is another case only where something is merged.
 @pytest.mark.parametrize(
     ("method", "keep"),
-    [(m, 64) for m in METHODS] + [(m, 575) for m in METHODS if reducers.get(m).compress != "–"],
+    [(m, 64) for m in METHODS] + of_each([m for m in METHODS if reducers.get(m).compress != "–"], 575),
 )
 def test_onnx_runtime_equals_torch(method, keep, shallow24_checkpoint, tmp_path):
     if method == "dpp":  # this tower has 64 channels: beyond the 64th token, each is the others' combination
@@ -228,7 +229,7 @@ def test_the_sensitivity_orders_tokens_as_passes_along_random_directions_do(phot
         assert spearmanr(picture.sensitivity, published).statistic >= 0.95
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", of_each(METHODS))
 def test_fp16_graphs_stay_close_to_fp32_torch_on_photographs(method, photographs, tmp_path):
     """On a trained tower. Of what chooses greedily, what the kept tokens are worth too."""
     model = load(demo.FOLDER)
