@@ -54,8 +54,7 @@ def export(
 
     progress = progress or Silent()
     asked = with_method(ExportOptions.of({"model": model, "keep": keep, **options}))
-    folder = Path(asked.devices) if asked.devices is not None else None
-    device = catalog.get(asked.device, folder) if asked.device is not None else None
+    device = catalog.get(asked.device, asked.devices) if asked.device is not None else None
     catalog.resolve(device, asked.target, asked.precision)  # refuses what no checkpoint could change
     progress.stage("read checkpoint")
     checkpoint = open_checkpoint(str(asked.model), asked.revision)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+DEFAULT_METHOD = "ficoco-v"
+
+
 @dataclass(frozen=True)
 class About:
     """What an option is.
@@ -76,7 +79,7 @@ class ExportOptions:
     method: Annotated[
         str | None,
         About(
-            "Reduction method, or a chain of them; `fico list methods`. Default: ficoco-v, or none without --keep.",
+            f"Reduction method, or a chain of them; `fico list methods`. Default: {DEFAULT_METHOD}, or none without --keep.",
             metavar="METHOD[@K,METHOD@K…]",
             planned=True,
         ),

@@ -12,9 +12,11 @@ ruff format --check .
 ruff check .
 scripts/check_runtime.sh &  # it waits for installs, and leaves a core to what follows
 runtime=$!
+trap 'kill "$runtime" 2>/dev/null || true' EXIT
 mypy
 lint-imports
 wait "$runtime"
+trap - EXIT
 # A process for each core, and in each one thread: torch's own would take each other's time.
 export OMP_NUM_THREADS=1
 # Last, so that its closing line is the run's: N passed.

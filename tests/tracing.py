@@ -32,7 +32,7 @@ def traced_once(shared):
     def remembered(make, opset):
         with torch.device("meta"):
             module = make()
-        key = hashlib.sha256(repr((_fingerprint(module), opset)).encode()).hexdigest()[:16]
+        key = hashlib.sha256(f"{_fingerprint(module)} {opset}".encode()).hexdigest()[:16]
         if key not in made:
             folder = shared(f"trace-{key}", lambda folder: _save(real(make, opset), folder))
             made[key] = ir.load(folder / "graph.onnx")
@@ -58,10 +58,10 @@ def _save(graph, folder):
     ir.save(graph, folder / "graph.onnx")
 
 
-def _fingerprint(module: nn.Module) -> tuple:
+def _fingerprint(module: nn.Module) -> str:
     """All that a trace can depend on: of every submodule its class and each value it holds, of parameters their shapes."""
     own = set(nn.Module().__dict__)
-    return tuple(
+    parts = [
         (
             name,
             type(part),
@@ -69,4 +69,5 @@ def _fingerprint(module: nn.Module) -> tuple:
             [(n, p.shape, p.dtype) for n, p in part.named_parameters(recurse=False)],
         )
         for name, part in module.named_modules()
-    ).__repr__(), repr(module.ports())
+    ]
+    return repr((parts, module.ports()))

@@ -51,8 +51,7 @@ def command(
     from fico_export.plan import plot
 
     options = ExportOptions.of(given)
-    folder = Path(options.devices) if options.devices is not None else None
-    chosen = catalog.get(options.device, folder) if options.device is not None else None
+    chosen = catalog.get(options.device, options.devices) if options.device is not None else None
     if out is not None and chosen is None:
         raise ConfigError(
             "--out draws times, and no device was named", fix="add --device NAME, or drop --out"
@@ -69,9 +68,9 @@ def command(
 
     described = open_architecture(str(options.model), options.revision)
     request = PlanRequest(**vars(with_method(options)), text_tokens=text_tokens, new_tokens=new_tokens)
-    found = advice.plan(described, request, chosen, folder)
+    found = advice.plan(described, request, chosen)
     swept = advice.sweep(described, request, chosen) if sweep or out else []
-    everywhere = advice.everywhere(described, request, folder) if chosen is None else []
+    everywhere = advice.everywhere(described, request) if chosen is None else []
     if out is not None:
         plot.draw(swept, out)
     if as_json:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from fico_export.devices import catalog
@@ -20,16 +19,13 @@ _BUDGETS = (192, 128, 64, 32)
 _SMALLER_KEEP = 64
 
 
-def plan(
-    model: Architecture, request: PlanRequest, device: Device | None = None, folder: Path | None = None
-) -> Estimate:
+def plan(model: Architecture, request: PlanRequest, device: Device | None = None) -> Estimate:
     """Estimate a request on a device, and look for what would fit where it does not surely.
 
     Args:
         model: its config.
         request: what is to be exported.
         device: what it is to run on; None leaves the arithmetic.
-        folder: of the user's own devices, as `catalog.load` takes it.
 
     Raises:
         ConfigError: the request does not fit the model, the target or the device.
@@ -37,7 +33,7 @@ def plan(
     found = estimate(model, request, device, count(model, request))
     if device is None or found.verdict == "fits":
         return found
-    return replace(found, options=tuple(_options(model, request, device, found, folder)))
+    return replace(found, options=tuple(_options(model, request, device, found)))
 
 
 def sweep(model: Architecture, request: PlanRequest, device: Device | None = None) -> list[Estimate]:
@@ -67,10 +63,10 @@ def sweep(model: Architecture, request: PlanRequest, device: Device | None = Non
     return found
 
 
-def everywhere(model: Architecture, request: PlanRequest, folder: Path | None = None) -> list[Estimate]:
+def everywhere(model: Architecture, request: PlanRequest) -> list[Estimate]:
     """An estimate for each device that computes in the precision and runs the target, without what else would fit."""
     found, work = [], count(model, request)
-    devices = catalog.load(folder).values()
+    devices = catalog.load(request.devices).values()
     for device in sorted(devices, key=lambda d: (not shares_memory(d), d.memory_gb, d.name)):
         found += _tried(model, request, device, work)
     return found
@@ -85,7 +81,7 @@ def _tried(model: Architecture, request: PlanRequest, device: Device | None, wor
 
 
 def _options(
-    model: Architecture, request: PlanRequest, device: Device, asked: Estimate, folder: Path | None
+    model: Architecture, request: PlanRequest, device: Device, asked: Estimate
 ) -> Iterator[Alternative]:
     """The fewest changes of the request, one on top of the other, that better its verdict; then another device."""
     changed, best = request, asked.verdict
@@ -101,7 +97,7 @@ def _options(
             break
     moved = replace(request, precision=asked.precision, target=None)
     work = count(model, moved)
-    for other in sorted(catalog.load(folder).values(), key=lambda d: (d.memory_gb, d.name)):
+    for other in sorted(catalog.load(request.devices).values(), key=lambda d: (d.memory_gb, d.name)):
         alike = shares_memory(other) == shares_memory(device) and asked.precision in other.precisions
         if not alike or other.name == device.name:
             continue

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fico_export.errors import unknown_name
-from fico_export.options import ExportOptions
+from fico_export.options import DEFAULT_METHOD, ExportOptions
 
 if TYPE_CHECKING:
     from fico_export.reducers.base.reducer import Reducer
 
-DEFAULT = "ficoco-v"
+DEFAULT = DEFAULT_METHOD
 
 
 def with_method(options: ExportOptions) -> ExportOptions:

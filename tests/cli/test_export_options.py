@@ -50,15 +50,25 @@ def test_every_option_is_a_keyword_and_is_described():
     }
 
 
-def test_every_option_is_a_key_of_a_recipe(tmp_path):
-    values = {str: '"x"', int: "3", bool: "true"}
-    lines = [f'{option.name} = "fp16"' if option.name == "precision" else
-             f'{option.name} = "compact"' if option.name == "positions" else
-             f"{option.name} = {values.get(option.type, '{}')}" for option in options()]  # fmt: skip
+def test_every_option_that_is_not_of_one_machine_is_a_key_of_a_recipe(tmp_path):
+    given = [option for option in options() if not option.about.local]
+    texts = {"keep": "3", "block": "3", "max_context": "3", "settings": "{}"}
+    lines = [f"{o.name} = {texts.get(o.name, repr((o.about.choices or ['x'])[0]))}" for o in given]
     (tmp_path / "r.toml").write_text("\n".join(['description = "d"', *lines]))
     recipe = Recipe.load(tmp_path / "r.toml")
 
-    assert {name for name in NAMES if getattr(recipe, name) is not None} == set(NAMES)
+    assert {name for name in NAMES if getattr(recipe, name) not in (None, False, True)} == {
+        option.name for option in given
+    }
+
+
+@pytest.mark.parametrize("option", [o for o in options() if o.about.local], ids=lambda option: option.name)
+def test_a_recipe_decides_nothing_of_the_machine_that_it_is_run_on(option, tmp_path):
+    (tmp_path / "r.toml").write_text(f'description = "d"\nmodel = "demo"\n{option.name} = true\n')
+
+    with pytest.raises(ConfigError, match=f"'{option.name}' is of one machine") as refused:
+        Recipe.load(tmp_path / "r.toml")
+    assert option.flag in refused.value.fix
 
 
 def test_the_request_in_a_manifest_makes_the_same_bundle_again(make_bundle, tiny_checkpoint, tmp_path):

@@ -100,7 +100,7 @@ class Device(Record):
         return self
 
 
-def load(folder: Path | None = None) -> dict[str, Device]:
+def load(folder: str | Path | None = None) -> dict[str, Device]:
     """All devices by name: ours, and those of `folder`, or of the folder that FICO_DEVICES names.
 
     Raises:
@@ -111,8 +111,9 @@ def load(folder: Path | None = None) -> dict[str, Device]:
         for file, text in _texts(Path(str(resources.files(__name__))))
         for name, content in _devices(text, file).items()
     }
-    given = folder or (Path(own) if (own := os.environ.get(FOLDER_VARIABLE)) else None)
-    if given is not None:
+    chosen = folder if folder is not None else os.environ.get(FOLDER_VARIABLE) or None
+    if chosen is not None:
+        given = Path(chosen)
         if not given.is_dir():
             raise ConfigError(
                 f"no folder {given}", fix=f"--devices FOLDER, or {FOLDER_VARIABLE}, with TOML files"
@@ -123,7 +124,7 @@ def load(folder: Path | None = None) -> dict[str, Device]:
     return {name: _checked(name, content, file) for name, (content, file) in sorted(raw.items())}
 
 
-def get(name: str, folder: Path | None = None) -> Device:
+def get(name: str, folder: str | Path | None = None) -> Device:
     """The device called `name`.
 
     Raises:

@@ -18,8 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fico_export.models.decoders.base import DecoderAttention, DecoderConfig, DecoderForm, causal_mask
-from fico_export.models.decoders.static import Rows, StaticDecoder, by_group, by_head, for_groups
+from fico_export.models.decoders.base import DecoderAttention, causal_mask
+from fico_export.models.decoders.static import Rows, StaticDecoder, by_group, by_head, for_groups, static_form
 from fico_export.models.layers import join_heads, split_heads
 
 
@@ -44,7 +44,10 @@ class ExternalAttention(DecoderAttention):
 class ExternalDecoder(StaticDecoder):
     """Hands back the S new rows of each layer."""
 
-    attention = ExternalAttention
+    @classmethod
+    def attention_for(cls, dtype: torch.dtype) -> type[DecoderAttention]:
+        """The same in every precision."""
+        return ExternalAttention
 
     def allowed(self, start: Tensor, slots: int, new: Tensor) -> Tensor:
         """[G·S, M + S]: what is filled of the cache, and of the new rows those before."""
@@ -57,9 +60,4 @@ class ExternalDecoder(StaticDecoder):
         return "sequence_length"
 
 
-def _module(config: DecoderConfig, dtype: torch.dtype, rows: int | None, per_layer: bool) -> ExternalDecoder:
-    assert rows is not None
-    return ExternalDecoder(config, dtype, rows, per_layer)
-
-
-FORM = DecoderForm(_module, in_place=True, last_row_only=True, apart=True)
+FORM = static_form(ExternalDecoder, apart=True)

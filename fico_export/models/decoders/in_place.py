@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fico_export.models import layers, operators
-from fico_export.models.decoders.base import DecoderAttention, DecoderConfig, DecoderForm
-from fico_export.models.decoders.static import Rows, StaticDecoder, by_group, by_head, for_groups
+from fico_export.models.decoders.base import DecoderAttention
+from fico_export.models.decoders.static import Rows, StaticDecoder, by_group, by_head, for_groups, static_form
 from fico_export.models.layers import RmsNorm, join_heads, split_heads
 
 
@@ -64,36 +64,21 @@ class OperatorNorm(RmsNorm):
 
 
 class InPlaceDecoder(StaticDecoder):
-    """Hands back the cache with the S new rows in it.
+    """Hands back the cache with the S new rows in it."""
 
-    Args:
-        config: of the decoder.
-        dtype: of weights and arithmetic.
-        rows: M, of the cache.
-        per_layer: whether each layer has a length of its own.
-        attention: by default the operator, and plain attention in FP32.
-    """
-
-    attention = InPlaceAttention
     norm = OperatorNorm
 
-    def __init__(
-        self,
-        config: DecoderConfig,
-        dtype: torch.dtype,
-        rows: int,
-        per_layer: bool = False,
-        attention: type[DecoderAttention] | None = None,
-    ) -> None:
-        plain = InPlaceAttentionInFp32 if dtype == torch.float32 else InPlaceAttention
-        super().__init__(config, dtype, rows, per_layer, attention or plain)
-        self._by_group = issubclass(attention or plain, InPlaceAttentionInFp32)
+    @classmethod
+    def attention_for(cls, dtype: torch.dtype) -> type[DecoderAttention]:
+        """The operator, and plain attention in FP32."""
+        return InPlaceAttentionInFp32 if dtype == torch.float32 else InPlaceAttention
 
     def allowed(self, start: Tensor, slots: int, new: Tensor) -> Tensor:
         """[S, M], or [G·S, M] for plain attention: slot j for row r where j ≤ P + r."""
         row = start + torch.arange(new.shape[1], device=start.device)
         allowed = torch.arange(slots, device=start.device) <= row[:, None]
-        return for_groups(allowed, self.config) if self._by_group else allowed
+        by_group = isinstance(self.language_model.layers[0].self_attn, InPlaceAttentionInFp32)
+        return for_groups(allowed, self.config) if by_group else allowed
 
     def rotary(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines [1, S, D/2], computed in FP32."""
@@ -106,9 +91,4 @@ class InPlaceDecoder(StaticDecoder):
         return self.rows
 
 
-def _module(config: DecoderConfig, dtype: torch.dtype, rows: int | None, per_layer: bool) -> InPlaceDecoder:
-    assert rows is not None
-    return InPlaceDecoder(config, dtype, rows, per_layer)
-
-
-FORM = DecoderForm(_module, in_place=True, last_row_only=True)
+FORM = static_form(InPlaceDecoder)

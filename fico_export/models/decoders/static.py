@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fico_export.models.decoders.base import Decoder, DecoderAttention, DecoderConfig
+from fico_export.models.decoders.base import Decoder, DecoderAttention, DecoderConfig, DecoderForm
 from fico_export.models.layers import RmsNorm
 from fico_export.models.ports import Port, Ports
 
@@ -35,7 +35,6 @@ class StaticDecoder(Decoder):
         attention: module of a layer's attention; the form's own by default.
     """
 
-    attention: ClassVar[type[DecoderAttention]]
     norm: ClassVar[type[RmsNorm]] = RmsNorm
 
     def __init__(
@@ -53,7 +52,7 @@ class StaticDecoder(Decoder):
         for layer in stack.layers:
             layer.input_layernorm = self.norm(config.hidden_size, config.norm_eps)
             layer.post_attention_layernorm = self.norm(config.hidden_size, config.norm_eps)
-            layer.self_attn = (attention or self.attention)(config, dtype)
+            layer.self_attn = (attention or self.attention_for(dtype))(config, dtype)
 
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, past_lengths: Tensor, past: Sequence[Tensor]
@@ -68,6 +67,11 @@ class StaticDecoder(Decoder):
             hidden, cache = layer(hidden, (past[2 * i], past[2 * i + 1]), cos, sin, where)
             present += cache
         return self.logits(hidden[:, -1:]), *present
+
+    @classmethod
+    def attention_for(cls, dtype: torch.dtype) -> type[DecoderAttention]:
+        """The form's own attention."""
+        raise NotImplementedError
 
     def allowed(self, start: Tensor, slots: int, new: Tensor) -> Tensor:
         """Bool: which keys the S rows of `new` may see after `start` [1] rows of a cache of M `slots`."""
@@ -88,6 +92,16 @@ class StaticDecoder(Decoder):
     def present_rows(self) -> int | str:
         """Rows of what a step gives back for each layer."""
         raise NotImplementedError
+
+
+def static_form(kind: type[StaticDecoder], *, apart: bool = False) -> DecoderForm:
+    """The record of a form; `apart` as there."""
+
+    def module(config: DecoderConfig, dtype: torch.dtype, rows: int | None, per_layer: bool) -> StaticDecoder:
+        assert rows is not None
+        return kind(config, dtype, rows, per_layer)
+
+    return DecoderForm(module, in_place=True, last_row_only=True, apart=apart)
 
 
 def by_group(queries: Tensor, kv_heads: int) -> Tensor:
