@@ -14,9 +14,9 @@ from fico_export.devices import targets
 from fico_export.exporter import graphs, trace
 
 
-def decoder_graph(model, precision="fp32"):
-    """The plain decoder of a checkpoint as an export traces it, without weights."""
-    plan, target = model.plan("none", None, {}), targets.get("portable")
+def decoder_graph(model, precision="fp32", target="portable"):
+    """The decoder of a checkpoint as an export for a target traces it, without weights."""
+    plan, target = model.plan("none", None, {}), targets.get(target)
     jobs = graphs.graph_jobs(model, plan, precision, target)
     return next(job for job in jobs if job.name == "decoder_model_merged").trace()
 

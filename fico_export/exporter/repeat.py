@@ -122,13 +122,15 @@ def _reader(images: Images, before: Images, follows: Images) -> Callable[[ir.Val
     return read
 
 
+def _copied_output(value: ir.Value, end: str) -> ir.Value:
+    """The output of a copied node; one without a name is left out of the node, and of its copy."""
+    return ir.Value(name=value.name and value.name + end, shape=value.shape, type=value.type)
+
+
 def _copied_node(
     node: ir.Node, read: Callable[[ir.Value], ir.Value], layer: int, fresh: count[int]
 ) -> ir.Node:
-    outputs = [
-        ir.Value(name=f"{value.name}.layer_{layer}_{next(fresh)}", shape=value.shape, type=value.type)
-        for value in node.outputs
-    ]
+    outputs = [_copied_output(value, f".layer_{layer}_{next(fresh)}") for value in node.outputs]
     return ir.Node(
         node.domain,
         node.op_type,

@@ -42,6 +42,16 @@ def test_copied_layers_compute_what_traced_layers_do(model, monkeypatch, tmp_pat
     assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def test_a_copy_leaves_out_the_outputs_that_its_original_leaves_out(model):
+    left_out = collections.defaultdict(list)
+    for node in decoder_graph(model, target="ort").graph:
+        if node.op_type == "SkipSimplifiedLayerNormalization" and ".layers." in node.name:
+            left_out[node.name.split(".")[2]].append([not output.name for output in node.outputs])
+
+    assert left_out["2"] == [[False, True, True, False]] * 2
+    assert left_out["3"] == left_out["4"] == left_out["2"]
+
+
 def test_layers_that_are_not_alike_are_not_copied(model, monkeypatch):
     monkeypatch.setattr(graphs, "repeat_layers", lambda *given: None)
     graph = decoder_graph(model)
