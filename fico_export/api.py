@@ -268,7 +268,7 @@ def _require_answerable(checkpoint: SourceModel, progress: Progress) -> None:
         progress.warn(text)
     formatter = PromptFormatter(texts.tokenizer, texts.chat_template, checkpoint.tokens)
     try:
-        formatter.encode([Message("user", "?", 1)], 1)
+        formatter.encode([Message("user", "?", 1)])
     except FicoError as error:
         raise CheckpointError(
             f"the chat template of {checkpoint.folder} cannot ask about an image: {error.what}",
@@ -280,10 +280,11 @@ def _require_answerable(checkpoint: SourceModel, progress: Progress) -> None:
             f"{checkpoint.tokens.image!r} and a new line before the text; if the model was trained on another form, "
             f"{texts.other_template} and export again"
         )
+    sees = checkpoint.profile.size
     height, width = ImageProcessor.from_config(texts.preprocessor)(Image.new("RGB", (3, 2))).shape[2:]
-    if (height, width) != (checkpoint.image_size, checkpoint.image_size):
+    if (height, width) != sees:
         raise CheckpointError(
-            f"preprocessor_config.json makes pictures of {width}×{height}, the tower sees {checkpoint.image_size}×{checkpoint.image_size}",
+            f"preprocessor_config.json makes pictures of {width}×{height}, the tower sees {sees[1]}×{sees[0]}",
             fix="use preprocessor_config.json and config.json of one checkpoint",
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fico_export import documents
@@ -13,7 +14,10 @@ from fico_export.exporter.stream import Tokens
 from fico_export.models.decoders.base import EMBEDDINGS
 from fico_export.models.source import SourceModel
 from fico_export.runtime.image_sources import beside
-from fico_export.runtime.images import ImageSource, load_image
+from fico_export.runtime.images import ImageFeatures, ImageSource, load_image
+from fico_export.runtime.layout import Layout
+from fico_export.runtime.layouts.base import NONE
+from fico_export.runtime.positions import as_input
 from fico_export.runtime.preprocess import ImageProcessor
 from fico_export.runtime.prompt import Message, PromptFormatter
 
@@ -50,15 +54,19 @@ def sequences(checkpoint: SourceModel, entries: Iterable[tuple[ImageSource, str]
     with torch.device("meta"):
         tower = checkpoint.vision(plan, torch.float32)
     tower = checkpoint.with_weights(tower)
+    layout = Layout(checkpoint.layout, [checkpoint.profile], "original", checkpoint.tokens.image_id)
     table = checkpoint.checkpoint.load(EMBEDDINGS)
     for image, prompt in entries:
-        ids = torch.tensor(formatter.encode([Message("user", prompt, 1)], plan.visual_tokens))
-        visual = ids == checkpoint.tokens.image_id
-        embeds = table[torch.where(visual, 0, ids)].to(torch.float32)
+        pixels = layout.pixels(load_image(image), processor)
         with torch.inference_mode():
-            features, _ = tower(torch.from_numpy(processor(load_image(image))))
-        embeds[visual] = features[0]
-        yield Tokens(embeds[None], torch.arange(len(ids))[None])
+            features, index = (output[0] for output in tower(torch.from_numpy(pixels.values)))
+        kept = index.numpy()
+        shown = ImageFeatures(features.numpy(), kept, "", pixels.size, layout.place(pixels.size, kept))
+        laid_out = layout.lay_out(formatter.encode([Message("user", prompt, 1)]), [shown])
+        visual = laid_out.visual != NONE
+        embeds = table[torch.from_numpy(np.where(visual, 0, laid_out.ids))].to(torch.float32)
+        embeds[torch.from_numpy(visual)] = features[laid_out.visual[visual]]
+        yield Tokens(embeds[None], torch.from_numpy(as_input(laid_out.positions)))
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:

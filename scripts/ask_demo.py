@@ -48,7 +48,7 @@ def main(
 
     console = Console()
     kept = vlms[1].encode_image(picture, asked[0].text).keep_index
-    grid = vlms[1].manifest.reduction.grid
+    grid = vlms[1].manifest.profile.token_grid
     console.print(_map(picture, kept, grid))
     answers = Table("question", *columns, "the scene shows")
     right = [0, 0]

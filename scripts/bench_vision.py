@@ -69,7 +69,7 @@ def main() -> None:
         plans = [("none", None), (args.method, args.keep)]
         files = [export_vision(model, method, keep, folder) for method, keep in plans]
         say(f"time {args.repeats} runs of each, then profile")
-        medians_ms = time_alternating(files, args.repeats, args.threads, model.image_size)
+        medians_ms = time_alternating(files, args.repeats, args.threads, model.profile.size[0])
         reports: list[dict[str, Any]] = [
             {"graph": file.stem, "median_ms": median_ms} | describe(file, args.threads)
             for file, median_ms in zip(files, medians_ms, strict=True)

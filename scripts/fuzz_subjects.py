@@ -147,7 +147,7 @@ def _load_model(folder: Path) -> None:
     model = models.load(folder)
     texts = model.files()
     PromptFormatter(texts.tokenizer, texts.chat_template, model.tokens).encode(
-        [Message("user", "What is it?", 1)], 4
+        [Message("user", "What is it?", 1)]
     )
 
 
@@ -159,8 +159,8 @@ def _open_bundle(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         vlm = Vlm(folder, backend="ort-cpu", lazy=True)
-    vlm.formatter.encode([Message("user", "What is it?", 1)], 4)
-    vlm.processor(Image.new("RGB", (30, 20)))
+    vlm.formatter.encode([Message("user", "What is it?", 1)])
+    vlm.preprocess(Image.new("RGB", (30, 20)))
     vlm.embed([1, 2])
 
 
@@ -185,7 +185,7 @@ def _render(folder: Path) -> None:
     template = (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
     formatter = PromptFormatter(model.files().tokenizer, template, model.tokens)
     formatter.encode(
-        [Message("user", "What is it?", 1), Message("assistant", "A cat."), Message("user", "Where?")], 4
+        [Message("user", "What is it?", 1), Message("assistant", "A cat."), Message("user", "Where?")]
     )
 
 

@@ -41,7 +41,7 @@ def main() -> None:
 def measure(bundle: Path, provider: str, batch: int, repeats: int) -> dict[str, Any]:
     """Median milliseconds of a batch and of as many single runs, in alternation."""
     manifest = Manifest.load(bundle)
-    graph = manifest.graph("vision_encoder")
+    graph = manifest.graph(manifest.profile.graph)
     result: dict[str, Any] = {"bundle": str(bundle), "keep": manifest.reduction.keep}
     free = graph.shapes()["pixel_values"][0]
     if free != batch and isinstance(free, int):
@@ -49,7 +49,7 @@ def measure(bundle: Path, provider: str, batch: int, repeats: int) -> dict[str, 
     session = ort.InferenceSession(str(bundle / graph.file), providers=[provider])
     if provider not in session.get_providers():
         return result | {"why_not": f"ONNX Runtime could not start {provider}"}
-    shape = (batch, 3, manifest.image_size, manifest.image_size)
+    shape = (batch, *manifest.profile.input_shape[1:])
     pixels = np.random.default_rng(0).standard_normal(shape, np.float32)
     together, apart = [], []
     for _ in range(repeats + 1):

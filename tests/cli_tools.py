@@ -89,7 +89,7 @@ def edit_json(path: Path, **changes):
         *outer, last = name.split("__")
         owner = content
         for key in outer:
-            owner = owner[key]
+            owner = owner[int(key) if isinstance(owner, list) else key]
         if value is ...:
             del owner[last]
         else:

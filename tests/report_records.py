@@ -1,6 +1,7 @@
 """Manifests and profiles as bundles and `fico profile` would have them, without either."""
 
 from fico_export.bundle.manifest import Manifest
+from fico_export.bundle.profiles import square
 from fico_export.profile.record import Machine, Measured, Run, Spread
 
 
@@ -9,11 +10,12 @@ def manifest(name="tiny", method="uniform", keep=16, *, source="demo", **reducti
     step = {"method": method, "site": "encoder output", "before": 64, "keep": keep, "schedule": {}}
     reduced = {
         "method": method, "options": {}, "steps": [step] if keep < 64 else [], "visual_tokens": 64, "handed_over": keep,
-        "keep": keep, "cached": [keep, keep], "grid": [8, 8], "kept_aside": 0, "positions": "original",
+        "keep": keep, "cached": [keep, keep], "positions": "original",
     }  # fmt: skip
     return Manifest.model_validate(
         {
-            "schema_version": 3, "name": name, "image_size": 112, "precision": "fp32", "target": "portable",
+            "name": name, "profiles": [square(112, (8, 8), aside=0, patch_size=14).model_copy(update={"handed_over": (reduced | reduction)["handed_over"]})],
+            "layout": {"rule": "square"}, "precision": "fp32", "target": "portable",
             "model": {"model_type": "llava", "source": source, "revision": None, "weights": {"model.safetensors": 1}},
             "reduction": reduced | reduction,
             "decoder": {"layers": 2, "kv_heads": 2, "head_dim": 16, "hidden_size": 64, "vocab_size": 512, "context": 2048},

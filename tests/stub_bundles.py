@@ -2,7 +2,7 @@
 
 from hashlib import sha256
 
-from fico_export.bundle import engines, manifest
+from fico_export.bundle import engines, manifest, profiles
 
 FILES = {"config.json": b"{}", "tokenizer.json": b'{"a": 1}', "onnx/model.onnx": bytes(range(256)) * 40}
 LINKED_NS = 1_700_000_000_123_456_789
@@ -23,11 +23,12 @@ def write_stub(folder, contents=None, target="portable", mtimes=None):
         name="stub",
         model=manifest.Model(model_type="llava", source="demo", revision=None, weights={}),
         reduction=manifest.Reduction(
-            **nothing, cached=[4], grid=(2, 2), kept_aside=0, positions="original"
+            **nothing, cached=[4], positions="original"
         ),
         decoder=manifest.Decoder(layers=1, kv_heads=1, head_dim=2, hidden_size=2, vocab_size=2, context=8),
         tokens=manifest.Tokens(image="<image>", image_id=1, bos=None, eos=None, eos_ids=[0]),
-        image_size=2, precision="fp32", target=target, opset=18, ir_version=10, graphs={}, tools={},
+        profiles=[profiles.square(2, (2, 2), aside=0, patch_size=1)],
+        layout=profiles.LayoutRecord(rule="square"), precision="fp32", target=target, opset=18, ir_version=10, graphs={}, tools={},
         created="2026-01-02T03:04:05+00:00",
         files={name: file_of(content, mtimes.get(name)) for name, content in contents.items()},
     )  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MAX_FILES = 4096
 MAX_DEPTH = 16
@@ -76,6 +76,12 @@ def require_distinct(paths: Iterable[str]) -> None:
 
 def _folded(path: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+
+
+class Record(BaseModel):
+    """A part of a manifest: it cannot be changed, and holds no key that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 Label = Annotated[str, Field(max_length=255), AfterValidator(printable)]

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from fico_export.bundle.manifest import Manifest
 
 # Tensors without which a graph is of no use.
+_VISION = {"pixel_values", "image_features"}
 _NEEDED = {
-    "vision_encoder": {"pixel_values", "image_features"},
     "embed_tokens": {"input_ids", "inputs_embeds"},
     "decoder_model_merged": {"inputs_embeds", "logits"},
     "decoder_with_past": {"inputs_embeds", "logits"},
@@ -20,7 +20,7 @@ _NEEDED = {
 
 def first_contradiction(manifest: Manifest) -> str | None:
     """A contradiction in words; None where there is none."""
-    for check in (_tokens, _graphs, _cache, _embedding):
+    for check in (_tokens, _profiles, _graphs, _cache, _embedding):
         for found in check(manifest):
             return found
     return None
@@ -28,9 +28,6 @@ def first_contradiction(manifest: Manifest) -> str | None:
 
 def _tokens(manifest: Manifest) -> Iterator[str]:
     reduction, layers = manifest.reduction, manifest.decoder.layers
-    rows, columns = reduction.grid
-    if rows * columns + reduction.kept_aside != reduction.visual_tokens:
-        yield f"{reduction.visual_tokens} visual tokens, a grid of {rows}×{columns} and {reduction.kept_aside} beside it"
     if not reduction.keep <= reduction.handed_over <= reduction.visual_tokens:
         yield (
             f"it keeps {reduction.keep} of {reduction.handed_over} tokens handed over, of {reduction.visual_tokens} in all"
@@ -46,28 +43,51 @@ def _tokens(manifest: Manifest) -> Iterator[str]:
         yield f"precision {manifest.precision}, and {'a' if manifest.quantization else 'no'} quantization"
 
 
+def _profiles(manifest: Manifest) -> Iterator[str]:
+    """Each profile's numbers, and those of the first against what is said of the whole."""
+    reduction, first = manifest.reduction, manifest.profile
+    counts = (first.visual_tokens, first.handed_over)
+    if counts != (reduction.visual_tokens, reduction.handed_over):
+        yield (
+            f"the profile {first.name} hands over {counts[1]} of {counts[0]} visual tokens, and the reduction "
+            f"{reduction.handed_over} of {reduction.visual_tokens}"
+        )
+    if len({profile.name for profile in manifest.profiles}) < len(manifest.profiles):
+        yield "two profiles have one name"
+    for profile in manifest.profiles:
+        (rows, columns), (tile_rows, tile_columns) = profile.token_grid, profile.tile_grid
+        cells = profile.tiles * rows * columns
+        if profile.visual_tokens - cells not in (0, profile.tiles):  # one beside each grid: CLS
+            yield f"the profile {profile.name} has {profile.visual_tokens} visual tokens, and {profile.tiles} grids of {rows}×{columns}"
+        if profile.tiles < tile_rows * tile_columns or profile.tiles != profile.input_shape[0]:
+            yield (
+                f"the profile {profile.name} has {profile.tiles} tiles, a grid of {tile_rows}×{tile_columns} of them, and "
+                f"pixel_values of {profile.input_shape[0]}"
+            )
+        for side, patches in zip(profile.size, profile.patch_grid, strict=True):
+            if patches * profile.patch_size > side:
+                yield f"the profile {profile.name} has {patches} patches of {profile.patch_size} px in {side} px"
+
+
 def _graphs(manifest: Manifest) -> Iterator[str]:
     """The shapes of the tensors that the runtime fills or reads, where they are fixed."""
-    reduction, decoder, size = manifest.reduction, manifest.decoder, manifest.image_size
-    expected: dict[str, tuple[int | None, ...]] = {
-        "pixel_values": (None, 3, size, size),
-        "image_features": (None, reduction.handed_over, decoder.hidden_size),
-        "keep_index": (None, reduction.handed_over),
-        "inputs_embeds": (None, None, decoder.hidden_size),
-    }
+    decoder = manifest.decoder
+    visual = {profile.graph: profile for profile in manifest.profiles}
     for name, graph in manifest.graphs.items():
+        expected: dict[str, tuple[int | None, ...]] = {"inputs_embeds": (None, None, decoder.hidden_size)}
+        if (profile := visual.get(name)) is not None:
+            expected["pixel_values"] = profile.input_shape
+            expected["image_features"] = (None, profile.handed_over, decoder.hidden_size)
+            expected["keep_index"] = (None, profile.handed_over)
         if not graph.file.endswith(".onnx"):
             yield f"the graph {name} is in {graph.file!r}, no .onnx file"
         names = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
-        for missing in sorted(_NEEDED.get(name, set()) - names):
+        needed = _VISION if name in visual else _NEEDED.get(name, set())
+        for missing in sorted(needed - names):
             yield f"the graph {name} has no {missing}"
         if len(shapes := graph.shapes()) != len(graph.inputs) + len(graph.outputs):
             yield f"two tensors of the graph {name} have one name"
         for tensor, wanted in expected.items():
-            if (
-                tensor == "keep_index" and name != "vision_encoder"
-            ):  # a decoder that reduces says what it kept itself
-                continue
             shape = shapes.get(tensor)
             if shape is not None and not _fits(shape, wanted):
                 words = ", ".join("any" if size is None else str(size) for size in wanted)

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from fico_export import documents, extras
 from fico_export.bundle.bounds import (
@@ -20,16 +20,18 @@ from fico_export.bundle.bounds import (
     Label,
     Layers,
     Positive,
+    Record,
     Sha256,
     TensorName,
     Text,
     require_distinct,
 )
 from fico_export.bundle.consistency import first_contradiction
+from fico_export.bundle.profiles import LayoutRecord, Profile, of_schema_3
 from fico_export.errors import BundleError
 
 SCHEMA_VERSION = 4
-OLDEST = 3  # that is read too: it has no `request`
+OLDEST = 3  # that is read too: it has no `request`, and one profile that it does not name
 FILE_NAME = "manifest.json"
 CLIP_TOKENIZER = "clip_tokenizer.json"
 AWQ_FILE = "awq.npz"
@@ -55,11 +57,7 @@ READ_BY_NAME = (
 _FIX = "export or copy the bundle again"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TensorSpec(_Record):
+class TensorSpec(Record):
     """An input or output of a graph; a dimension is a number, or the name of a free axis."""
 
     name: TensorName
@@ -67,7 +65,7 @@ class TensorSpec(_Record):
     shape: list[Positive | Label] = Field(max_length=16)
 
 
-class Graph(_Record):
+class Graph(Record):
     """One ONNX file and its tensors; `weight_bytes` is the size of its weights, wherever they lie."""
 
     file: BundlePath
@@ -85,7 +83,7 @@ class Graph(_Record):
         return {tensor.name: tensor.shape for tensor in (*self.inputs, *self.outputs)}
 
 
-class Table(_Record):
+class Table(Record):
     """A matrix in a file of the bundle, row by row from the byte `offset` on: what one row needs is read, not the whole."""
 
     file: BundlePath
@@ -99,7 +97,7 @@ class Table(_Record):
         return self.offset + self.shape[0] * self.shape[1] * (4 if self.dtype == "float32" else 2)
 
 
-class Model(_Record):
+class Model(Record):
     """Where the weights came from.
 
     `source` is an alias, a hub id or an absolute folder; `weights` the size in bytes of each file of weights.
@@ -111,7 +109,7 @@ class Model(_Record):
     weights: dict[Text, Bytes] = Field(max_length=MAX_FILES)
 
 
-class Step(_Record):
+class Step(Record):
     """One method: visual tokens before and after it; `schedule` maps a layer to those left after it."""
 
     method: Label
@@ -121,8 +119,8 @@ class Step(_Record):
     schedule: dict[int, Count] = Field(max_length=1024)
 
 
-class Reduction(_Record):
-    """What was done to the visual tokens.
+class Reduction(Record):
+    """What was done to the visual tokens, of an image of the first profile.
 
     `handed_over` of the `visual_tokens` leave the vision graph, `keep` are left in the cache of the decoder's last layer,
     `cached` in that of each layer. `options` holds every option of `method`, which may be a chain.
@@ -135,8 +133,6 @@ class Reduction(_Record):
     handed_over: Positive
     keep: Positive
     cached: list[Count] = Field(max_length=1024)
-    grid: tuple[Positive, Positive]
-    kept_aside: Count
     positions: Literal["compact", "original"]
 
     @property
@@ -145,7 +141,7 @@ class Reduction(_Record):
         return self.handed_over > self.keep
 
 
-class Decoder(_Record):
+class Decoder(Record):
     """Shape of the KV cache and the longest sequence."""
 
     layers: Layers
@@ -156,7 +152,7 @@ class Decoder(_Record):
     context: Positive
 
 
-class Tokens(_Record):
+class Tokens(Record):
     """Special tokens; `named` holds those that a chat template may name, `additional` those that have no name."""
 
     image: Text
@@ -168,7 +164,7 @@ class Tokens(_Record):
     additional: list[Text] = Field([], max_length=4096)
 
 
-class Quantization(_Record):
+class Quantization(Record):
     """How the weights of a precision below FP16 are stored.
 
     The decoder's linears have `bits` (with a scale for each `block` of inputs), lm_head and the vision tower's linears those
@@ -187,7 +183,7 @@ class Quantization(_Record):
     opset: Count
 
 
-class File(_Record):
+class File(Record):
     """A file's content, by hash and size in bytes.
 
     `mtime_ns` is set for a hard link to a file of the checkpoint, which others may change: when it was last changed before
@@ -213,7 +209,7 @@ def _time(text: str) -> str:
     return text
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """The whole of manifest.json; `request` has the options that make the same bundle again."""
 
     schema_version: int = Field(SCHEMA_VERSION, strict=True, ge=1)
@@ -224,7 +220,8 @@ class Manifest(_Record):
     reduction: Reduction
     decoder: Decoder
     tokens: Tokens
-    image_size: Positive
+    profiles: list[Profile] = Field(min_length=1, max_length=64)
+    layout: LayoutRecord
     precision: Literal["fp32", "fp16", "int4"]
     quantization: Quantization | None = None
     target: Label
@@ -235,7 +232,9 @@ class Manifest(_Record):
     embedding: Table | None = None
     tools: dict[Label, Label] = Field(max_length=256)
     created: Annotated[str, Field(max_length=64), AfterValidator(_time)]
-    files: Annotated[dict[BundlePath, File], Field(max_length=MAX_FILES), AfterValidator(_distinct)] = {}
+    files: Annotated[dict[BundlePath, File], Field(max_length=MAX_FILES), AfterValidator(_distinct)] = Field(
+        {}
+    )
 
     def save(self, folder: Path) -> None:
         """Write manifest.json."""
@@ -285,7 +284,7 @@ class Manifest(_Record):
                 fix="export the model again",
             )
         try:
-            made = cls.model_validate(content)
+            made = cls.model_validate(of_schema_3(content) if version == OLDEST else content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part)[:64] for part in first["loc"])
@@ -307,6 +306,11 @@ class Manifest(_Record):
                 fix=_FIX,
             )
         return name
+
+    @property
+    def profile(self) -> Profile:
+        """The first one: what is said of the bundle as a whole is said of it."""
+        return self.profiles[0]
 
     @property
     def decoder_name(self) -> str:

@@ -12,6 +12,7 @@ from fico_export.cli.options import BundleArgument, DebugOption, JsonOption
 if TYPE_CHECKING:
     from fico_export.bundle.engines import Build
     from fico_export.bundle.manifest import Graph, Manifest
+    from fico_export.bundle.profiles import Profile
 
 
 def command(
@@ -58,6 +59,12 @@ def command(
         put(f"unlisted   {name!a}: nothing vouches for it, and nothing reads it")
 
 
+def _grid(profile: Profile) -> str:
+    """A profile's grid of visual tokens, and how many tiles have one."""
+    tiles = f"{profile.tiles} tiles of " if profile.tiles > 1 else "a "
+    return f"{tiles}{profile.token_grid[0]}×{profile.token_grid[1]} grid{'s' if profile.tiles > 1 else ''}"
+
+
 def _put_made(manifest: Manifest) -> None:
     """What was exported, and how."""
     reduction, decoder = manifest.reduction, manifest.decoder
@@ -69,7 +76,7 @@ def _put_made(manifest: Manifest) -> None:
     if manifest.clip_text is not None:
         put(f"clip text  {manifest.clip_text.source}, revision {manifest.clip_text.revision or '–'}")
     put(f"method     {reduction.method}{'; ' + options if options else ''}")
-    put(f"tokens     {reduction.visual_tokens} → {reduction.keep} of a {reduction.grid[0]}×{reduction.grid[1]} grid, "
+    put(f"tokens     {reduction.visual_tokens} → {reduction.keep} of {_grid(manifest.profile)}, "
           f"{reduction.positions} positions")  # fmt: skip
     for step in reduction.steps:
         layers = ", ".join(f"layer {layer}: {left}" for layer, left in step.schedule.items())

@@ -132,7 +132,7 @@ def command(
         return answers
 
     if each:
-        vlm.formatter.encode([Message("user", prompt[0], 1)], 1)  # a prompt that cannot be used, once
+        vlm.formatter.encode([Message("user", prompt[0], 1)])  # a prompt that cannot be used, once
         run_each(pictures, lambda picture: _turns(ask([picture], silent=True), vlm))
         return
     answers = ask(pictures, silent=as_json)

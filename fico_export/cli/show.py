@@ -101,8 +101,7 @@ def command(
         return
     besides = f", {found.outside} of them in padding" if found.outside else ""
     besides += ", and the CLS token" if found.cls else ""
-    rows, columns = found.view.grid
-    put(f"{out}: {len(found.patches)} of {rows * columns} patches kept{besides}")
+    put(f"{out}: {len(found.patches)} of {found.view.cells} patches kept{besides}")
     if any(step.site != _UNFOLLOWED for step in merging) and not merges:
         say(f"{vlm.manifest.reduction.method} merges tokens into some of these: --merges draws which")
 
@@ -118,8 +117,8 @@ def _with_merges(
     reduction = vlm.manifest.reduction
     checkpoint = checkpoint_of(vlm.folder, vlm.manifest, model, clip_text)
     module = encoder(checkpoint, reduction.method, reduction.keep, reduction.options)
-    followed = trace(module, vlm.processor(found.picture), vlm.read_prompt(prompt))
-    shares = followed.shares(found.view.grid[0] * found.view.grid[1]) if followed.steps else None
+    followed = trace(module, vlm.preprocess(found.picture).values, vlm.read_prompt(prompt))
+    shares = followed.shares(found.view.cells) if followed.steps else None
     if shares is None:
         raise ConfigError(
             f"{reduction.method} merges nothing before the decoder that can be followed", fix="drop --merges"

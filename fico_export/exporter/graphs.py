@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 
 from fico_export.bundle.manifest import Quantization
+from fico_export.bundle.profiles import Profile
 from fico_export.devices.targets import Target
 from fico_export.exporter.repeat import TRACED, repeat_layers
 from fico_export.exporter.trace import trace
@@ -61,11 +62,11 @@ def graph_jobs(
     quantization: Quantization | None = None,
     max_context: int | None = None,
 ) -> list[GraphJob]:
-    """The vision and embedding graphs, CLIP's text tower if the plan reads it, and the decoder: one graph, or two.
+    """The vision graph of each profile, the embedding, CLIP's text tower if the plan reads it, and the decoder: one graph, or two.
 
     Args:
         model: a loaded checkpoint.
-        plan: of the reduction.
+        plan: of the reduction, for images of the first profile.
         precision: of weights and arithmetic.
         target: whose opsets, and whose form of the decoder, the graphs have.
         quantization: of which `precision` is the name; what it leaves alone is FP16.
@@ -94,10 +95,19 @@ def graph_jobs(
             quantized,
         )
 
-    jobs = [
-        job("vision_encoder", lambda dtype: model.vision(plan, dtype), vision, static=True),
-        job("embed_tokens", model.embed_tokens, floats),
-    ]
+    def of_images(profile: Profile, shares: GraphJob | None = None) -> GraphJob:
+        planned = plan_for(model, plan, profile)
+        return job(
+            profile.graph,
+            lambda dtype: model.vision(planned, dtype, profile),
+            vision,
+            static=True,
+            shares=shares,
+        )
+
+    first = of_images(model.profile)
+    jobs = [first, *(of_images(profile, first) for profile in model.profiles[1:])]
+    jobs.append(job("embed_tokens", model.embed_tokens, floats))
     if clip := model.clip if plan.reads("clip_text") else None:
         jobs.append(job("clip_text", clip.text_graph, floats, static=True))
     config, inside = model.decoder_config, plan.at(Site.DECODER_LAYER)
@@ -125,11 +135,18 @@ def graph_jobs(
     )
     prefill = job(
         "decoder_prefill",
-        lambda dtype: Prefill(config, inside, model.grid, dtype),
+        lambda dtype: Prefill(config, inside, model.profile.token_grid, dtype),
         decoder,
         shares=with_past,
     )
     return [*jobs, with_past, prefill]
+
+
+def plan_for(model: SourceModel, plan: ReductionPlan, profile: Profile) -> ReductionPlan:
+    """What a plan that was made for images of the first profile is for those of another."""
+    if profile == model.profile:
+        return plan
+    return model.plan(plan.method, None if plan.method == "none" else plan.keep, plan.settings, profile)
 
 
 def _kinds(precision: str, quantization: Quantization | None) -> tuple[str, str, str]:

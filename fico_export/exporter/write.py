@@ -19,7 +19,7 @@ from fico_export.bundle.output import written_folder
 from fico_export.devices import catalog, targets
 from fico_export.errors import ConfigError
 from fico_export.exporter import awq, checks, context, precision, quantize, stream, trace, weights
-from fico_export.exporter.graphs import GraphJob, graph_jobs
+from fico_export.exporter.graphs import GraphJob, graph_jobs, plan_for
 from fico_export.exporter.links import Links, link_files, written_bytes
 from fico_export.models import clip_text
 from fico_export.models.source import Files, SourceModel
@@ -303,8 +303,6 @@ def _manifest(
             handed_over=plan.handed_over,
             keep=plan.keep,
             cached=plan.cached(config.layers),
-            grid=model.grid,
-            kept_aside=plan.visual_tokens - model.grid[0] * model.grid[1],
             positions=options.positions or plan.positions,
         ),
         decoder=manifest.Decoder(
@@ -316,7 +314,11 @@ def _manifest(
             context=config.context,
         ),
         tokens=model.tokens,
-        image_size=model.image_size,
+        profiles=[
+            profile.model_copy(update={"handed_over": plan_for(model, plan, profile).handed_over})
+            for profile in model.profiles
+        ],
+        layout=model.layout,
         precision=options.precision,
         quantization=quantization,
         target=target.name,

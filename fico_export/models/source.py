@@ -6,12 +6,13 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from fico_export.bundle.manifest import Tokens
+from fico_export.bundle.profiles import LayoutRecord, Profile
 from fico_export.errors import CheckpointError
 from fico_export.models.clip_text import PREFIX, Clip
 from fico_export.models.decoders.base import DecoderConfig, EmbedTokens
@@ -40,6 +41,26 @@ class Files:
     other_template: str = ""
 
 
+class MakePlan(Protocol):
+    """Checks a request against a model."""
+
+    def __call__(
+        self, method: str, keep: int | None, settings: dict[str, Any], profile: Profile | None = None
+    ) -> ReductionPlan:
+        """The plan for images of a profile, by default the first; raises ConfigError."""
+        ...
+
+
+class MakeVision(Protocol):
+    """Builds the vision graph's module, parameters uninitialised."""
+
+    def __call__(
+        self, plan: ReductionPlan, dtype: torch.dtype, profile: Profile | None = None
+    ) -> VisionEncoder:
+        """For images of a profile, by default the first."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """What config.json alone says of a model: builds its graphs' modules, parameters uninitialised.
@@ -47,20 +68,27 @@ class Architecture:
     Attributes:
         model_type: as in config.json.
         shapes: of every tensor that the graphs read, by canonical name.
-        grid: rows and columns of patches.
-        image_size: side of the square picture the tower sees, in pixels.
+        profiles: what is fixed at export for each shape of image, nothing reduced; the first is what a bundle is for.
+        layout: how a prompt shows an image.
         decoder_config: shape of the decoder.
-        plan: (method, keep, settings) → ReductionPlan for this tower.
-        vision: (plan, dtype) → the vision graph's module.
+        plan: what a request makes of the visual tokens.
+        vision: the vision graph's module.
+        transformers_class: transformers' class of the whole model, which `verify` compares with; None where it has none.
     """
 
     model_type: str
     shapes: Mapping[str, tuple[int, ...]]
-    grid: tuple[int, int]
-    image_size: int
+    profiles: tuple[Profile, ...]
+    layout: LayoutRecord
     decoder_config: DecoderConfig
-    plan: Callable[[str, int | None, dict[str, Any]], ReductionPlan]
-    vision: Callable[[ReductionPlan, torch.dtype], VisionEncoder]
+    plan: MakePlan
+    vision: MakeVision
+    transformers_class: str | None = None
+
+    @property
+    def profile(self) -> Profile:
+        """The first."""
+        return self.profiles[0]
 
     def embed_tokens(self, dtype: torch.dtype) -> EmbedTokens:
         """The embedding graph's module, parameters uninitialised."""
@@ -104,8 +132,8 @@ class SourceModel(Architecture):
         mine, its = self.checkpoint.tensors, clip.checkpoint.tensors
         checkpoint.tensors = mine | {PREFIX + name: stored for name, stored in its.items()}
 
-        def vision(plan: ReductionPlan, dtype: torch.dtype) -> VisionEncoder:
-            encoder = self.vision(plan, dtype)
+        def vision(plan: ReductionPlan, dtype: torch.dtype, profile: Profile | None = None) -> VisionEncoder:
+            encoder = self.vision(plan, dtype, profile)
             if plan.reads("clip_text"):
                 encoder.clip = clip.space(dtype)
             return encoder

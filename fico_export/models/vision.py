@@ -2,12 +2,14 @@
 
 | tensor | shape | dtype |
 |---|---|---|
-| pixel_values (in) | [B, 3, S, S] | float32 |
-| text_embeds (in) | [B, T, D] | the bundle's precision; the prompt's embeddings, for a method that reads the prompt here |
-| text_mask (in) | [B, T] | int64, likewise: 1 for a token of the prompt, 0 for what fills up the rows |
+| pixel_values (in) | [T, 3, H, W] | float32; T tiles of an image |
+| text_embeds (in) | [B, L, D] | the bundle's precision; the prompt's embeddings, for a method that reads the prompt here |
+| text_mask (in) | [B, L] | int64, likewise: 1 for a token of the prompt, 0 for what fills up the rows |
 | clip_text (in) | [B, P] | float32; what `clip_text.py` makes of the prompt, for a method that compares in CLIP's space |
-| image_features (out) | [B, K, D] | the bundle's precision |
-| keep_index (out) | [B, K] | int64, ascending raster positions; with a CLS token kept, 0 is CLS and patches start at 1 |
+| image_features (out) | [B, K, D] | the bundle's precision; K of all tiles |
+| keep_index (out) | [B, K] | int64, ascending raster positions, tile by tile; with a CLS token kept, 0 of a tile is CLS and patches start at 1 |
+
+Each tile is reduced by itself, to its share of K. A batch B of images needs images of one tile.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from fico_export.bundle.profiles import Profile
 from fico_export.models.layers import LayerNorm
 from fico_export.models.mergers.base import Merger
 from fico_export.models.ports import GraphModule, Port, Ports
@@ -66,6 +69,7 @@ class VisionEncoder(GraphModule):
         plan: what to reduce, and where.
         feature_layers: hidden states that feed the merger, counted from 0 = the embeddings.
         keeps_cls: whether the CLS token is handed to the decoder too.
+        profile: of the images.
 
     Attributes:
         clip: the way to CLIP's space, set for a plan that reads `clip_text`.
@@ -80,12 +84,14 @@ class VisionEncoder(GraphModule):
         plan: ReductionPlan,
         feature_layers: tuple[int, ...],
         keeps_cls: bool,
+        profile: Profile,
     ) -> None:
         super().__init__()
         self.vision_tower = tower
         self.multi_modal_projector = merger
         self.feature_layers = feature_layers
         self.keeps_cls = keeps_cls
+        self.profile = profile
         self.keep, self.text_length = plan.handed_over, plan.text_length or 0
         self.text_inputs = text_inputs(plan)
         self.reads_sensitivity = plan.reads("sensitivity")
@@ -93,28 +99,28 @@ class VisionEncoder(GraphModule):
         inside = plan.at(Site.ENCODER_LAYER)
         layers = inside.schedule if inside else {}
         steps: dict[str, nn.Module] = {
-            f"layer_{i}": Reduce(inside, keep) for i, keep in layers.items() if inside
+            f"layer_{i}": Reduce(inside, keep // profile.tiles) for i, keep in layers.items() if inside
         }
         for site in (Site.ENCODER_OUTPUT, Site.PROJECTOR_OUTPUT):
             if step := plan.at(site):
-                steps[site.name.lower()] = Reduce(step, step.keep - keeps_cls)
+                steps[site.name.lower()] = Reduce(step, step.keep // profile.tiles - keeps_cls)
         self.reduce = nn.ModuleDict(steps)
         self.earlier_layer = next((s.earlier_layer for s in plan.steps if s.earlier_layer is not None), None)
 
     def forward(self, pixel_values: Tensor, *text: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 3, S, S] and what `text_inputs` names → image_features [B, K, D], keep_index [B, K]."""
+        """[T, 3, H, W] and what `text_inputs` names → image_features [B, K, D], keep_index [B, K]."""
         config, first = self.vision_tower.config, self.vision_tower.cls_tokens
+        grid = self.profile.patch_grid
         hidden = self.vision_tower.embed(pixel_values.to(self.multi_modal_projector.dtype))
-        positions = torch.arange(config.patches, device=hidden.device).expand(hidden.shape[0], -1)
         states = {0: hidden}
-        cues = Cues(config.grid, positions)
+        cues = Cues(grid, _raster(grid, hidden))
         earlier: Cues | None = None
         sizes: Tensor | None = None
         layers: list[TowerLayer] = self.vision_tower.encoder.layers[: config.layers]
         for i, layer in enumerate(layers):
             rows = None if sizes is None else _join(torch.ones_like(sizes[:, :first]), sizes)
             hidden, queries, keys = layer.attend(hidden, rows)
-            cues = Cues(config.grid, cues.positions, queries, keys, config.heads, first > 0, sizes, earlier)
+            cues = Cues(grid, cues.positions, queries, keys, config.heads, first > 0, sizes, earlier)
             if i == self.earlier_layer:
                 earlier = cues
             if f"layer_{i}" in self.reduce:
@@ -129,7 +135,7 @@ class VisionEncoder(GraphModule):
         handed, features = features[:, :aside], features[:, first:]
         if len(self.vision_tower.encoder.layers) > config.layers:
             queries, keys = self.vision_tower.encoder.layers[-1](hidden)
-            following = Cues(config.grid, cues.positions, queries, keys, has_cls=first > 0)
+            following = Cues(grid, cues.positions, queries, keys, has_cls=first > 0)
             cues = replace(cues, following=following)
         if "encoder_output" in self.reduce:
             reduced, cues = self.reduce["encoder_output"](features, cues)
@@ -138,34 +144,44 @@ class VisionEncoder(GraphModule):
         if self.reads_sensitivity:
             cues = replace(cues, sensitivity=self.multi_modal_projector.sensitivity(features))
         features = self.multi_modal_projector(_join(handed, features))
+        if self.profile.token_grid != grid:  # the merger joined patches: of what it made, no cue is known
+            cues = Cues(self.profile.token_grid, _raster(self.profile.token_grid, features))
         if text:
             cues = self._with_text(cues, dict(zip(self.text_inputs, text, strict=True)), features[:, aside:])
         if "projector_output" in self.reduce:
             reduced, cues = self.reduce["projector_output"](features[:, aside:], cues)
             features = _join(features[:, :aside], reduced.tokens)
+        index = cues.positions
         if self.keeps_cls:
-            first_row = torch.zeros_like(cues.positions[:, :1])
-            return features, torch.cat([first_row, cues.positions + 1], dim=1)
-        return features, cues.positions
+            index = torch.cat([torch.zeros_like(index[:, :1]), index + 1], dim=1)
+        return self._of_one_image(features, index) if self.profile.tiles > 1 else (features, index)
 
     def ports(self) -> Ports:
         """As in the table above, for one image."""
-        side, dtype = self.vision_tower.config.image_size, self.multi_modal_projector.dtype
+        dtype = self.multi_modal_projector.dtype
         channels = self.multi_modal_projector.outputs
         text = {
             "text_embeds": Port("text_embeds", (1, self.text_length, channels), dtype),
             "text_mask": Port("text_mask", (1, self.text_length)),
             "clip_text": Port("clip_text", (1, self.clip.outputs if self.clip else 0), torch.float32),
         }
-        pixels = Port("pixel_values", (1, 3, side, side), torch.float32)
+        pixels = Port("pixel_values", self.profile.input_shape, torch.float32)
         outputs = (
             Port("image_features", (1, self.keep, channels), dtype),
             Port("keep_index", (1, self.keep)),
         )
         return Ports((pixels, *(text[name] for name in self.text_inputs)), outputs)
 
+    def _of_one_image(self, features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """[T, k, D] and [T, k] → [1, K, D] and [1, K], numbered through."""
+        tiles = self.profile.tiles
+        first = torch.arange(tiles, device=index.device) * (self.profile.visual_tokens // tiles)
+        return features.flatten(0, 1)[None], (index + first[:, None]).flatten()[None]
+
     def _with_text(self, cues: Cues, text: dict[str, Tensor], tokens: Tensor) -> Cues:
-        """The cues of the tokens [B, n, D] beside those of the prompt."""
+        """The cues of the tokens [B, n, D] beside those of the prompt, the same for every tile."""
+        if self.profile.tiles > 1:
+            text = {name: rows.expand(self.profile.tiles, *rows.shape[1:]) for name, rows in text.items()}
         if "text_embeds" in text:
             cues = replace(cues, prompt=Prompt(text["text_embeds"], text["text_mask"] != 0, tokens))
         if "clip_text" in text:
@@ -178,6 +194,11 @@ def text_inputs(plan: ReductionPlan) -> tuple[str, ...]:
     """Names of the vision graph's inputs after the pixels, in their order."""
     embeds = ("text_embeds", "text_mask") if plan.text_length else ()
     return (*embeds, "clip_text") if plan.reads("clip_text") else embeds
+
+
+def _raster(grid: tuple[int, int], hidden: Tensor) -> Tensor:
+    """[B, N] positions of all cells."""
+    return torch.arange(grid[0] * grid[1], device=hidden.device).expand(hidden.shape[0], -1)
 
 
 def _join(front: Tensor, rows: Tensor) -> Tensor:

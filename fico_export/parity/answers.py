@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from fico_export.parity.choice import generate_scores
 from fico_export.parity.prompts import (
@@ -17,11 +18,11 @@ from fico_export.parity.prompts import (
     ids,
     lay_out,
     pictures,
-    visual_start,
     whole_ids,
 )
 from fico_export.parity.reference import ReducedReference, Reference
 from fico_export.parity.report import PROCESSED, Check
+from fico_export.runtime.positions import following
 from fico_export.runtime.sampling import GREEDY
 from fico_export.runtime.vlm import Vlm
 
@@ -36,12 +37,12 @@ class Given:
     """A greedy answer of the runtime.
 
     Attributes:
-        pictures: how many the question was about.
+        pictures: that the question was about.
         tokens: its token ids [T].
         logits: of the reference before each of them, [T, V].
     """
 
-    pictures: int
+    pictures: list[Image.Image]
     tokens: list[int]
     logits: Logits
 
@@ -56,23 +57,22 @@ def answers(vlm: Vlm, reference: Reference, reduced: ReducedReference | None) ->
     """
     given = []
     for images in ([], pictures(1)) if reduced else ([], pictures(1), pictures(2)):
-        if not fits(vlm, len(images)):
+        if not fits(vlm, images):
             continue
         tokens = vlm.generate(QUESTION, images, max_new_tokens=NEW_TOKENS, sampling=GREEDY).token_ids
-        embeds, positions = lay_out(vlm, images, reference)
-        start, end = (
-            len(positions) - 1,
-            positions[-1] + 1,
-        )  # a prompt ends in text: its last position is its largest
+        prompt = lay_out(vlm, images, reference)
+        after = following(prompt.positions, len(tokens) - 1)
         if reduced and images:
-            rows = [reduced.begin(embeds, positions, visual_start(vlm))]
-            rows += [reduced.append(reference.embed([t]), end + i) for i, t in enumerate(tokens[:-1])]
+            rows = [reduced.begin(*prompt)]
+            rows += [
+                reduced.append(reference.embed([token]), after[:, [i]]) for i, token in enumerate(tokens[:-1])
+            ]
             logits = np.stack(rows)
         else:
-            embeds = np.concatenate([embeds, reference.embed(tokens[:-1])])
-            positions += range(end, end + len(tokens) - 1)
-            logits = reference.logits(embeds, positions)[start:]
-        given.append(Given(len(images), tokens, logits))
+            embeds = np.concatenate([prompt.embeds, reference.embed(tokens[:-1])])
+            positions = np.concatenate([prompt.positions, after], axis=1)
+            logits = reference.logits(embeds, positions)[len(prompt.embeds) - 1 :]
+        given.append(Given(images, tokens, logits))
     return given
 
 
@@ -102,7 +102,7 @@ def compare_answers(vlm: Vlm, folder: Path, given: Sequence[Given]) -> list[Chec
         parted = next((i for i in range(steps) if not _taken(answer, theirs, i)), steps)
         other = [i for i in range(steps) if i >= len(theirs) or not _alike(ours[i], theirs[i])]
         equal, alike = equal + parted, alike + steps - len(other)
-        where = f"with {answer.pictures} pictures"
+        where = f"with {len(answer.pictures)} pictures"
         if parted < steps:
             notes[0] = f"{where} the answers part at token {parted}"
         if other:
@@ -126,7 +126,8 @@ def _taken(answer: Given, scores: Logits, step: int) -> bool:
 
 def _own_scores(vlm: Vlm, answer: Given) -> list[Logits]:
     """What the runtime makes of the reference's logits before each token."""
-    sampler = vlm.sampler(GREEDY, ids(vlm, answer.pictures))
+    sizes = [picture.size for picture in answer.pictures]
+    sampler = vlm.sampler(GREEDY, ids(vlm, len(sizes)), sizes)
     scores = []
     for row, token in zip(answer.logits, answer.tokens, strict=True):
         scores.append(sampler.scores(row))

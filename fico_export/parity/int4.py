@@ -19,6 +19,8 @@ from fico_export.models.decoders.base import EMBEDDINGS, DecoderConfig
 from fico_export.models.weights import Weights
 from fico_export.parity.report import Check, Report
 from fico_export.progress import Progress
+from fico_export.runtime.layouts.base import Index
+from fico_export.runtime.positions import as_input
 
 
 def rounded(folder: Path, checkpoint: Weights, record: Quantization) -> Weights:
@@ -46,10 +48,10 @@ class StreamedReference:
         return self._table[token_ids].to(torch.float32).numpy()
 
     def logits(
-        self, prompts: list[tuple[npt.NDArray[np.float32], list[int]]], report: Report, progress: Progress
+        self, prompts: list[tuple[npt.NDArray[np.float32], Index]], report: Report, progress: Progress
     ) -> list[npt.NDArray[np.float32]]:
-        """Logits [S, V] of each sequence of embeddings [S, C] and position ids; cosines of the layers go to the report."""
-        sequences = [Tokens(torch.from_numpy(e)[None], torch.tensor([p])) for e, p in prompts]
+        """Logits [S, V] of each sequence of embeddings [S, C] and position ids [A, S]; cosines of the layers go to the report."""
+        sequences = [Tokens(torch.from_numpy(e)[None], torch.from_numpy(as_input(p))) for e, p in prompts]
         original = Streamed(self._original, self._config, sequences)
         rounded = Streamed(self._quantised, self._config, sequences)
         progress.stage("verify layers", original.layer_bytes * self._config.layers)

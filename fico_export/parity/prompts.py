@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from fico_export.parity.int4 import StreamedReference
 from fico_export.parity.reference import Reference
+from fico_export.runtime.layouts.base import NONE
 from fico_export.runtime.prompt import Message
 from fico_export.runtime.vlm import Vlm
 
 Embedder = Reference | StreamedReference  # both have the embedding table
+
+
+class Prompt(NamedTuple):
+    """A prompt as the decoder takes it.
+
+    Attributes:
+        embeds: [S, C].
+        positions: [A, S].
+        visual_start: row of the first visual token, 0 where there is none.
+    """
+
+    embeds: npt.NDArray[np.float32]
+    positions: npt.NDArray[np.int64]
+    visual_start: int
+
 
 QUESTION = "What is in the picture?"
 NEW_TOKENS = 8
@@ -34,49 +53,29 @@ def pictures(count: int) -> list[Image.Image]:
     return made
 
 
-def fits(vlm: Vlm, count: int) -> bool:
-    """Whether a static cache has room for a prompt with so many pictures and its answer; every export's has for one."""
+def fits(vlm: Vlm, shown: Sequence[Image.Image]) -> bool:
+    """Whether a static cache has room for a prompt with these pictures and its answer; every export's has for one."""
     rows = vlm.manifest.cache_rows
-    return count < 2 or rows is None or len(ids(vlm, count)) + NEW_TOKENS <= rows
+    length = len(ids(vlm, len(shown))) + sum(vlm.layout.rows(image.size) - 1 for image in shown)
+    return len(shown) < 2 or rows is None or length + NEW_TOKENS <= rows
 
 
-def visual_start(vlm: Vlm) -> int:
-    """Where the visual tokens of one picture begin in the prompt."""
-    return ids(vlm, 1).index(vlm.manifest.tokens.image_id)
-
-
-def lay_out(
-    vlm: Vlm, images: list[Image.Image], reference: Embedder
-) -> tuple[npt.NDArray[np.float32], list[int]]:
-    """Embeddings and position ids of the prompt, laid out from the manifest alone."""
-    reduction, image_id = vlm.manifest.reduction, vlm.manifest.tokens.image_id
-    prompt = ids(vlm, len(images))
-    encoded = [vlm.encode_image(image, QUESTION) for image in images]
-    embeds = reference.embed([0 if i == image_id else i for i in prompt])
-    positions, position, seen = [], 0, 0
-    for at, token in enumerate(prompt):
-        if token != image_id:
-            positions.append(position)
-            position += 1
-            continue
-        picture, row = divmod(seen, reduction.handed_over)
-        seen += 1
-        embeds[at] = encoded[picture].features[row]
-        if reduction.positions == "compact":
-            positions.append(position)
-            position += 1
-        else:
-            positions.append(position + int(encoded[picture].keep_index[row]))
-            if row == reduction.handed_over - 1:
-                position += reduction.visual_tokens
-    return embeds, positions
+def lay_out(vlm: Vlm, shown: Sequence[Image.Image], reference: Embedder) -> Prompt:
+    """The prompt about these pictures, each as the bundle's vision graph makes it."""
+    encoded = [vlm.encode_image(image, QUESTION) for image in shown]
+    laid_out = vlm.layout.lay_out(ids(vlm, len(shown)), encoded)
+    visual = laid_out.visual != NONE
+    embeds = reference.embed(np.where(visual, 0, laid_out.ids).tolist())
+    if visual.any():
+        embeds[visual] = np.concatenate([image.features for image in encoded])[laid_out.visual[visual]]
+    return Prompt(embeds, laid_out.positions, int(np.argmax(visual)))
 
 
 def ids(vlm: Vlm, count: int) -> list[int]:
-    """Token ids of the prompt with so many pictures, each as many visual tokens as the vision graph hands over."""
-    return vlm.formatter.encode([Message("user", QUESTION, count)], vlm.manifest.reduction.handed_over)
+    """Token ids of the prompt with so many pictures, one image token for each."""
+    return vlm.formatter.encode([Message("user", QUESTION, count)])
 
 
-def whole_ids(vlm: Vlm, count: int) -> list[int]:
-    """Token ids of the prompt with so many pictures as ``generate`` has them: N visual tokens a picture."""
-    return vlm.formatter.encode([Message("user", QUESTION, count)], vlm.manifest.reduction.visual_tokens)
+def whole_ids(vlm: Vlm, shown: Sequence[Image.Image]) -> list[int]:
+    """Token ids of the prompt as ``generate`` has them: N visual tokens a picture."""
+    return vlm.layout.whole_ids(ids(vlm, len(shown)), [image.size for image in shown])

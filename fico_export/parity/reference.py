@@ -16,6 +16,8 @@ from fico_export.models.parts.transformers_quiet import quiet_transformers
 from fico_export.models.source import SourceModel
 from fico_export.reducers.base.plan import ReductionPlan
 from fico_export.reducers.base.reducer import Site
+from fico_export.runtime.layouts.base import Index
+from fico_export.runtime.positions import as_input
 
 
 class Reference:
@@ -43,14 +45,14 @@ class Reference:
         features = getattr(features, "pooler_output", features)
         return np.asarray(features[0]).reshape(-1, features[0].shape[-1])
 
-    def logits(self, embeds: npt.NDArray[np.float32], positions: list[int]) -> npt.NDArray[np.float32]:
-        """Logits [S, V] for embeddings [S, C] at the given position ids."""
+    def logits(self, embeds: npt.NDArray[np.float32], positions: Index) -> npt.NDArray[np.float32]:
+        """Logits [S, V] for embeddings [S, C] at position ids [A, S]."""
         with torch.inference_mode():
             output = self._model(
                 inputs_embeds=torch.from_numpy(np.ascontiguousarray(embeds, np.float32))[None],
-                position_ids=torch.tensor([positions]),
+                position_ids=torch.from_numpy(as_input(positions)),
                 # Without a mask, transformers takes a gap in the positions for the start of another sequence.
-                attention_mask=torch.ones(1, len(positions), dtype=torch.int64),
+                attention_mask=torch.ones(1, len(embeds), dtype=torch.int64),
                 use_cache=False,
             )
         return np.asarray(output.logits[0].to(torch.float32))
@@ -84,31 +86,29 @@ class ReducedReference:
         step = plan.at(Site.DECODER_LAYER)
         assert step is not None
         with torch.device("meta"):
-            prefill = Prefill(checkpoint.decoder_config, step, checkpoint.grid, torch.float32)
+            prefill = Prefill(checkpoint.decoder_config, step, checkpoint.profile.token_grid, torch.float32)
             after = WithPast(checkpoint.decoder_config, torch.float32)
         self._prefill = checkpoint.with_weights(prefill)
         after.load_state_dict(self._prefill.state_dict(), assign=True)
         self._after = after.eval()
         self._past: list[torch.Tensor] = []
 
-    def begin(
-        self, embeds: npt.NDArray[Any], positions: list[int], visual_start: int
-    ) -> npt.NDArray[np.float32]:
-        """Logits [V] after a prompt of embeddings [S, C]."""
+    def begin(self, embeds: npt.NDArray[Any], positions: Index, visual_start: int) -> npt.NDArray[np.float32]:
+        """Logits [V] after a prompt of embeddings [S, C] at position ids [A, S]."""
         given = torch.from_numpy(np.ascontiguousarray(embeds, np.float32))[None]
         with torch.inference_mode():
             logits, kept, *self._past = self._prefill(
-                given, torch.tensor([positions]), torch.tensor([visual_start])
+                given, torch.from_numpy(as_input(positions)), torch.tensor([visual_start])
             )
         self.kept = np.asarray(kept[0])
         return np.asarray(logits[0, -1])
 
-    def append(self, embeds: npt.NDArray[Any], position: int) -> npt.NDArray[np.float32]:
-        """Logits [V] after one more token of embedding [1, C]."""
+    def append(self, embeds: npt.NDArray[Any], position: Index) -> npt.NDArray[np.float32]:
+        """Logits [V] after one more token of embedding [1, C] at position ids [A, 1]."""
         with torch.inference_mode():
             logits, *self._past = self._after(
                 torch.from_numpy(np.ascontiguousarray(embeds, np.float32))[None],
-                torch.tensor([[position]]),
+                torch.from_numpy(as_input(position)),
                 self._past,
             )
         return np.asarray(logits[0, -1])

@@ -23,11 +23,12 @@ from fico_export.parity.prompts import (
     Embedder,
     lay_out,
     pictures,
-    visual_start,
 )
 from fico_export.parity.reference import ReducedReference, Reference, clip_text_rows
 from fico_export.parity.report import Check, Report
 from fico_export.progress import Progress
+from fico_export.runtime.images import Pixels
+from fico_export.runtime.positions import following
 from fico_export.runtime.sampling import GREEDY
 from fico_export.runtime.vlm import Vlm
 
@@ -46,7 +47,7 @@ NUDGES = 4
 NUDGE_SLACK = 0.05  # of the tokens: four nudges do not find the worst outcome
 
 PICTURES = 4
-POSITIONS = [at + at // 5 for at in range(24)]  # with gaps, as those of kept tokens have
+GAPPED = np.array([at + at // 5 for at in range(24)])  # positions with gaps, as those of kept tokens have
 
 
 def verify_bundle(folder: Path, checkpoint: SourceModel, *, progress: Progress) -> Report:
@@ -84,7 +85,7 @@ def verify_bundle(folder: Path, checkpoint: SourceModel, *, progress: Progress) 
         _clip_text(report, vlm, checkpoint.clip.folder)
     progress.stage("verify decoder")
     reference = Reference(checkpoint.folder)
-    _tower(report, checkpoint, reference, pixels[0])
+    _tower(report, checkpoint, reference, pixels[0].values)
     _embed(report, vlm, reference)
     _decoder(report, vlm, reference)
     reduced = None
@@ -108,21 +109,21 @@ def _int4(report: Report, vlm: Vlm, exact: SourceModel, checkpoint: SourceModel,
     """
     reference = StreamedReference(exact.checkpoint, checkpoint.checkpoint, exact.decoder_config)
     _embed(report, vlm, reference)
-    ids = _token_ids(vlm.manifest, len(POSITIONS))
-    prompts = [(reference.embed(ids), POSITIONS)]
+    ids = _token_ids(vlm.manifest, len(GAPPED))
+    prompts = [(reference.embed(ids), _gapped(vlm))]
     said, inside = [], vlm.manifest.reduction.in_decoder
     progress.stage("verify answers")
     for images in ([],) if inside else ([], pictures(1)):
-        embeds, positions = lay_out(vlm, images, reference)
+        embeds, positions, _ = lay_out(vlm, images, reference)
         tokens = vlm.generate(QUESTION, images, max_new_tokens=NEW_TOKENS, sampling=GREEDY).token_ids
-        said.append((len(images), len(positions) - 1, tokens))
-        positions += range(positions[-1] + 1, positions[-1] + len(tokens))
+        said.append((images, len(embeds) - 1, tokens))
+        positions = np.concatenate([positions, following(positions, len(tokens) - 1)], axis=1)
         prompts.append((np.concatenate([embeds, reference.embed(tokens[:-1])]), positions))
     whole, *parts = reference.logits(prompts, report, progress)
     _pieces(report, vlm, ids, whole)
     given = [
-        Given(count, tokens, part[start : start + len(tokens)])
-        for part, (count, start, tokens) in zip(parts, said, strict=True)
+        Given(images, tokens, part[start : start + len(tokens)])
+        for part, (images, start, tokens) in zip(parts, said, strict=True)
     ]
     report.checks += compare_answers(vlm, exact.folder, given)
     if not inside:
@@ -149,7 +150,7 @@ def _vision(
     manifest: Manifest,
     checkpoint: SourceModel,
     vlm: Vlm,
-    pixels: list[npt.NDArray[np.float32]],
+    pixels: list[Pixels],
 ) -> None:
     reduction = manifest.reduction
     plan = checkpoint.plan(reduction.method, reduction.keep, reduction.options)
@@ -171,13 +172,15 @@ def _vision(
     tied: list[tuple[npt.NDArray[Any], npt.NDArray[np.float32]]] = []
     for picture in pixels:
         with torch.inference_mode():
-            expected, expected_index = (np.asarray(t[0]) for t in module(torch.from_numpy(picture), *given))
+            expected, expected_index = (
+                np.asarray(t[0]) for t in module(torch.from_numpy(picture.values), *given)
+            )
         got = vlm.encode_pixels(picture, text)
         shared, mine, theirs = np.intersect1d(got.keep_index, expected_index, return_indices=True)
         agreements.append(len(shared) / len(expected_index))
         floors.append(floor)
         if agreements[-1] < floor:
-            own = _own_agreement(module, picture, given, expected_index, NUDGE[precision])
+            own = _own_agreement(module, picture.values, given, expected_index, NUDGE[precision])
             floors[-1] = min(floor, own - NUDGE_SLACK) if own < 1 else floor
         if shared.size:
             same = floors[-1] == floor
@@ -240,8 +243,13 @@ def _clip_text(report: Report, vlm: Vlm, folder: Path) -> None:
 
 
 def _decoder(report: Report, vlm: Vlm, reference: Reference) -> None:
-    ids = _token_ids(vlm.manifest, len(POSITIONS))
-    _pieces(report, vlm, ids, reference.logits(reference.embed(ids), POSITIONS))
+    ids = _token_ids(vlm.manifest, len(GAPPED))
+    _pieces(report, vlm, ids, reference.logits(reference.embed(ids), _gapped(vlm)))
+
+
+def _gapped(vlm: Vlm) -> npt.NDArray[np.int64]:
+    """[A, S] positions, equal on all axes."""
+    return np.tile(GAPPED, (vlm.layout.axes, 1))
 
 
 def _pieces(report: Report, vlm: Vlm, ids: list[int], expected: npt.NDArray[np.float32]) -> None:
@@ -252,7 +260,7 @@ def _pieces(report: Report, vlm: Vlm, ids: list[int], expected: npt.NDArray[np.f
     cache, pairs = vlm.decoder.new_cache(), []
     for start, end in ((0, 13), (13, 21), (21, 22), (22, 23), (23, 24), (15, 23), (23, 24)):
         cache.drop_last(max(cache.lengths) - start)
-        logits = vlm.decoder.append(cache, vlm.embed(ids[start:end]), POSITIONS[start:end])
+        logits = vlm.decoder.append(cache, vlm.embed(ids[start:end]), GAPPED[start:end].tolist())
         pairs.append((logits[None], expected[end - 1][None]))
     _compare(report, vlm.manifest.decoder_name, pairs)
 
@@ -261,16 +269,15 @@ def _prefill(report: Report, vlm: Vlm, reference: Embedder, reduced: ReducedRefe
     """A prompt with a picture through the graph that reduces, and two tokens after it, against torch."""
     agreements, pairs = [], []
     for picture in pictures(PICTURES):
-        embeds, positions = lay_out(vlm, [picture], reference)
-        start = visual_start(vlm)
-        logits, cache, kept = vlm.decoder.prefill(embeds, positions, start)
+        embeds, positions, start = lay_out(vlm, [picture], reference)
+        logits, cache, kept = vlm.decoder.prefill(embeds, positions[0].tolist(), start)
         expected = reduced.begin(embeds, positions, start)
         agreements.append(len(np.intersect1d(kept, reduced.kept)) / len(kept))
         pairs.append((logits[None], expected[None]))
-        for token in _token_ids(vlm.manifest, 2):
-            positions.append(positions[-1] + 1)
-            logits = vlm.decoder.append(cache, vlm.embed([token]), positions[-1:])
-            pairs.append((logits[None], reduced.append(reference.embed([token]), positions[-1])[None]))
+        for i, token in enumerate(_token_ids(vlm.manifest, 2), 1):
+            where = following(positions, i)[:, -1:]
+            logits = vlm.decoder.append(cache, vlm.embed([token]), where[0].tolist())
+            pairs.append((logits[None], reduced.append(reference.embed([token]), where)[None]))
     threshold = INDEX_AGREEMENT[report.precision]
     report.checks.append(Check("decoder_prefill", "kept-index agreement", min(agreements), threshold, True))
     _compare(report, "decoder_prefill", pairs)

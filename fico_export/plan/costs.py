@@ -63,7 +63,7 @@ def vision_flops(model: Architecture, plan: ReductionPlan) -> Flops:
             "text_embeds": torch.zeros(1, rows, model.decoder_config.hidden_size, dtype=torch.float16),
             "text_mask": torch.zeros(1, rows, dtype=torch.int64),
         }
-        pixels = torch.zeros(1, 3, model.image_size, model.image_size)
+        pixels = torch.zeros(model.profile.input_shape)
         counted = _count(module, pixels, *(text[name] for name in module.text_inputs))
     parts = {
         "embedding": counted.get("vision_tower.embeddings", 0),
@@ -85,7 +85,7 @@ def prefill_flops(model: Architecture, plan: ReductionPlan, text_tokens: int) ->
     if step is None:
         return decoder_flops(config, length)
     with torch.device("meta"):
-        module = Prefill(config, step, model.grid, torch.float16)
+        module = Prefill(config, step, model.profile.token_grid, torch.float16)
         counted = _count(
             module,
             torch.zeros(1, length, config.hidden_size, dtype=torch.float16),
@@ -156,10 +156,12 @@ def vision_activations(model: Architecture, plan: ReductionPlan, storage: Storag
     """Bytes at the peak: where attention is one kernel, and where its scores are written out."""
     with torch.device("meta"):
         tower = model.vision(plan, storage.floats).vision_tower
-    config = tower.config
-    rows, size = config.patches + tower.cls_tokens, storage.floats.itemsize
-    scores = config.heads * rows * rows * (4 + size)  # in FP32, and cast for the product with the values
-    return _peak(rows, config.hidden_size, 2 * config.intermediate_size, scores, size)
+    config, tiles, (across, down) = tower.config, model.profile.tiles, model.profile.patch_grid
+    rows, size = across * down + tower.cls_tokens, storage.floats.itemsize
+    scores = (
+        tiles * config.heads * rows * rows * (4 + size)
+    )  # in FP32, and cast for the product with the values
+    return _peak(tiles * rows, config.hidden_size, 2 * config.intermediate_size, scores, size)
 
 
 def prefill_activations(

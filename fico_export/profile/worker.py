@@ -105,8 +105,8 @@ class Worker:
         if open_timed is None:
             return {}
         pixels = vlm.preprocess(self._picture)
-        feeds = {"pixel_values": pixels, **vlm.read_prompt(self._job.prompt)}
-        graph = vlm.folder / vlm.manifest.graph("vision_encoder").file
+        feeds = {"pixel_values": pixels.values, **vlm.read_prompt(self._job.prompt)}
+        graph = vlm.folder / vlm.manifest.graph(vlm.layout.profile(pixels.size).graph).file
         del vlm, self._vlm  # room for a second session of the tower
         session = open_timed(graph, self._job.threads, Path(self._job.scratch) / "vision")
         for _ in range(VISION_RUNS):

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fico_export.bundle.profiles import Profile
+from fico_export.report.geometry import patches_of
 from fico_export.report.kept import Kept, kept
 from fico_export.report.overlay import fitted, flows, lit, merged_into
 from fico_export.runtime.image_sources import ImageSource, label_of, path_of
@@ -73,7 +75,7 @@ def item(vlm: Vlm, image: ImageSource, prompt: str | None, tracer: Tracer | None
     name = path.name if path is not None else label_of(image)
     found = kept(vlm, image, prompt)
     reduction = vlm.manifest.reduction
-    patches = reduction.grid[0] * reduction.grid[1]
+    patches = found.view.cells
     facts = f"{len(found.patches)} of {patches} patches kept"
     facts += f", {found.outside} of them in padding" if found.outside else ""
     facts += ", and the CLS token" if found.cls else ""
@@ -83,8 +85,9 @@ def item(vlm: Vlm, image: ImageSource, prompt: str | None, tracer: Tracer | None
     whole = _shown(drawn, says, "Kept patches are lit.")
     if tracer is None or not reduction.steps:
         return Item(vlm.manifest.name, name, facts, whole)
-    trace = tracer(vlm.processor(found.picture), vlm.read_prompt(prompt))
-    merged, notes = _merged(found, trace, reduction.kept_aside, scale)
+    pixels = vlm.preprocess(found.picture)
+    trace = tracer(pixels.values, vlm.read_prompt(prompt))
+    merged, notes = _merged(found, trace, vlm.layout.profile(pixels.size), scale)
     if reduction.in_decoder:
         notes.append(
             "What the layers of the decoder drop or merge is only in the picture of what is kept: it is not followed step by step."
@@ -92,10 +95,10 @@ def item(vlm: Vlm, image: ImageSource, prompt: str | None, tracer: Tracer | None
     return Item(vlm.manifest.name, name, facts, whole, merged, _steps(found, trace), notes)
 
 
-def _merged(found: Kept, trace: Trace, aside: int, scale: float) -> tuple[Shown | None, list[str]]:
+def _merged(found: Kept, trace: Trace, profile: Profile, scale: float) -> tuple[Shown | None, list[str]]:
     """The map of where each dropped patch went, and what is to be said of it."""
     notes: list[str] = []
-    total = found.view.grid[0] * found.view.grid[1]
+    total = found.view.cells
     if not trace.steps:
         return None, notes
     share = trace.shares(total)
@@ -117,7 +120,7 @@ def _merged(found: Kept, trace: Trace, aside: int, scale: float) -> tuple[Shown 
         f"{share.sum(1).max():.3g} patches' worth. A line leads to where most of a patch went"
         f"{f'; the other {gone} are gone' if gone else ''}. Weights reproduce the merged tokens within {error:.0e}."
     )
-    mine = set((trace.keep_index[trace.keep_index >= aside] - aside).tolist())
+    mine = set(patches_of(trace.keep_index, profile).tolist())
     if mine != (theirs := set(found.patches.tolist())) and len(mine) == len(theirs):
         notes.append(
             f"The map is of torch in FP32, which keeps {len(mine & theirs)} of the bundle's {len(theirs)} patches."

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fico_export import documents
-from fico_export.bundle.manifest import Manifest
-from fico_export.errors import BundleError, InputError
+from fico_export.errors import InputError
 from fico_export.report.geometry import View, patches_of, view
 from fico_export.runtime.images import ImageSource, load_image
 from fico_export.runtime.vlm import Vlm
@@ -61,42 +58,13 @@ def kept(vlm: Vlm, image: ImageSource, prompt: str | None = None) -> Kept:
         chat.ask(prompt, [features], max_new_tokens=1)
         assert chat.kept is not None
         index = index[chat.kept]
-    return Kept(
-        picture,
-        view_of(vlm, picture),
-        patches_of(index, reduction.kept_aside),
-        bool(index[0] < reduction.kept_aside),
-    )
+    profile = vlm.layout.profile(picture.size)
+    patches = patches_of(index, profile)
+    return Kept(picture, view_of(vlm, picture), patches, len(patches) < len(index))
 
 
 def view_of(vlm: Vlm, picture: Image.Image) -> View:
-    """Where the patches of a bundle's tower lie in an upright picture."""
-    manifest = vlm.manifest
-    size = patch_size(vlm.folder, manifest)
-    return view(vlm.processor.crop_box(*picture.size), manifest.image_size, size, manifest.reduction.grid)
-
-
-def patch_size(folder: Path, manifest: Manifest) -> int:
-    """Side of a patch in pixels of what the tower sees.
-
-    Raises:
-        BundleError: config.json is damaged, or says another than the grid has room for.
-    """
-    (rows, columns), side = manifest.reduction.grid, manifest.image_size
-    config = documents.read_object(
-        folder / manifest.require("config.json"), error=BundleError, fix="copy or export the bundle again"
-    )
-    vision = config.get("vision_config")
-    size = vision.get("patch_size", side / rows) if isinstance(vision, dict) else side / rows
-    # config.json may leave out what is transformers' default: then only a grid without a rest tells.
-    if (
-        not isinstance(size, int | float)
-        or not 1 <= size <= side
-        or size != int(size)
-        or (side // size,) * 2 != (rows, columns)
-    ):
-        raise BundleError(
-            f"{folder}: patches of {size} px do not make a grid of {rows}×{columns} in {side} px",
-            fix="give vision_config.patch_size in the bundle's config.json, or export it again",
-        )
-    return int(size)
+    """Where the cells of a bundle's tower lie in an upright picture."""
+    tiles = vlm.layout.tiles(picture.size)
+    shown = [(tile, vlm.processor.crop_box(*tile.size)) for tile in tiles]
+    return view(vlm.layout.profile(picture.size), shown)

@@ -53,10 +53,11 @@ def lit(
     """
     width, height = (max(1, round(side * scale)) for side in picture.size)
     large = picture.resize((width, height), Image.Resampling.LANCZOS) if scale != 1 else picture
-    owner = view.patch_of_pixels(width, height, scale)
+    owners = view.patch_of_pixels(width, height, scale)
     pixels = np.asarray(large, np.float32)
-    bright = np.where(np.isin(owner, patches), 1.0, DARK)[..., None]
-    shown = np.where((owner == UNSEEN)[..., None], _hatched(pixels), pixels * bright)
+    # Lit where some tile shows it: tiles may overlap.
+    bright = np.where(np.isin(owners, patches).any(0), 1.0, DARK)[..., None]
+    shown = np.where((owners == UNSEEN).all(0)[..., None], _hatched(pixels), pixels * bright)
     drawn = Image.fromarray(shown.round().astype(np.uint8))
     if targets is not None:
         _frame(drawn, view, targets, scale)

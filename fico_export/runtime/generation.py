@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from fico_export.errors import ConfigError, InputError
 from fico_export.runtime.answer import STAGES, Answer, Stream, Wish
-from fico_export.runtime.images import ImageFeatures, Images, ImageSource, Range, image_list
-from fico_export.runtime.layout import LaidOut, lay_out, require_room
+from fico_export.runtime.images import ImageFeatures, Images, ImageSource, Pixels, Range, image_list
+from fico_export.runtime.layout import LaidOut, require_room
+from fico_export.runtime.layouts.base import NONE
 from fico_export.runtime.prefix import Prefix
 from fico_export.runtime.prompt import Message
 from fico_export.runtime.sampling import Sampler, Sampling
@@ -211,25 +212,21 @@ class Conversation:
             image if isinstance(image, ImageFeatures) else self._vlm.preprocess(image) for image in shown
         ]
         # Laid out with the pictures' sizes alone, so that a prompt too long is refused before the slow part.
-        history = self._history
+        history, vlm = self._history, self._vlm
         messages = [*history.messages, Message("user", prompt, len(given))]
         self._require_one_picture(len(history.features) + len(given))
-        per_image = self._vlm.manifest.reduction.handed_over
-        ids = self._vlm.formatter.encode(messages, per_image)
-        require_room(self._vlm.manifest, ids)
-        sampler = self._vlm.sampler(sampling, ids)
+        sizes = [image.size for image in (*history.features, *given)]
+        ids = vlm.formatter.encode(messages)
+        answer.prompt_tokens = require_room(vlm.manifest, vlm.layout, ids, sizes)
+        sampler = vlm.sampler(sampling, ids, sizes)
         answer.stages_ms["preprocess"] = clock.lap_ms()
-        text = (
-            {}
-            if all(isinstance(picture, ImageFeatures) for picture in given)
-            else self._vlm.read_prompt(prompt)
-        )
-        features = [*history.features, *(self._encode(picture, text) for picture in given)]
+        encoded = all(isinstance(image, ImageFeatures) for image in given)
+        text = {} if encoded else vlm.read_prompt(prompt)
+        features = [*history.features, *(self._encode(image, text) for image in given)]
         answer.stages_ms["vision"] = clock.lap_ms()
 
-        answer.prompt_tokens = len(ids)
-        answer.visual_tokens = per_image * len(features)
-        laid_out = lay_out(self._vlm.manifest, ids, features)
+        answer.visual_tokens = sum(len(image.features) for image in features)
+        laid_out = vlm.layout.lay_out(ids, features)
         together = self._together(laid_out.keys)
         return _Turn(_History(messages, features, laid_out.keys[:together]), laid_out, together, sampler)
 
@@ -240,18 +237,17 @@ class Conversation:
         before = self._history.reduced
         return len(before) if before and keys[: len(before)] == before else len(keys)
 
-    def _encode(
-        self, picture: ImageFeatures | npt.NDArray[np.float32], text: Mapping[str, npt.NDArray[Any]]
-    ) -> ImageFeatures:
-        if not isinstance(picture, ImageFeatures):
-            return self._vlm.encode_pixels(picture, text)
-        expected = (self._vlm.manifest.reduction.handed_over, self._vlm.manifest.decoder.hidden_size)
-        if picture.features.shape != expected:
+    def _encode(self, image: ImageFeatures | Pixels, text: Mapping[str, npt.NDArray[Any]]) -> ImageFeatures:
+        if isinstance(image, Pixels):
+            return self._vlm.encode_pixels(image, text)
+        manifest = self._vlm.manifest
+        expected = [(profile.handed_over, manifest.decoder.hidden_size) for profile in manifest.profiles]
+        if image.features.shape not in expected:
             raise InputError(
-                f"a picture's features have the shape {picture.features.shape}, this bundle's are {expected}",
+                f"a picture's features have the shape {image.features.shape}, this bundle's are {expected[0]}",
                 fix="encode the picture with the bundle that is to answer",
             )
-        return picture
+        return image
 
     def _run(
         self,
@@ -294,7 +290,8 @@ class Conversation:
             if wish.stop:
                 continue
             clock.lap_ms()  # what the reader did with the piece is not the model's time
-            logits = self._prefix.extend([token], vlm.embed([token]), [position])
+            where = np.full((vlm.layout.axes, 1), position)
+            logits = self._prefix.extend([token], vlm.embed([token]), where)
             token = sampler(logits)
             position += 1
             answer.stages_ms["decode"] += clock.lap_ms()
@@ -308,15 +305,14 @@ class Conversation:
         embeds = self._embed(prompt, turn.asked.features, known)
         answer.stages_ms["embed"] = clock.lap_ms()
         if known < together:
-            visual = prompt.ids.index(self._vlm.manifest.tokens.image_id)
-            start = slice(together)
+            start = int(np.argmax(prompt.visual != NONE))
             logits, self.kept = self._prefix.begin(
-                prompt.keys[start], embeds[start], prompt.positions[start], visual
+                prompt.keys[:together], embeds[:together], prompt.positions[:, :together], start
             )
             if together == len(prompt.keys):
                 return logits
             known, embeds = together, embeds[together:]
-        return self._prefix.extend(prompt.keys[known:], embeds, prompt.positions[known:])
+        return self._prefix.extend(prompt.keys[known:], embeds, prompt.positions[:, known:])
 
     def _enter(self, turn: _Turn, answer: Answer, reason: str) -> None:
         """The answer is whole: the turn is part of the history, unless it was stopped before a word was said."""
@@ -335,14 +331,11 @@ class Conversation:
         self, prompt: LaidOut, shown: Sequence[ImageFeatures], start: int
     ) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
         """Embeddings [S, C] of the prompt from token `start` on, pictures in their places."""
-        image_id = self._vlm.manifest.tokens.image_id
-        ids = np.asarray(prompt.ids)
-        visual = ids == image_id
-        embeds = self._vlm.embed(np.where(visual, 0, ids)[start:].tolist())
-        rows = np.flatnonzero(visual)
+        visual = prompt.visual[start:]
+        embeds = self._vlm.embed(np.where(visual == NONE, prompt.ids[start:], 0).tolist())
+        rows = np.flatnonzero(visual != NONE)
         if rows.size:
-            features = np.concatenate([f.features for f in shown])
-            embeds[rows[rows >= start] - start] = features[rows >= start]
+            embeds[rows] = np.concatenate([image.features for image in shown])[visual[rows]]
         return embeds
 
     def _require_one_picture(self, count: int) -> None:

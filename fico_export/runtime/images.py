@@ -23,25 +23,69 @@ from fico_export.runtime.deep_images import (
 from fico_export.runtime.image_bounds import MAX_PIXELS
 from fico_export.runtime.image_decode import decode, settle
 from fico_export.runtime.image_sources import ImageSource, path_of, read_source
+from fico_export.runtime.layouts.base import Block, Size
 
-__all__ = ["MAX_PIXELS", "ImageFeatures", "ImageSource", "Images", "Range", "image_list", "load_image"]
+__all__ = [
+    "MAX_PIXELS",
+    "ImageFeatures",
+    "ImageSource",
+    "Images",
+    "Pixels",
+    "Range",
+    "image_list",
+    "load_image",
+]
 
 _CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """An image as the tower is shown it.
+
+    Attributes:
+        values: [T, 3, H, W] float32.
+        size: (width, height) of the upright image that they were made from.
+    """
+
+    values: npt.NDArray[np.float32]
+    size: Size
+
+
+@dataclass(frozen=True)
 class ImageFeatures:
-    """What the vision graph made of a picture.
+    """What the vision graph made of an image, and where it stands in a prompt.
 
     Attributes:
         features: [K, D] in the bundle's precision, ready for the decoder.
-        keep_index: [K] int64 raster positions, ascending.
-        digest: identifies the pixels, and the prompt where the graph read it, so that a conversation knows a picture it has seen.
+        keep_index: [K] int64 raster positions within the tiles, ascending.
+        digest: identifies the pixels, and the prompt where the graph read it, so that a conversation knows an image it has seen.
+        size: (width, height) of the upright image.
+        block: the R rows of the prompt that stand for the image.
+        planes: [L, K, D] what is added to the hidden states of these rows after the first L layers, where the model has such.
     """
 
     features: npt.NDArray[Any]
     keep_index: npt.NDArray[np.int64]
     digest: str
+    size: Size
+    block: Block
+    planes: npt.NDArray[Any] | None = None
+
+    @property
+    def runs(self) -> list[int | range]:
+        """The rows: ids of text tokens, and runs of visual tokens as ranges of rows."""
+        return self.block.runs
+
+    @property
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """[A, R] position id of each row, counted from where the image begins."""
+        return self.block.offsets
+
+    @property
+    def span(self) -> int:
+        """Position ids that the image takes."""
+        return self.block.span
 
 
 Images = ImageSource | ImageFeatures | Iterable[ImageSource | ImageFeatures]

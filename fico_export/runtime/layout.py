@@ -1,14 +1,26 @@
-"""A prompt token by token: where its pictures stand, which positions it takes, and whether the model has room for it."""
+"""A prompt token by token: where its images stand, which positions it takes, and whether the model has room for it.
+
+Letters as in `layouts/base.py`; S tokens of a prompt, images expanded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from PIL import Image
 
 from fico_export.bundle.manifest import Manifest
-from fico_export.errors import InputError
+from fico_export.bundle.profiles import LayoutRecord, Profile
+from fico_export.errors import BundleError, InputError
+from fico_export.runtime import layouts
 from fico_export.runtime.backends.base import require_rows
-from fico_export.runtime.images import ImageFeatures
+from fico_export.runtime.images import ImageFeatures, Pixels
+from fico_export.runtime.layouts.base import NONE, Block, Index, Size, Tile
+from fico_export.runtime.positions import POLICIES
+from fico_export.runtime.preprocess import ImageProcessor
 
 
 @dataclass(frozen=True)
@@ -16,54 +28,169 @@ class LaidOut:
     """A prompt laid out token by token.
 
     Attributes:
-        keys: what each token is: its id, or (picture, which of its tokens). Equal keys have equal cache entries.
-        ids: token ids, image tokens expanded.
-        positions: position ids.
-        next_position: of the first token of the answer.
+        keys: what each token is: its id, or (image, which of its tokens). Equal keys have equal cache entries.
+        ids: [S] token ids; `NONE` where a visual token stands.
+        visual: [S] which row of all images' features stands there; `NONE` for a text token.
+        positions: [A, S] position ids.
+        next_position: of the first token of the answer, on every axis.
     """
 
     keys: list[Hashable]
-    ids: list[int]
-    positions: list[int]
+    ids: Index
+    visual: Index
+    positions: Index
     next_position: int
 
 
-def lay_out(manifest: Manifest, ids: list[int], features: Sequence[ImageFeatures]) -> LaidOut:
-    """Keys and position ids: compact counts the tokens; original gives a picture all N positions it had."""
-    reduction, image_id = manifest.reduction, manifest.tokens.image_id
-    keys: list[Hashable] = []
-    positions: list[int] = []
-    position = at = picture = 0
-    while at < len(ids):
-        if ids[at] != image_id:
-            keys.append(ids[at])
-            positions.append(position)
-            position, at = position + 1, at + 1
-            continue
-        shown = features[picture]
-        original = reduction.positions == "original"
-        offsets = shown.keep_index.tolist() if original else range(reduction.handed_over)
-        keys += [(shown.digest, i) for i in range(reduction.handed_over)]
-        positions += [position + offset for offset in offsets]
-        position += reduction.visual_tokens if original else reduction.handed_over
-        at, picture = at + reduction.handed_over, picture + 1
-    return LaidOut(keys, ids, positions, position)
+class Layout:
+    """How a model's prompts show images: a rule, its numbers, and the policy for positions.
+
+    Args:
+        record: rule and numbers.
+        profiles: shapes of image.
+        positions: name of the policy.
+        image_id: the image token, of which a template gives one an image.
+
+    Raises:
+        BundleError: there is no such rule.
+    """
+
+    def __init__(
+        self, record: LayoutRecord, profiles: Sequence[Profile], positions: str, image_id: int
+    ) -> None:
+        self.axes, self._profiles, self._image_id = record.axes, profiles, image_id
+        self._numbers, self._rule, self._policy = (
+            record.numbers,
+            layouts.get(record.rule),
+            POLICIES[positions],
+        )
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Layout:
+        """That of a bundle.
+
+        Raises:
+            BundleError: the manifest names a rule that there is not, or the rule a text token that the model has not.
+        """
+        positions, image_id = manifest.reduction.positions, manifest.tokens.image_id
+        layout = cls(manifest.layout, manifest.profiles, positions, image_id)
+        largest = max(int(layout._whole(profile, (1, 1)).ids.max()) for profile in manifest.profiles)
+        if largest >= manifest.decoder.vocab_size:
+            raise BundleError(
+                f"{manifest.name} shows an image by the token {largest}, and its decoder has {manifest.decoder.vocab_size}",
+                fix="export or copy the bundle again",
+            )
+        return layout
+
+    def profile(self, size: Size) -> Profile:
+        """The profile that an image of this size takes."""
+        return self._rule.choose(self._profiles, size)
+
+    def pixels(self, image: Image.Image, processor: ImageProcessor) -> Pixels:
+        """What the tower is shown of an upright image.
+
+        Raises:
+            InputError: as of the processor.
+        """
+        tiles = self._rule.cut(image, self.profile(image.size), processor.resample)
+        return Pixels(np.concatenate([processor(tile) for tile in tiles]), image.size)
+
+    def tiles(self, size: Size) -> list[Tile]:
+        """The parts of an image that it is shown."""
+        return self._rule.tiles(size, self.profile(size))
+
+    def whole(self, size: Size) -> Block:
+        """All N visual tokens of an image in the prompt, as the model has it without a reduction."""
+        return self._whole(self.profile(size), size)
+
+    def place(self, size: Size, keep_index: Index) -> Block:
+        """What stands for an image of which `keep_index` [K] is left, at the positions that the policy gives it."""
+        return self._policy.place(self.whole(size).kept(keep_index))
+
+    def rows(self, size: Size) -> int:
+        """R, known before the image is encoded."""
+        profile = self.profile(size)
+        return len(self.whole(size).ids) - profile.visual_tokens + profile.handed_over
+
+    def span(self, size: Size) -> int:
+        """Position ids that an image takes, likewise known before: whichever tokens are kept, it is the same."""
+        kept = np.arange(self.profile(size).handed_over)
+        return self.place(size, kept).span
+
+    def whole_ids(self, ids: Sequence[int], sizes: Sequence[Size]) -> list[int]:
+        """A prompt as transformers' ``generate`` has it, from one with one image token an image: all N visual tokens of each."""
+        shown = iter(sizes)
+        found: list[int] = []
+        for token in ids:
+            if token == self._image_id:
+                block = self.whole(next(shown)).ids
+                found += np.where(block == NONE, token, block).tolist()
+            else:
+                found.append(token)
+        return found
+
+    def lay_out(self, ids: Sequence[int], images: Sequence[ImageFeatures]) -> LaidOut:
+        """Keys, ids and position ids of a prompt with one image token for each of the images."""
+        shown = iter(images)
+        keys: list[Hashable] = []
+        parts: list[Block] = []
+        position = features = 0
+        for is_image, run in groupby(ids, key=lambda token: token == self._image_id):
+            tokens = list(run)
+            blocks = [next(shown) for _ in tokens] if is_image else [None]
+            for image in blocks:
+                block = _text(tokens, self.axes) if image is None else image.block
+                digest = "" if image is None else image.digest
+                keys += [
+                    (digest, row) if token == NONE else token
+                    for token, row in zip(block.ids.tolist(), block.visual.tolist(), strict=True)
+                ]
+                visual = np.where(block.visual == NONE, NONE, block.visual + features)
+                parts.append(Block(block.ids, visual, block.offsets + position, block.span))
+                position += block.span
+                features += 0 if image is None else len(image.features)
+        return LaidOut(
+            keys,
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.visual for part in parts]),
+            np.concatenate([part.offsets for part in parts], axis=1),
+            position,
+        )
+
+    def _whole(self, profile: Profile, size: Size) -> Block:
+        return self._rule.block(profile, size, self.axes, self._numbers)
 
 
-def require_room(manifest: Manifest, ids: Sequence[int]) -> None:
-    """Refuse a prompt that leaves no room for an answer.
+def _text(ids: Sequence[int], axes: int) -> Block:
+    """A run of text tokens: one position id each, the same on every axis."""
+    counted = np.arange(len(ids))
+    return Block(np.asarray(ids), np.full(len(ids), NONE), np.tile(counted, (axes, 1)), len(ids))
+
+
+def require_room(manifest: Manifest, layout: Layout, ids: Sequence[int], sizes: Sequence[Size]) -> int:
+    """Refuse a prompt that leaves no room for an answer, before its images are encoded.
+
+    Args:
+        manifest: of the bundle.
+        layout: of the bundle.
+        ids: one image token an image.
+        sizes: of the images.
+
+    Returns:
+        S.
 
     Raises:
         InputError: it takes more positions than the model has, or more rows than a static cache.
     """
-    reduction, context = manifest.reduction, manifest.decoder.context
-    pictures = ids.count(manifest.tokens.image_id) // reduction.handed_over
-    spread = reduction.visual_tokens - reduction.handed_over if reduction.positions == "original" else 0
-    needed = len(ids) + pictures * spread
+    text, context = len(ids) - len(sizes), manifest.decoder.context
+    length = text + sum(map(layout.rows, sizes))
     if manifest.cache_rows is not None:
-        require_rows(0, len(ids), manifest.cache_rows)
+        require_rows(0, length, manifest.cache_rows)
+    needed = max(length, text + sum(map(layout.span, sizes)))
     if needed >= context:
+        each = max((layout.profile(size).handed_over for size in sizes), default=0)
         raise InputError(
-            f"the prompt takes {needed} positions, {reduction.handed_over} tokens a picture; the model has {context}",
+            f"the prompt takes {needed} positions, {each} tokens a picture; the model has {context}",
             fix="shorten the prompt, give fewer pictures, or export with a smaller --keep",
         )
+    return length

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fico_export.runtime.backends.base import Array, Cache
+from fico_export.runtime.layouts.base import Index
 
 if TYPE_CHECKING:
     from fico_export.runtime.vlm import Vlm
@@ -61,24 +62,22 @@ class Prefix:
             self._sound = True
         return shared
 
-    def extend(
-        self, keys: Sequence[Hashable], embeds: Array, positions: Sequence[int]
-    ) -> npt.NDArray[np.float32]:
-        """Logits [V] after new tokens [S, C] at positions [S], which the cache holds from then on."""
+    def extend(self, keys: Sequence[Hashable], embeds: Array, positions: Index) -> npt.NDArray[np.float32]:
+        """Logits [V] after new tokens [S, C] at positions [A, S], which the cache holds from then on."""
         with self._vlm.owned():
             self._sound = False
-            logits = self._vlm.decoder.append(self._cache, embeds, positions)
+            logits = self._vlm.decoder.append(self._cache, embeds, positions[0].tolist())
             self._keys += keys
             self._sound = True
         return logits
 
     def begin(
-        self, keys: Sequence[Hashable], embeds: Array, positions: Sequence[int], visual_start: int
+        self, keys: Sequence[Hashable], embeds: Array, positions: Index, visual_start: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Logits [V] and kept tokens [K] after tokens [S, C] with one picture, reduced together; their cache replaces the old."""
         with self._vlm.owned():
             self._sound = False
-            logits, self._cache, kept = self._vlm.decoder.prefill(embeds, positions, visual_start)
+            logits, self._cache, kept = self._vlm.decoder.prefill(embeds, positions[0].tolist(), visual_start)
             self._keys, self._together = [*keys], len(keys)
             self._sound = True
         return logits, kept

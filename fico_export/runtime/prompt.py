@@ -144,12 +144,11 @@ class PromptFormatter:
     def _as_text(self, message: Message) -> str:
         return "\n".join([self.tokens.image] * message.images + [message.text])
 
-    def encode(self, messages: Sequence[Message], tokens_per_image: int) -> list[int]:
-        """The prompt as token ids, its image tokens repeated to as many as the graph gives visual tokens.
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt as token ids, with one image token for each picture; a `Layout` says what stands there instead.
 
         Args:
             messages: the turns so far, the last one asking.
-            tokens_per_image: visual tokens of one picture, K.
 
         Raises:
             InputError: as `render`, or the template shows more or fewer pictures than the messages have.
@@ -165,7 +164,7 @@ class PromptFormatter:
                 f"the messages have {wanted} pictures, the prompt made of them shows {shown}",
                 fix="put the pictures in a turn of the role user; a template may drop those of other roles",
             )
-        return [token for id_ in ids for token in [id_] * (tokens_per_image if id_ == image_id else 1)]
+        return ids
 
     def require_system(self, system: str) -> None:
         """Refuse a system message that the template does not put into the prompt.

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from fico_export import documents
 from fico_export.bundle import files, generation_config
 from fico_export.bundle.manifest import Manifest
+from fico_export.bundle.profiles import Profile
 from fico_export.devices.memory import give_back
 from fico_export.errors import BundleError, ConfigError, EngineError, InputError
 from fico_export.runtime.backends import AUTO
@@ -24,7 +25,9 @@ from fico_export.runtime.backends.choice import choose
 from fico_export.runtime.clip_text import ClipText
 from fico_export.runtime.embedding import open_table, rows
 from fico_export.runtime.generation import Answer, Conversation, Stream
-from fico_export.runtime.images import ImageFeatures, Images, ImageSource, Range, load_image
+from fico_export.runtime.images import ImageFeatures, Images, ImageSource, Pixels, Range, load_image
+from fico_export.runtime.layout import Layout
+from fico_export.runtime.layouts.base import Size
 from fico_export.runtime.preprocess import ImageProcessor
 from fico_export.runtime.prompt import PromptFormatter
 from fico_export.runtime.sampling import Sampler, Sampling
@@ -76,6 +79,7 @@ class Vlm:
         self._graphs: Graphs | None = chosen.open(self.folder, self.manifest, threads)
         self._low_memory = low_memory
         self._table = open_table(self.folder, self.manifest) if self.manifest.embedding else None
+        self.layout = Layout.of(self.manifest)
         self.formatter = PromptFormatter(
             _read(self.folder / self.manifest.require("tokenizer.json")),
             self._chat_template(),
@@ -87,12 +91,12 @@ class Vlm:
         self.generation_config = generation_config.load(
             self.folder / self.manifest.require("generation_config.json")
         )
-        inputs = self.manifest.graph("vision_encoder").inputs
+        inputs = self.manifest.graph(self.manifest.profile.graph).inputs
         self._text_inputs = {i.name: i.shape for i in inputs if i.name != "pixel_values"}
         if not lazy:
             self._graphs.require_memory(loading_steps(self.manifest), low_memory=low_memory)
         if not lazy and not low_memory:
-            _ = self._vision, self.decoder
+            _ = [self._vision(profile) for profile in self.manifest.profiles], self.decoder
             if "clip_text" in self._text_inputs:
                 _ = self.clip_text
 
@@ -114,9 +118,8 @@ class Vlm:
             lambda graphs: ClipText(self.folder, self.manifest, graphs.session("clip_text")),
         )
 
-    @property
-    def _vision(self) -> Session:
-        return self._opened("vision_encoder", lambda graphs: graphs.session("vision_encoder"))
+    def _vision(self, profile: Profile) -> Session:
+        return self._opened(profile.graph, lambda graphs: graphs.session(profile.graph))
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -167,13 +170,13 @@ class Vlm:
         if decoder is not None:
             decoder.close()
 
-    def preprocess(self, image: ImageSource, *, image_range: Range | None = None) -> npt.NDArray[np.float32]:
-        """Pixel values [1, 3, S, S] of a picture; arguments as for `load_image`.
+    def preprocess(self, image: ImageSource, *, image_range: Range | None = None) -> Pixels:
+        """An image as the tower is shown it; arguments as for `load_image`.
 
         Raises:
             InputError: not a picture, or too large.
         """
-        return self.processor(load_image(image, image_range=image_range))
+        return self.layout.pixels(load_image(image, image_range=image_range), self.processor)
 
     @property
     def reads_prompt(self) -> bool:
@@ -211,15 +214,21 @@ class Vlm:
         return feeds
 
     def encode_pixels(
-        self, pixels: npt.NDArray[np.float32], text: Mapping[str, npt.NDArray[Any]] | None = None
+        self, pixels: Pixels, text: Mapping[str, npt.NDArray[Any]] | None = None
     ) -> ImageFeatures:
-        """Run the vision graph on pixel values [1, 3, S, S] and what `read_prompt` made of the prompt."""
-        feeds = {"pixel_values": pixels, **(self.read_prompt(None) if text is None else text)}
+        """Run the vision graph on what `preprocess` made of an image and `read_prompt` of the prompt."""
+        feeds = {"pixel_values": pixels.values, **(self.read_prompt(None) if text is None else text)}
         with self.owned():
-            features, keep_index = self._run(self._vision, "vision graph", feeds)
+            session = self._vision(self.layout.profile(pixels.size))
+            features, keep_index, *planes = (
+                output[0] for output in self._run(session, "vision graph", feeds)
+            )
             give_back()
-        digest = hashlib.sha256(b"".join(feed.tobytes() for feed in feeds.values())).hexdigest()
-        return ImageFeatures(features[0], keep_index[0], digest)
+        block = self.layout.place(pixels.size, keep_index)
+        # The positions too: two images of other shapes can become the same pixels.
+        content = b"".join(array.tobytes() for array in (*feeds.values(), block.offsets))
+        digest = hashlib.sha256(content).hexdigest()
+        return ImageFeatures(features, keep_index, digest, pixels.size, block, *planes)
 
     def encode_image(
         self, image: ImageSource, prompt: str | None = None, *, image_range: Range | None = None
@@ -252,17 +261,13 @@ class Vlm:
             result: npt.NDArray[Any] = self._run(self._embed, "embedding graph", {"input_ids": ids})[0][0]
         return result
 
-    def sampler(self, sampling: Sampling | None, prompt_ids: Sequence[int]) -> Sampler:
-        """What chooses the tokens of an answer to a prompt, its image tokens as many as the graph hands over.
+    def sampler(self, sampling: Sampling | None, prompt_ids: Sequence[int], sizes: Sequence[Size]) -> Sampler:
+        """What chooses the tokens of an answer to a prompt with one image token for each of the images of these sizes.
 
         The rules of generation_config.json read the prompt that transformers' ``generate`` has: all N visual tokens an image.
         """
-        reduction, tokens = self.manifest.reduction, self.manifest.tokens
-        ids = np.asarray(prompt_ids, np.int64)
-        times = np.ones_like(ids)
-        first = np.flatnonzero(ids == tokens.image_id)[:: reduction.handed_over]
-        times[first] += reduction.visual_tokens - reduction.handed_over
-        return Sampler(sampling or Sampling(), self.generation_config, np.repeat(ids, times), tokens.eos_ids)
+        ids = np.asarray(self.layout.whole_ids(prompt_ids, sizes), np.int64)
+        return Sampler(sampling or Sampling(), self.generation_config, ids, self.manifest.tokens.eos_ids)
 
     def chat(self, system: str | None = None) -> Conversation:
         """A conversation whose turns reuse the KV cache of the turns before.

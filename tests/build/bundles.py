@@ -1,6 +1,7 @@
 """Manifests by hand, of a decoder with a static cache, so that what is planned for it needs no export."""
 
 from fico_export.bundle.manifest import Manifest
+from fico_export.bundle.profiles import square
 
 ROWS = 96
 GRAPHS = {
@@ -38,13 +39,14 @@ def write_manifest(folder, graphs=GRAPHS, *, target="trt-10.3", table=False, con
             "model": {"model_type": "llava", "source": "m", "revision": None, "weights": {}},
             "reduction": {
                 "method": "none", "options": {}, "steps": [], "visual_tokens": 64, "handed_over": handed_over,
-                "keep": handed_over - ("decoder_prefill" in graphs), "cached": [handed_over], "grid": [8, 8], "kept_aside": 0, "positions": "compact",
+                "keep": handed_over - ("decoder_prefill" in graphs), "cached": [handed_over], "positions": "compact",
             },
             "decoder": {
                 "layers": 1, "kv_heads": 2, "head_dim": 16, "hidden_size": 64, "vocab_size": 100, "context": context,
             },
             "tokens": {"image": "<image>", "image_id": 1, "bos": None, "eos": None, "eos_ids": []},
-            "image_size": 112,
+            "profiles": [square(112, (8, 8), aside=0, patch_size=14).model_copy(update={"handed_over": handed_over})],
+            "layout": {"rule": "square"},
             "precision": "fp16",
             "target": target,
             "opset": 18,

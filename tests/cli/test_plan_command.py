@@ -170,7 +170,7 @@ def test_every_alias_has_its_config():
     for alias in models.aliases():
         config = LlavaConfig.from_pretrained(models.packaged(alias))
         assert config.image_token_index < config.text_config.vocab_size
-        assert models.describe(models.packaged(alias)).image_size == config.vision_config.image_size
+        assert models.describe(models.packaged(alias)).profile.size[0] == config.vision_config.image_size
 
 
 def test_a_folder_called_as_an_alias_is_that_folder(folder, monkeypatch, tmp_path):

@@ -79,7 +79,7 @@ def test_a_side_with_a_rest_equals_that_of_transformers(grid27):
     with torch.inference_mode():
         features, _ = torch_module(model, model.plan("none", None, {}))(torch.from_numpy(pixels))
 
-    assert model.grid == (27, 27)
+    assert model.profile.patch_grid == (27, 27)
     assert pixels.shape == (1, 3, 110, 110)
     np.testing.assert_allclose(features[0], Reference(grid27).image_features(pixels), atol=1e-4)
 
@@ -297,12 +297,13 @@ def test_positions_for_another_grid_are_refused(tmp_path):
 )
 def test_an_export_passes_its_own_verification(method, keep, siglip, make_bundle):
     """`export` verifies what it wrote, and raises over a miss."""
-    reduction = Manifest.load(make_bundle(siglip, keep, method=method)).reduction
+    manifest = Manifest.load(make_bundle(siglip, keep, method=method))
+    reduction = manifest.reduction
 
     assert reduction.visual_tokens == 64
     assert reduction.keep == (keep or 64)
-    assert reduction.kept_aside == 0
-    assert reduction.grid == (8, 8)
+    assert manifest.profile.aside == 0
+    assert manifest.profile.token_grid == (8, 8)
 
 
 def test_an_fp16_export_passes_too(siglip, make_bundle):

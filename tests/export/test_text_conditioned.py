@@ -58,7 +58,7 @@ def before_and_after_the_projector(model, pixels):
     )
     with torch.inference_mode():
         module(torch.from_numpy(pixels))
-    first = seen[0][0].shape[1] - model.grid[0] * model.grid[1]
+    first = seen[0][0].shape[1] - model.profile.visual_tokens
     return [t[0, first:].double().numpy() for t in seen[0]]
 
 

@@ -101,7 +101,7 @@ def test_a_value_that_no_model_has_is_refused(content, tmp_path, part, key, valu
 )
 def test_what_published_configs_hold_is_read(content, tmp_path, part, key, value):
     (tmp_path / "config.json").write_text(json.dumps(changed(content, part, key, value)))
-    assert models.describe(tmp_path).grid == (8, 8)
+    assert models.describe(tmp_path).profile.patch_grid == (8, 8)
 
 
 @pytest.mark.parametrize(("part", "key"), [("text_config", "num_hidden_layers"), ("vision_config", "num_hidden_layers"), ("text_config", "num_labels"), (None, "num_labels")])  # fmt: skip

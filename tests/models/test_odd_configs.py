@@ -159,7 +159,7 @@ def test_published_configs_are_described_with_transformers_sizes(path):
     assert decoder.layers == theirs.text_config.num_hidden_layers
     assert decoder.hidden_size == theirs.text_config.hidden_size
     assert decoder.kv_heads == theirs.text_config.num_key_value_heads
-    assert described.image_size == theirs.vision_config.image_size
+    assert described.profile.size == (theirs.vision_config.image_size,) * 2
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from fico_export import models
 from fico_export.parity import verify
 from fico_export.parity.report import Report
+from fico_export.runtime.images import Pixels
 
 
 def outcome(checkpoint, method, change, precision="fp32"):
@@ -21,14 +22,14 @@ def outcome(checkpoint, method, change, precision="fp32"):
 
     def encode_pixels(pixels, text):
         with torch.inference_mode():
-            features, index = (np.asarray(t[0]) for t in module(torch.from_numpy(pixels)))
+            features, index = (np.asarray(t[0]) for t in module(torch.from_numpy(pixels.values)))
         return SimpleNamespace(features=features, keep_index=change(index))
 
     reduction = SimpleNamespace(method=method, keep=16, options={})
     manifest = SimpleNamespace(reduction=reduction, precision=precision, quantization=None)
     vlm = SimpleNamespace(read_prompt=lambda text: {}, encode_pixels=encode_pixels)
-    side = model.image_size
-    pixels = [np.random.RandomState(i).randn(1, 3, side, side).astype(np.float32) for i in range(2)]
+    shape = model.profile.input_shape
+    pixels = [Pixels(np.random.RandomState(i).randn(*shape).astype(np.float32), shape[2:]) for i in range(2)]
     report = Report("bundle", precision)
     verify._vision(report, manifest, model, vlm, pixels)
     return report

@@ -213,7 +213,7 @@ def test_logs_are_shared_out_in_place_of_measuring(fico, reduced, whole, tmp_pat
     session = open_session(
         reduced / "onnx" / "vision_encoder.onnx", threads=1, profile_to=tmp_path / "vision"
     )
-    size = Manifest.load(reduced).image_size
+    size = Manifest.load(reduced).profile.size[0]
     session.run(None, {"pixel_values": np.zeros((1, 3, size, size), np.float32)})
     log = session.end_profiling()
     outcome = fico("profile", reduced, "--logs", log, "--json")

@@ -19,7 +19,11 @@ def test_a_random_checkpoint_is_a_llava_in_shards(tmp_path, monkeypatch):
     assert len(list((tmp_path / "tiny").glob("*.safetensors"))) > 1
     model = models.load(tmp_path / "tiny")
 
-    assert (model.grid, model.decoder_config.kv_heads, model.decoder_config.context) == ((8, 8), 2, 4096)
+    assert (model.profile.patch_grid, model.decoder_config.kv_heads, model.decoder_config.context) == (
+        (8, 8),
+        2,
+        4096,
+    )
     with safe_open(next((tmp_path / "tiny").glob("*.safetensors")), "pt") as file:
         assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}  # noqa: SIM118  # no iterator
 

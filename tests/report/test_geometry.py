@@ -7,11 +7,14 @@ import pytest
 from PIL import Image
 from report_records import manifest as manifest_of
 
-from fico_export.errors import BundleError, InputError
+from fico_export.bundle.profiles import LayoutRecord, square
+from fico_export.errors import InputError
 from fico_export.report import kept as keeping
 from fico_export.report.geometry import UNSEEN, patches_of, view
 from fico_export.report.overlay import DARK, fitted, flows, lit, merged_into
 from fico_export.runtime.images import ImageFeatures
+from fico_export.runtime.layout import Layout
+from fico_export.runtime.layouts.base import Tile
 from fico_export.runtime.preprocess import ImageProcessor
 
 PLAIN = {"do_normalize": False, "do_rescale": False, "image_mean": 0}
@@ -29,7 +32,8 @@ SHAPES = [(600, 400), (401, 607), (112, 112), (90, 64), (1000, 501)]
 
 def seen(config, size, side):
     processor = ImageProcessor.from_config(config)
-    return processor, view(processor.crop_box(*size), side, 14, (8, 8))
+    profile = square(side, (8, 8), aside=0, patch_size=14)
+    return processor, view(profile, [(Tile((0, 0, *size), size), processor.crop_box(*size))])
 
 
 @pytest.mark.parametrize("size", SHAPES)
@@ -60,7 +64,7 @@ def test_a_patch_lies_where_its_pixels_come_from(config, side, size):
 def test_each_pixel_belongs_to_the_patch_that_holds_its_centre(config, scale):
     _, found = seen(config, (90, 64), 112)
     width, height = round(90 * scale), round(64 * scale)
-    owner = found.patch_of_pixels(width, height, scale)
+    (owner,) = found.patch_of_pixels(width, height, scale)
     expected = np.full((height, width), UNSEEN)
     for patch, (left, top, right, bottom) in enumerate(found.patch_boxes(scale)):
         for y in range(height):
@@ -74,7 +78,7 @@ def test_each_pixel_belongs_to_the_patch_that_holds_its_centre(config, scale):
 
 def test_what_is_cropped_away_is_seen_by_no_patch():
     _, found = seen(CROPS, (600, 400), 112)
-    owner = found.patch_of_pixels(600, 400)
+    (owner,) = found.patch_of_pixels(600, 400)
 
     assert (owner[:, :100] == UNSEEN).all()
     assert (owner[:, 500:] == UNSEEN).all()
@@ -83,7 +87,7 @@ def test_what_is_cropped_away_is_seen_by_no_patch():
 
 def test_padding_lies_outside_the_picture():
     _, found = seen(PADS, (600, 400), 112)
-    owner = found.patch_of_pixels(600, 400)
+    (owner,) = found.patch_of_pixels(600, 400)
 
     assert (owner != UNSEEN).all()
     assert found.box == (0, -100, 600, 500)
@@ -92,9 +96,11 @@ def test_padding_lies_outside_the_picture():
 
 
 def test_a_kept_cls_token_is_no_patch():
-    assert patches_of(np.array([0, 1, 5]), 1).tolist() == [0, 4]
-    assert patches_of(np.array([1, 5]), 1).tolist() == [0, 4]
-    assert patches_of(np.array([0, 5]), 0).tolist() == [0, 5]
+    with_cls, without = (square(112, (8, 8), aside=aside, patch_size=14) for aside in (1, 0))
+
+    assert patches_of(np.array([0, 1, 5]), with_cls).tolist() == [0, 4]
+    assert patches_of(np.array([1, 5]), with_cls).tolist() == [0, 4]
+    assert patches_of(np.array([0, 5]), without).tolist() == [0, 5]
 
 
 def brightest(pixels, count):
@@ -109,21 +115,22 @@ def brightest(pixels, count):
 
 @pytest.mark.parametrize("aside", [0, 1])
 @pytest.mark.parametrize("config", [CROPS, PADS])
-def test_the_interesting_cell_of_a_photograph_is_lit(config, aside, tmp_path):
+def test_the_interesting_cell_of_a_photograph_is_lit(config, aside):
     """A white square in a dark 3:2 picture; the cue is planted: what is kept are the brightest patches that the tower sees."""
     array = np.full((400, 600, 3), 40, np.uint8)
     array[150:250, 350:450] = 255
     processor = ImageProcessor.from_config(config)
-    (tmp_path / "config.json").write_text('{"vision_config": {"patch_size": 14}}')
 
     def encode_image(picture, prompt):
         patches = brightest(processor(picture), 4)
         index = np.concatenate([np.zeros(aside, np.int64), patches + aside])
-        return ImageFeatures(np.zeros((len(index), 1)), index, "")
+        return ImageFeatures(np.zeros((len(index), 1)), index, "", picture.size, None)
 
     vlm = types.SimpleNamespace(
-        manifest=manifest_of(kept_aside=aside), processor=processor, reads_prompt=False, encode_image=encode_image,
-        folder=tmp_path,
+        manifest=manifest_of(), processor=processor, reads_prompt=False, encode_image=encode_image,
+        layout=Layout(
+            LayoutRecord(rule="square"), [square(112, (8, 8), aside=aside, patch_size=14)], "original", 3
+        ),
     )  # fmt: skip
     found = keeping.kept(vlm, Image.fromarray(array))
     drawn = np.asarray(lit(found.picture, found.view, found.patches)).astype(int)
@@ -151,7 +158,7 @@ def test_the_drawing_is_the_picture_where_it_is_kept_and_dark_elsewhere():
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 90, 3), np.uint8))
     _, found = seen(CROPS, picture.size, 112)
     drawn, before = np.asarray(lit(picture, found, np.array([3, 40]))), np.asarray(picture)
-    owner = found.patch_of_pixels(*picture.size)
+    (owner,) = found.patch_of_pixels(*picture.size)
     for y in range(64):
         for x in range(90):
             if owner[y, x] in (3, 40):
@@ -181,27 +188,6 @@ def test_small_pictures_are_enlarged_by_whole_numbers_and_large_ones_fitted():
     assert fitted((192, 192), 640) == 3
     assert fitted((640, 100), 640) == 1
     assert fitted((1280, 100), 640) == 0.5
-
-
-def test_a_grid_that_the_config_does_not_make_is_refused(tmp_path):
-    manifest, config = manifest_of(), tmp_path / "config.json"
-    config.write_text('{"vision_config": {"patch_size": 14}}')
-    assert keeping.patch_size(tmp_path, manifest) == 14
-    config.write_text("{}")
-    assert keeping.patch_size(tmp_path, manifest) == 14
-    for content, words in (
-        ('{"vision_config": {"patch_size": 16}}', "patches of 16 px do not make a grid of 8×8 in 112 px"),
-        ('{"vision_config": {"patch_size": "14"}}', "do not make a grid"),
-        ('{"vision_config": {"patch_size": 0}}', "do not make a grid"),
-        ("{", "damaged"),
-        ("[]", "not an object"),
-    ):
-        config.write_text(content)
-        with pytest.raises(BundleError, match=words):
-            keeping.patch_size(tmp_path, manifest)
-    config.write_text("{}")
-    with pytest.raises(BundleError, match="do not make a grid"):
-        keeping.patch_size(tmp_path, manifest.model_copy(update={"image_size": 118}))
 
 
 def test_a_method_that_reads_the_prompt_needs_one():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import GRID24, write_tiny
+from prompts import expanded
 from reference import decoder_side
 from transformers import LlavaForConditionalGeneration
 
@@ -51,7 +52,7 @@ def model(checkpoint):
 
 def prompt_of(vlm, model, picture):
     """Embeddings [S, C], position ids and the picture's first row, as the reference takes them."""
-    ids = vlm.formatter.encode([Message("user", QUESTION, 1)], 576)
+    ids = expanded(vlm.formatter, [Message("user", QUESTION, 1)], 576)
     start = ids.index(vlm.manifest.tokens.image_id)
     with torch.no_grad():
         embeds = model.get_input_embeddings()(torch.tensor([0 if i == ids[start] else i for i in ids]))
@@ -93,7 +94,9 @@ def test_answers_kept_tokens_and_caches_equal_the_reference(
 def test_every_option_equals_the_reference(method, keep, options, checkpoint, model):
     opened = open_checkpoint(str(checkpoint), None)
     step = opened.plan(method, keep, options).steps[-1]
-    prefill = opened.with_weights(Prefill(opened.decoder_config, step, opened.grid, torch.float32))
+    prefill = opened.with_weights(
+        Prefill(opened.decoder_config, step, opened.profile.token_grid, torch.float32)
+    )
     embeds = torch.randn(1, 590, 64, generator=torch.Generator().manual_seed(1))
     asked = {k: [int(i) for i in v.split(",")] if k == "layers" else v for k, v in options.items()}
     want = decoder_side.generate(model, embeds[0], 5, 576, list(range(590)), method, keep, 1, **asked)
@@ -127,7 +130,9 @@ def test_reducing_nothing_changes_nothing(method, checkpoint, model):
     opened = open_checkpoint(str(checkpoint), None)
     step = opened.plan(method, 64, {}).steps[-1]
     idle = dataclasses.replace(step, keep=576, schedule=dict.fromkeys(step.schedule, 576))
-    prefill = opened.with_weights(Prefill(opened.decoder_config, idle, opened.grid, torch.float32))
+    prefill = opened.with_weights(
+        Prefill(opened.decoder_config, idle, opened.profile.token_grid, torch.float32)
+    )
     after = opened.with_weights(WithPast(opened.decoder_config, torch.float32))
     generator = torch.Generator().manual_seed(0)
     embeds = torch.randn(1, 600, opened.decoder_config.hidden_size, generator=generator)

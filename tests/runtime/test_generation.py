@@ -1,12 +1,13 @@
 """How an answer ends, streams, samples, and what a conversation keeps."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from checkpoints import write_tiny
 
 import fico_export
 from fico_export.errors import ConfigError, InputError
-from fico_export.runtime.layout import lay_out
 from fico_export.runtime.prompt import Message
 from fico_export.runtime.sampling import Sampling
 
@@ -118,13 +119,15 @@ def test_original_positions_count_the_tokens_that_were_dropped(tiny_checkpoint, 
     encoded = original.encode_image(photographs[0])
     prompts = {}
     for vlm in (compact, original):
-        ids = vlm.formatter.encode([Message("user", QUESTION, 1)], 16)
-        prompts[vlm] = lay_out(vlm.manifest, ids, [encoded])
-    start = prompts[compact].ids.index(compact.manifest.tokens.image_id)
+        placed = vlm.layout.place(encoded.size, encoded.keep_index)
+        ids = vlm.formatter.encode([Message("user", QUESTION, 1)])
+        prompts[vlm] = vlm.layout.lay_out(ids, [dataclasses.replace(encoded, block=placed)])
+    start = prompts[compact].visual.tolist().index(0)
+    (counted,), (gapped,) = (prompts[vlm].positions.tolist() for vlm in (compact, original))
 
-    assert prompts[compact].positions == list(range(len(prompts[compact].ids)))
-    assert prompts[original].positions[start : start + 16] == (start + encoded.keep_index).tolist()
-    assert prompts[original].positions[start + 16] == start + 64
+    assert counted == list(range(len(prompts[compact].ids)))
+    assert gapped[start : start + 16] == (start + encoded.keep_index).tolist()
+    assert gapped[start + 16] == start + 64
     assert prompts[original].next_position == prompts[compact].next_position + 48
 
 

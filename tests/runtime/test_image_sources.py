@@ -332,7 +332,7 @@ def test_names_are_kept_as_given():
     assert beside(Path("lines"), "a.png") == str(Path("lines/a.png"))
 
 
-ENCODED = ImageFeatures(np.zeros((2, 3)), np.arange(2), "x")
+ENCODED = ImageFeatures(np.zeros((2, 3)), np.arange(2), "x", (2, 2), None)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+from prompts import expanded
 
 import fico_export
 from fico_export.errors import ConfigError, EngineError
@@ -203,7 +204,7 @@ def continued(vlm, texts, count):
     from fico_export.runtime.prompt import Message
 
     roles = [("user", "assistant")[i % 2] for i in range(len(texts))]
-    ids = vlm.formatter.encode([Message(*pair) for pair in zip(roles, texts, strict=True)], 16)
+    ids = expanded(vlm.formatter, [Message(*pair) for pair in zip(roles, texts, strict=True)], 16)
     found = []
     for _ in range(count):
         logits = vlm.decoder.append(vlm.decoder.new_cache(), vlm.embed(ids), range(len(ids)))

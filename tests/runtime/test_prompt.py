@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from prompts import expanded
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoProcessor
 
@@ -99,7 +100,7 @@ def reference_ids(processor, messages, **options):
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_the_token_ids_are_those_of_transformers(checkpoint, name):
     folder, processor = checkpoint
-    ours = formatter_of(folder, template_of(folder)).encode(CONVERSATIONS[name], visual_tokens(folder))
+    ours = expanded(formatter_of(folder, template_of(folder)), CONVERSATIONS[name], visual_tokens(folder))
     assert ours == reference_ids(processor, CONVERSATIONS[name])
 
 
@@ -136,7 +137,7 @@ def test_a_second_bos_is_not_added(checkpoint):
     folder, processor = checkpoint
     template = "{{ bos_token }}" + template_of(folder)
     messages = CONVERSATIONS["one picture"]
-    ours = formatter_of(folder, template).encode(messages, visual_tokens(folder))
+    ours = expanded(formatter_of(folder, template), messages, visual_tokens(folder))
     assert ours == reference_ids(processor, messages, chat_template=template)
     assert ours.count(1) == 1
 
@@ -146,13 +147,13 @@ def test_a_second_bos_is_not_added(checkpoint):
 def test_any_text_has_the_token_ids_of_transformers(checkpoint, text, images):
     folder, processor = checkpoint
     messages = [Message("user", text, images)]
-    assert formatter_of(folder).encode(messages, visual_tokens(folder)) == reference_ids(processor, messages)
+    assert expanded(formatter_of(folder), messages, visual_tokens(folder)) == reference_ids(
+        processor, messages
+    )
 
 
-@pytest.mark.parametrize("tokens_per_image", [1, 17])
-def test_each_picture_becomes_as_many_tokens_as_asked(formatter, tokens_per_image):
-    ids = formatter.encode(CONVERSATIONS["two pictures"], tokens_per_image)
-    assert ids.count(formatter.tokens.image_id) == 2 * tokens_per_image
+def test_each_picture_is_one_token(formatter):
+    assert formatter.encode(CONVERSATIONS["two pictures"]).count(formatter.tokens.image_id) == 2
 
 
 def test_a_tokenizer_saved_with_truncation_cuts_nothing(tiny_checkpoint):
@@ -161,25 +162,25 @@ def test_a_tokenizer_saved_with_truncation_cuts_nothing(tiny_checkpoint):
     tokenizer.enable_padding(length=500)
     cutting = PromptFormatter(tokenizer.to_str(), None, special_tokens(tiny_checkpoint))
     messages = CONVERSATIONS["turns"]
-    assert cutting.encode(messages, 9) == formatter_of(tiny_checkpoint).encode(messages, 9)
+    assert cutting.encode(messages) == formatter_of(tiny_checkpoint).encode(messages)
 
 
 def test_text_with_the_image_token_is_refused(formatter):
     with pytest.raises(InputError, match="<image>") as caught:
-        formatter.encode([Message("user", "What is <image>?", images=1)], 64)
+        formatter.encode([Message("user", "What is <image>?", images=1)])
     assert "--image" in caught.value.fix
 
 
 def test_text_that_is_not_unicode_is_refused(formatter):
     with pytest.raises(InputError, match="character 3") as caught:
-        formatter.encode([Message("user", "caf\udce9")], 64)
+        formatter.encode([Message("user", "caf\udce9")])
     assert "UTF-8" in caught.value.fix
 
 
 @pytest.mark.parametrize("template", ["{{ messages[0].content[-1].text }}", "{{ (image_token + ' ') * 2 }}"])
 def test_a_template_that_loses_or_doubles_a_picture_is_refused(tiny_checkpoint, template):
     with pytest.raises(InputError, match="1 pictures") as caught:
-        formatter_of(tiny_checkpoint, template).encode(CONVERSATIONS["one picture"], 64)
+        formatter_of(tiny_checkpoint, template).encode(CONVERSATIONS["one picture"])
     assert caught.value.fix
 
 

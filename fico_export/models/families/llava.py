@@ -17,6 +17,7 @@ import torch
 from transformers import LlavaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from fico_export.bundle.profiles import LayoutRecord, Profile, square
 from fico_export.errors import CheckpointError, FicoError
 from fico_export.models.decoders.base import Decoder, DecoderConfig, EmbedTokens
 from fico_export.models.mergers.mlp import Projector
@@ -115,7 +116,11 @@ def describe(raw: dict[str, Any]) -> Architecture:
     kind = _TOWERS[config.vision_config.model_type]
     keeps_cls = kind.cls_tokens > 0 and config.vision_feature_select_strategy == "full"
 
-    def plan(method: str, keep: int | None, settings: dict[str, Any]) -> ReductionPlan:
+    only = square(tower.image_size, tower.grid, aside=int(keeps_cls), patch_size=tower.patch_size)
+
+    def plan(
+        method: str, keep: int | None, settings: dict[str, Any], profile: Profile | None = None
+    ) -> ReductionPlan:
         limits = Limits(
             tower.patches,
             int(keeps_cls),
@@ -131,7 +136,7 @@ def describe(raw: dict[str, Any]) -> Architecture:
             )
         return made
 
-    def vision(made: ReductionPlan, dtype: torch.dtype) -> VisionEncoder:
+    def vision(plan: ReductionPlan, dtype: torch.dtype, profile: Profile | None = None) -> VisionEncoder:
         projector = Projector(
             tower.hidden_size * len(feature_layers),
             decoder.hidden_size,
@@ -139,8 +144,10 @@ def describe(raw: dict[str, Any]) -> Architecture:
             getattr(config, "multimodal_projector_bias", True),
             dtype,
         )
-        ahead = made.reads("following")
-        return VisionEncoder(kind(tower, dtype, ahead=ahead), projector, made, feature_layers, keeps_cls)
+        ahead = plan.reads("following")
+        return VisionEncoder(
+            kind(tower, dtype, ahead=ahead), projector, plan, feature_layers, keeps_cls, profile or only
+        )
 
     with _reading_config(), torch.device("meta"):
         parts = [
@@ -151,11 +158,12 @@ def describe(raw: dict[str, Any]) -> Architecture:
     return Architecture(
         model_type="llava",
         shapes={name: tuple(p.shape) for part in parts for name, p in part.named_parameters()},
-        grid=tower.grid,
-        image_size=tower.image_size,
+        profiles=(only,),
+        layout=LayoutRecord(rule="square"),
         decoder_config=decoder,
         plan=plan,
         vision=vision,
+        transformers_class="LlavaForConditionalGeneration",
     )
 
 

@@ -29,18 +29,6 @@ class TowerConfig(Protocol):
     def heads(self) -> int:
         """Attention heads."""
 
-    @property
-    def image_size(self) -> int:
-        """Side of the square image that the tower sees, in pixels."""
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of whole patches."""
-
-    @property
-    def patches(self) -> int:
-        """N."""
-
 
 class TowerLayer(Protocol):
     """A layer in two halves, so that a reducer can act between them."""
@@ -68,4 +56,4 @@ class Tower(Protocol):
         """Shape of the tower."""
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """[B, 3, S, S] → [B, m, C]."""
+        """[B, 3, H, W] → [B, m, C]."""

@@ -90,16 +90,22 @@ class ReductionPlan:
         return result
 
 
+# Cues that a site knows of what a merger made of several patches.
+_OF_MERGED = {"prompt"}
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a model offers to a plan.
 
     Attributes:
-        patches: of the tower.
-        kept_aside: tokens besides the patches that reach the decoder and count in K (1 for a CLS token, else 0).
+        patches: visual tokens of a tile, as the merger makes them of the tower's patches.
+        kept_aside: tokens besides those of a tile that reach the decoder and count in K (1 for a CLS token, else 0).
         tower: its depth.
         decoder: its depth; `used` are the layers after which a reduction still shortens a cache.
         has_cls: whether the tower has a CLS token.
+        tiles: T, of an image; each is reduced by itself before the decoder.
+        merged: whether the merger joins patches: then a method acts on what it makes of them, or in the decoder.
     """
 
     patches: int
@@ -107,11 +113,13 @@ class Limits:
     tower: Depth
     decoder: Depth
     has_cls: bool = True
+    tiles: int = 1
+    merged: bool = False
 
     @property
     def total(self) -> int:
         """N."""
-        return self.patches + self.kept_aside
+        return self.tiles * (self.patches + self.kept_aside)
 
 
 def make_plan(method: str, keep: int | None, settings: dict[str, Any], limits: Limits) -> ReductionPlan:
@@ -132,7 +140,7 @@ def make_plan(method: str, keep: int | None, settings: dict[str, Any], limits: L
     steps: list[Step] = []
     before = limits.total
     for name, reducer, budget in chain:
-        least = 1 + limits.kept_aside
+        least = limits.tiles * (1 + limits.kept_aside)
         if not least <= budget <= limits.total:
             raise ConfigError(
                 f"{name if len(chain) > 1 else '--keep'} {budget} is outside {least} … {limits.total}, "
@@ -261,11 +269,14 @@ def _step(
             fix="choose another method: `fico list methods --verbose` says how each does without",
         )
     decoder = reducer.site is Site.DECODER_LAYER
+    if not decoder:
+        _require_offered(name, reducer, budget, limits)
     depth = limits.decoder if decoder else limits.tower
-    aside = 0 if decoder else limits.kept_aside
+    tiles, aside = (1, 0) if decoder else (limits.tiles, limits.kept_aside)
     schedule: dict[int, int] = {}
     if reducer.schedule is not None:
-        schedule = reducer.schedule(before - aside, budget - aside, depth, options)
+        of_tile = reducer.schedule(before // tiles - aside, budget // tiles - aside, depth, options)
+        schedule = {layer: tiles * left for layer, left in of_tile.items()}
     if "following" in reducer.cues and depth.used == depth.total:
         raise ConfigError(
             f"--method {name} reads the layer after the features, and this model takes them from the last layer",
@@ -278,6 +289,22 @@ def _step(
         )
     earlier = reducer.earlier_layer(depth) if reducer.earlier_layer else None
     return Step(name, reducer, options, before, budget, schedule, earlier)
+
+
+def _require_offered(name: str, reducer: Reducer[Any], budget: int, limits: Limits) -> None:
+    """Refuse what cannot be done before the decoder of a model of several tiles, or of one whose merger joins patches."""
+    if limits.merged and (reducer.site is not Site.PROJECTOR_OUTPUT or reducer.cues - _OF_MERGED):
+        raise ConfigError(
+            f"--method {name} reads single patches, and this model joins several to one visual token",
+            fix="choose a method that acts at the projector output on features alone, or in the decoder: "
+            "`fico list methods --verbose`",
+        )
+    if budget % limits.tiles:
+        lower = budget - budget % limits.tiles
+        raise ConfigError(
+            f"--method {name} reduces each of an image's {limits.tiles} tiles by itself, and {budget} is no multiple of that",
+            fix=f"--keep {max(lower, limits.tiles)} or --keep {lower + limits.tiles}",
+        )
 
 
 def _check_order(steps: list[Step], step: Step) -> None:

@@ -1,0 +1,113 @@
+"""What a manifest says of images: the shapes that its vision graphs take, and how a prompt shows an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from fico_export.bundle.bounds import Count, GraphName, Label, Positive, Record
+
+MAX_AXES = 4
+"""Axes of position ids: three are the most that a model has."""
+
+MAX_TILES = 256
+
+Grid = tuple[Positive, Positive]
+
+
+class Profile(Record):
+    """What is fixed at export for one shape of image, and the vision graph that was made for it.
+
+    Attributes:
+        name: as a user gives it.
+        graph: name of its vision graph.
+        tile_grid: rows and columns of tiles; `tiles` counts others beside them, such as a thumbnail.
+        tiles: T, images that the tower sees.
+        patch_grid: rows and columns of a tile's patches.
+        token_grid: rows and columns of the visual tokens that the merger makes of them.
+        patch_size: side of a patch, in pixels of what the tower sees.
+        input_shape: [T, 3, H, W] of `pixel_values`.
+        visual_tokens: N, before any reduction; what stands beside the grids, such as a CLS token, counts.
+        handed_over: visual tokens that leave the graph.
+    """
+
+    name: Label
+    graph: GraphName
+    tile_grid: Grid
+    tiles: int = Field(strict=True, ge=1, le=MAX_TILES)
+    patch_grid: Grid
+    token_grid: Grid
+    patch_size: Positive
+    input_shape: tuple[Positive, Positive, Positive, Positive]
+    visual_tokens: Positive
+    handed_over: Positive
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a tile, in pixels."""
+        return self.input_shape[2:]
+
+    @property
+    def aside(self) -> int:
+        """Visual tokens of a tile that are no cell of its grid, such as a CLS token: they come before the cells."""
+        rows, columns = self.token_grid
+        return self.visual_tokens // self.tiles - rows * columns
+
+
+class LayoutRecord(Record):
+    """How a prompt shows an image: a rule of `runtime/layouts/`, with the numbers that it goes by.
+
+    Attributes:
+        rule: file name of the rule.
+        numbers: as the rule reads them.
+        axes: A, of position ids; 1 for a model whose tokens stand in one row.
+    """
+
+    rule: Label = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    numbers: dict[Label, Count] = Field({}, max_length=64)
+    axes: int = Field(1, strict=True, ge=1, le=MAX_AXES)
+
+
+def square(side: int, grid: tuple[int, int], *, aside: int, patch_size: int) -> Profile:
+    """The profile of a model that sees every image as one square, nothing reduced.
+
+    Args:
+        side: of the square, in pixels.
+        grid: rows and columns of patches.
+        aside: visual tokens beside the patches.
+        patch_size: side of a patch, in pixels.
+    """
+    total = grid[0] * grid[1] + aside
+    return Profile.model_validate(_square(side, grid, total, total, patch_size))
+
+
+def of_schema_3(content: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest without profiles and layout says, in today's words: it has one profile, and names it nowhere."""
+    reduction = content.get("reduction")
+    if not isinstance(reduction, dict) or "profiles" in content:
+        return content
+    side, grid = content.get("image_size"), reduction.get("grid")
+    rest = {key: value for key, value in content.items() if key != "image_size"}
+    rest["reduction"] = {key: value for key, value in reduction.items() if key not in ("grid", "kept_aside")}
+    whole = (
+        isinstance(side, int) and isinstance(grid, list) and grid and isinstance(grid[0], int) and grid[0] > 0
+    )
+    patch_size = side // grid[0] if whole else None  # type: ignore[index]  # as `whole` says
+    counts = reduction.get("visual_tokens"), reduction.get("handed_over")
+    return {**rest, "profiles": [_square(side, grid, *counts, patch_size)], "layout": {"rule": "square"}}
+
+
+def _square(side: Any, grid: Any, visual_tokens: Any, handed_over: Any, patch_size: Any) -> dict[str, Any]:
+    return {
+        "name": "square",
+        "graph": "vision_encoder",
+        "tile_grid": (1, 1),
+        "tiles": 1,
+        "patch_grid": grid,
+        "token_grid": grid,
+        "patch_size": patch_size,
+        "input_shape": (1, 3, side, side),
+        "visual_tokens": visual_tokens,
+        "handed_over": handed_over,
+    }

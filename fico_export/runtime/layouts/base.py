@@ -1,0 +1,102 @@
+"""What a layout rule says of an image: what the tower is shown of it, and what stands for it in the prompt.
+
+Letters: A axes of position ids, N visual tokens of an image, K of them kept, R rows of the prompt that stand for the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fico_export.bundle.profiles import Profile
+
+Index = npt.NDArray[np.int64]
+Size = tuple[int, int]
+"""Width and height of an upright image, in pixels."""
+
+Box = tuple[float, float, float, float]
+"""(left, top, right, bottom), in pixels of an upright image."""
+
+
+class Tile(NamedTuple):
+    """A part of an image that the tower is shown: where it lies, and how large it is when the image processor gets it."""
+
+    box: Box
+    size: Size
+
+
+NONE = -1
+
+
+@dataclass(frozen=True)
+class Block:
+    """What stands for an image in the prompt: R rows, each a text token or a visual token.
+
+    Attributes:
+        ids: [R] token id of a text token; `NONE` where a visual token stands.
+        visual: [R] which visual token stands there, in the order of the vision graph's output; `NONE` for a text token.
+        offsets: [A, R] position ids, counted from the one where the image begins.
+        span: position ids that the image takes: what follows it goes on so far after its beginning, on every axis.
+    """
+
+    ids: Index
+    visual: Index
+    offsets: Index
+    span: int
+
+    @classmethod
+    def of_cells(cls, visual: Index, offsets: Index, span: int) -> Block:
+        """A block of visual tokens alone."""
+        return cls(np.full(len(visual), NONE), visual, offsets, span)
+
+    @property
+    def runs(self) -> list[int | range]:
+        """The rows in words: the id of each text token, and the rows of each run of visual tokens."""
+        found: list[int | range] = []
+        for visual, rows in groupby(range(len(self.ids)), key=lambda row: self.visual[row] != NONE):
+            which = list(rows)
+            found += [range(which[0], which[-1] + 1)] if visual else self.ids[which].tolist()
+        return found
+
+    def kept(self, index: Index) -> Block:
+        """The block of a reduced image.
+
+        Args:
+            index: [K] which of its visual tokens are left, ascending.
+
+        Returns:
+            All text tokens and what is left of the visual ones, which stand where they stood; `visual` counts the K.
+        """
+        text = self.visual == NONE
+        rows = text | np.isin(self.visual, index)
+        nth = np.where(text, NONE, np.searchsorted(index, self.visual))
+        return replace(self, ids=self.ids[rows], visual=nth[rows], offsets=self.offsets[:, rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A layout rule; all of it runs on the host, without torch. `numbers` are those of the manifest.
+
+    Attributes:
+        choose: (profiles, size) → the one that an image of this size takes.
+        cut: (image, profile, filter to resize by) → what the tower is shown, T images in the order of the graph's input, each
+            then prepared as the checkpoint's image processor does.
+        tiles: (size, profile) → what these T images are of one of that size.
+        block: (profile, size, axes, numbers) → all N visual tokens of the image in the prompt.
+    """
+
+    choose: Callable[[Sequence[Profile], Size], Profile]
+    cut: Callable[[Image.Image, Profile, Image.Resampling], list[Image.Image]]
+    tiles: Callable[[Size, Profile], list[Tile]]
+    block: Callable[[Profile, Size, int, Mapping[str, int]], Block]
+
+
+def first(profiles: Sequence[Profile], size: Size) -> Profile:
+    """The only one, or the one that a bundle is for."""
+    return profiles[0]
