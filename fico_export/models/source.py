@@ -15,7 +15,7 @@ from fico_export.bundle.manifest import Tokens
 from fico_export.bundle.profiles import LayoutRecord, Profile
 from fico_export.errors import CheckpointError
 from fico_export.models.clip_text import PREFIX, Clip
-from fico_export.models.decoders.base import DecoderConfig, EmbedTokens
+from fico_export.models.decoders.base import Decoder, DecoderConfig, EmbedTokens
 from fico_export.models.vision import VisionEncoder
 from fico_export.models.weights import Weights
 from fico_export.reducers.base.plan import ReductionPlan
@@ -153,6 +153,13 @@ class SourceModel(Architecture):
         state = {name: tensor.to(wanted[name]) for name, tensor in self.checkpoint.stream(list(wanted))}
         module.load_state_dict(state, assign=True)
         return module.eval().requires_grad_(False)
+
+
+def parameter_shapes(vision: Callable[[], nn.Module], config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Of every tensor that a model's graphs read, by canonical name; `vision` builds the module of its vision graph."""
+    with torch.device("meta"):
+        parts = vision(), Decoder(config, torch.float32), EmbedTokens(config, torch.float32)
+    return {name: tuple(p.shape) for part in parts for name, p in part.named_parameters()}
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """A Hugging Face checkpoint folder: finds its safetensors, names its tensors, reads them one at a time.
 
-Never pickle, never remote code. Two key layouts exist in public LLaVA checkpoints, and transformers 5 saves a third;
-all are read as one: `vision_tower.…`, `multi_modal_projector.…`, `language_model.layers.…`, `lm_head.weight`.
+Never pickle, never remote code. Whatever layout its keys have, tensors are read by one name, the canonical one:
+`vision_tower.…`, `multi_modal_projector.…`, `language_model.layers.…`, `lm_head.weight`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,19 @@ from fico_export.errors import CheckpointError
 from fico_export.models.parts import identify, layouts, weight_files
 from fico_export.models.parts.headers import Stored, read_header
 
-__all__ = ["Stored", "Weights", "canonical", "read_json", "read_text"]
+__all__ = ["RENAMES", "Rename", "Stored", "Weights", "canonical", "read_json", "read_text"]
 
-_RENAMES = (
+Rename = tuple[re.Pattern[str], str]
+"""What a part of a key is replaced by."""
+
+RENAMES: tuple[Rename, ...] = (
     (re.compile(r"^model\."), ""),
     (re.compile(r"^language_model\.lm_head\."), "lm_head."),
     (re.compile(r"^language_model\.model\."), "language_model."),
     (re.compile(r"^vision_tower\.vision_model\."), "vision_tower."),
 )
+"""Of LLaVA's checkpoints: two layouts are public, and transformers 5 saves a third. A family with others brings its own."""
+
 _DTYPES = ("BF16", "F16", "F32", "F64")
 _BUFFERS = re.compile(r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|position_ids)$")
 """What older checkpoints store and the config says too."""
@@ -40,9 +45,9 @@ _PACKED = re.compile(
 """Names of tensors that say how others are packed."""
 
 
-def canonical(key: str) -> str:
+def canonical(key: str, renames: Sequence[Rename] = RENAMES) -> str:
     """The one name of a checkpoint key."""
-    for pattern, replacement in _RENAMES:
+    for pattern, replacement in renames:
         key = pattern.sub(replacement, key)
     return key
 
@@ -59,15 +64,20 @@ class Weights:
         CheckpointError: no safetensors, or shards that are missing, truncated or at odds with their index.
     """
 
-    def __init__(self, folder: Path, tied: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tied: tuple[str, str] | None = None,
+        renames: Sequence[Rename] = RENAMES,
+    ) -> None:
         """Read the headers; `tied` names two tensors that are one where only one of them is stored."""
-        self.folder = folder
+        self.folder, self._renames = folder, renames
         self.tensors: dict[str, Stored] = {}
         found = weight_files.find(folder)
         self.files = list(found.paths)
         for file in self.files:
             self._add(read_header(file))
-        missing = sorted(k for k in found.promised if canonical(k) not in self.tensors)
+        missing = sorted(k for k in found.promised if canonical(k, renames) not in self.tensors)
         if missing:
             raise CheckpointError(
                 f"{found.index} names {len(missing)} tensors that no shard holds, first {missing[0]!r}",
@@ -79,7 +89,7 @@ class Weights:
 
     def _add(self, stored: Iterable[Stored]) -> None:
         for entry in stored:
-            name = canonical(entry.key)
+            name = canonical(entry.key, self._renames)
             other = self.tensors.get(name)
             if other is not None:
                 raise CheckpointError(

@@ -20,7 +20,7 @@ from fico_export.parity.prompts import (
     pictures,
     whole_ids,
 )
-from fico_export.parity.reference import ReducedReference, Reference
+from fico_export.parity.reference import AnyReference, ReducedReference
 from fico_export.parity.report import PROCESSED, Check
 from fico_export.runtime.positions import following
 from fico_export.runtime.sampling import GREEDY
@@ -47,7 +47,7 @@ class Given:
     logits: Logits
 
 
-def answers(vlm: Vlm, reference: Reference, reduced: ReducedReference | None) -> list[Given]:
+def answers(vlm: Vlm, reference: AnyReference, reduced: ReducedReference | None) -> list[Given]:
     """Greedy answers of the runtime, with the logits that transformers has where they stand.
 
     Where the decoder reduces, torch runs this package's own modules: transformers has no such decoder.

@@ -10,12 +10,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from fico_export.parity.int4 import StreamedReference
-from fico_export.parity.reference import Reference
+from fico_export.parity.reference import AnyReference
 from fico_export.runtime.layouts.base import NONE
 from fico_export.runtime.prompt import Message
 from fico_export.runtime.vlm import Vlm
 
-Embedder = Reference | StreamedReference  # both have the embedding table
+Embedder = AnyReference | StreamedReference  # all have the embedding table
 
 
 class Prompt(NamedTuple):

@@ -1,4 +1,4 @@
-"""The checkpoint as transformers runs it: the reference for everything but the reducers."""
+"""The checkpoint as transformers runs it: the reference for everything but the reducers. Where it has no such model, as torch does."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import CLIPModel, LlavaForConditionalGeneration
+import transformers
+from transformers import CLIPModel
 
+from fico_export.models.decoders.base import EMBEDDINGS
+from fico_export.models.decoders.plain import PlainDecoder
 from fico_export.models.decoders.reducing import Prefill, WithPast
 from fico_export.models.parts.transformers_quiet import quiet_transformers
 from fico_export.models.source import SourceModel
@@ -23,11 +26,12 @@ from fico_export.runtime.positions import as_input
 class Reference:
     """A checkpoint in FP32, run without a KV cache, whole sequence by whole sequence."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "LlavaForConditionalGeneration") -> None:
+        """Load a folder as transformers' class of that name."""
         quiet_transformers()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            loaded: Any = LlavaForConditionalGeneration.from_pretrained(
+            loaded: Any = getattr(transformers, name).from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
             )
         self._model = loaded.eval()
@@ -56,6 +60,42 @@ class Reference:
                 use_cache=False,
             )
         return np.asarray(output.logits[0].to(torch.float32))
+
+
+class OwnReference:
+    """A checkpoint of a family that transformers has no class for: this package's own modules, in torch and FP32."""
+
+    def __init__(self, checkpoint: SourceModel) -> None:
+        with torch.device("meta"):
+            decoder = PlainDecoder(checkpoint.decoder_config, torch.float32)
+        self._decoder = checkpoint.with_weights(decoder)
+        self._config = checkpoint.decoder_config
+        self._table = checkpoint.checkpoint.load(EMBEDDINGS).to(torch.float32)
+
+    def embed(self, token_ids: list[int]) -> npt.NDArray[np.float32]:
+        """Embeddings [S, C]."""
+        return self._table[token_ids].numpy()
+
+    def logits(self, embeds: npt.NDArray[np.float32], positions: Index) -> npt.NDArray[np.float32]:
+        """As of `Reference`."""
+        empty = torch.zeros(1, self._config.kv_heads, 0, self._config.head_dim)
+        with torch.inference_mode():
+            logits, *_ = self._decoder(
+                torch.from_numpy(np.ascontiguousarray(embeds, np.float32))[None],
+                torch.ones(1, len(embeds), dtype=torch.int64),
+                torch.from_numpy(as_input(positions)),
+                [empty] * (2 * self._config.layers),
+            )
+        return np.asarray(logits[0])
+
+
+AnyReference = Reference | OwnReference
+
+
+def reference_of(checkpoint: SourceModel) -> AnyReference:
+    """Transformers' model of a checkpoint, or this package's own modules where it has none."""
+    name = checkpoint.transformers_class
+    return Reference(checkpoint.folder, name) if name else OwnReference(checkpoint)
 
 
 def clip_text_rows(folder: Path, input_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

@@ -24,7 +24,13 @@ from fico_export.parity.prompts import (
     lay_out,
     pictures,
 )
-from fico_export.parity.reference import ReducedReference, Reference, clip_text_rows
+from fico_export.parity.reference import (
+    AnyReference,
+    ReducedReference,
+    Reference,
+    clip_text_rows,
+    reference_of,
+)
 from fico_export.parity.report import Check, Report
 from fico_export.progress import Progress
 from fico_export.runtime.images import Pixels
@@ -84,8 +90,9 @@ def verify_bundle(folder: Path, checkpoint: SourceModel, *, progress: Progress) 
         progress.stage("verify clip_text")
         _clip_text(report, vlm, checkpoint.clip.folder)
     progress.stage("verify decoder")
-    reference = Reference(checkpoint.folder)
-    _tower(report, checkpoint, reference, pixels[0].values)
+    reference = reference_of(checkpoint)
+    if isinstance(reference, Reference):
+        _tower(report, checkpoint, reference, pixels[0].values)
     _embed(report, vlm, reference)
     _decoder(report, vlm, reference)
     reduced = None
@@ -242,7 +249,7 @@ def _clip_text(report: Report, vlm: Vlm, folder: Path) -> None:
     _compare(report, "clip_text", pairs)
 
 
-def _decoder(report: Report, vlm: Vlm, reference: Reference) -> None:
+def _decoder(report: Report, vlm: Vlm, reference: AnyReference) -> None:
     ids = _token_ids(vlm.manifest, len(GAPPED))
     _pieces(report, vlm, ids, reference.logits(reference.embed(ids), _gapped(vlm)))
 

@@ -5,7 +5,6 @@ Source: Liu et al., arXiv 2310.03744; checkpoints as llava-hf publishes them and
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,18 +14,18 @@ from typing import Any
 
 import torch
 from transformers import LlavaConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from fico_export.bundle.profiles import LayoutRecord, Profile, square
 from fico_export.errors import CheckpointError, FicoError
-from fico_export.models.decoders.base import Decoder, DecoderConfig, EmbedTokens
 from fico_export.models.mergers.mlp import Projector
-from fico_export.models.parts import config_check, identify, texts
-from fico_export.models.source import Architecture, Family, Files, SourceModel
+from fico_export.models.parts import config_check
+from fico_export.models.parts.opened import opened
+from fico_export.models.parts.text_config import decoder_config
+from fico_export.models.source import Architecture, Family, Files, SourceModel, parameter_shapes
 from fico_export.models.towers.clip import ClipConfig, ClipTower
 from fico_export.models.towers.siglip import SiglipTower
 from fico_export.models.vision import VisionEncoder
-from fico_export.models.weights import Weights, read_json
+from fico_export.models.weights import read_json
 from fico_export.reducers.base.plan import Limits, ReductionPlan, make_plan
 from fico_export.reducers.base.reducer import Depth, Site
 
@@ -37,13 +36,7 @@ _TOWERS: dict[str, type[ClipTower | SiglipTower]] = {
 }
 _DECODERS = ("llama", "mistral", "qwen2")
 _STRATEGIES = ("default", "full")
-_STATIC_ROPES = ("linear", "llama3", "yarn")  # frequencies that do not depend on the length of the prompt
-_ROPES = (
-    *_STATIC_ROPES,
-    "dynamic",
-)  # nor do those of dynamic, up to max_position_embeddings, where the context ends
 _IMAGE_PROCESSOR = "LlavaImageProcessor"
-_HEAD_AND_EMBEDDING = ("lm_head.weight", "language_model.embed_tokens.weight")
 _LAYERS = "vision_tower.encoder.layers."
 _AFTER_TOWER = re.compile(
     r"vision_tower\.(post_layernorm\.(weight|bias)|head\.(probe|attention\.in_proj_(weight|bias)|attention\.out_proj\.(weight|bias)"
@@ -60,22 +53,8 @@ def load(folder: Path, revision: str | None) -> SourceModel:
     """
     raw = read_json(folder / "config.json")
     described, config = describe(raw), _parsed(raw)
-    tied = bool(
-        getattr(config, "tie_word_embeddings", False)
-        or getattr(config.text_config, "tie_word_embeddings", False)
-    )
-    checkpoint = Weights(folder, _HEAD_AND_EMBEDDING if tied else None)
-    if (adapter := identify.beside_weights(folder)) is not None:
-        raise adapter
-    checkpoint.check(described.shapes, _unread(_tower_config(config)[0], described.shapes))
-    return SourceModel(
-        **vars(described),
-        folder=folder,
-        revision=revision,
-        checkpoint=checkpoint,
-        tokens=texts.tokens(folder, raw, config),
-        files=lambda: _with_processor_named(texts.files(folder, raw, config)),
-    )
+    unread = _unread(_tower_config(config)[0], described.shapes)
+    return opened(folder, revision, raw, config, described, unread=unread, files=_with_processor_named)
 
 
 def _unread(tower: ClipConfig, shapes: Mapping[str, tuple[int, ...]]) -> Callable[[str], bool]:
@@ -112,7 +91,7 @@ def describe(raw: dict[str, Any]) -> Architecture:
     config = _parsed(raw)
     with _reading_config():
         tower, feature_layers = _tower_config(config)
-        decoder = _decoder_config(config)
+        decoder = decoder_config(config.text_config)
     kind = _TOWERS[config.vision_config.model_type]
     keeps_cls = kind.cls_tokens > 0 and config.vision_feature_select_strategy == "full"
 
@@ -149,15 +128,11 @@ def describe(raw: dict[str, Any]) -> Architecture:
             kind(tower, dtype, ahead=ahead), projector, plan, feature_layers, keeps_cls, profile or only
         )
 
-    with _reading_config(), torch.device("meta"):
-        parts = [
-            vision(plan("none", None, {}), torch.float32),
-            Decoder(decoder, torch.float32),
-            EmbedTokens(decoder, torch.float32),
-        ]
+    with _reading_config():
+        shapes = parameter_shapes(lambda: vision(plan("none", None, {}), torch.float32), decoder)
     return Architecture(
         model_type="llava",
-        shapes={name: tuple(p.shape) for part in parts for name, p in part.named_parameters()},
+        shapes=shapes,
         profiles=(only,),
         layout=LayoutRecord(rule="square"),
         decoder_config=decoder,
@@ -237,63 +212,6 @@ def _tower_config(config: Any) -> tuple[ClipConfig, tuple[int, ...]]:
         ),
         feature_layers,
     )
-
-
-def _decoder_config(config: Any) -> DecoderConfig:
-    text = config.text_config
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    inv_freq, rope_scale = _rope(text, head_dim)
-    # Qwen2 has biases on q, k and v and says so nowhere in its config.
-    bias = bool(getattr(text, "attention_bias", False))
-    window = (
-        text.sliding_window
-        if getattr(text, "use_sliding_window", True) and hasattr(text, "sliding_window")
-        else None
-    )
-    return DecoderConfig(
-        hidden_size=text.hidden_size,
-        intermediate_size=text.intermediate_size,
-        layers=text.num_hidden_layers,
-        heads=text.num_attention_heads,
-        kv_heads=text.num_key_value_heads,
-        head_dim=head_dim,
-        vocab_size=text.vocab_size,
-        # Within one window sliding attention is full attention; beyond it this decoder would differ, so it stops there.
-        context=min(text.max_position_embeddings, window or text.max_position_embeddings),
-        activation=text.hidden_act,
-        norm_eps=text.rms_norm_eps,
-        qkv_bias=bias or text.model_type == "qwen2",
-        out_bias=bias,
-        mlp_bias=bool(getattr(text, "mlp_bias", False)),
-        inv_freq=inv_freq,
-        rope_scale=rope_scale,
-    )
-
-
-def _rope(text: Any, head_dim: int) -> tuple[tuple[float, ...], float]:
-    """Rotary frequencies [D/2] and the factor on cos and sin."""
-    parameters = text.rope_parameters
-    kind = parameters.get("rope_type", "default")
-    if kind == "default":
-        theta = parameters["rope_theta"]
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).to(torch.float32) / head_dim
-        return tuple((1.0 / (theta**exponents)).tolist()), 1.0
-    if kind not in _ROPES:
-        raise CheckpointError(
-            f"rope_type {kind!r} is not supported", fix=f"supported: default, {', '.join(_ROPES)}"
-        )
-    inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](text, torch.device("cpu"))
-    if len(inv_freq) != head_dim // 2:
-        raise CheckpointError(
-            f"partial_rotary_factor {parameters.get('partial_rotary_factor')!r} of the decoder is not supported",
-            fix="supported: 1.0, where all channels of a head are rotated",
-        )
-    if not bool(torch.isfinite(inv_freq).all()) or not math.isfinite(scale):
-        raise CheckpointError(
-            f"config.json: the rotary embeddings of text_config have frequencies that are not finite: {parameters!r:.200}",
-            fix=config_check.FIX,
-        )
-    return tuple(inv_freq.tolist()), float(scale)
 
 
 FAMILY = Family(
