@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,10 @@ _FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 
 def known_families() -> dict[str, Family]:
     """File name → family. Imports torch and transformers."""
-    folder = Path(__file__).parent / "families"
-    stems = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
-    return {stem: importlib.import_module(f"{__name__}.families.{stem}").FAMILY for stem in stems}
+    from fico_export.models import families
+
+    stems = sorted(module.name for module in pkgutil.iter_modules(families.__path__))
+    return {stem: importlib.import_module(f"{families.__name__}.{stem}").FAMILY for stem in stems}
 
 
 def aliases() -> dict[str, str]:

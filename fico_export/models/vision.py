@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from fico_export.bundle.profiles import Profile
+from fico_export.errors import ConfigError
 from fico_export.models.layers import LayerNorm
-from fico_export.models.mergers.base import Merger
+from fico_export.models.mergers.base import Merger, Sensitive
 from fico_export.models.ports import GraphModule, Port, Ports
 from fico_export.models.towers.base import Tower, TowerLayer
 from fico_export.reducers.base.cues import Cues, Prompt
@@ -95,6 +96,11 @@ class VisionEncoder(GraphModule):
         self.keep, self.text_length = plan.handed_over, plan.text_length or 0
         self.text_inputs = text_inputs(plan)
         self.reads_sensitivity = plan.reads("sensitivity")
+        if self.reads_sensitivity and not isinstance(merger, Sensitive):
+            raise ConfigError(
+                f"--method {plan.method} reads how far the projector moves each token, which this model's does not say",
+                fix="choose another method: `fico list methods`",
+            )
         self.clip = None
         inside = plan.at(Site.ENCODER_LAYER)
         layers = inside.schedule if inside else {}
@@ -141,9 +147,10 @@ class VisionEncoder(GraphModule):
             reduced, cues = self.reduce["encoder_output"](features, cues)
             features = reduced.tokens
         cues = replace(cues, features=features)
-        if self.reads_sensitivity:
-            cues = replace(cues, sensitivity=self.multi_modal_projector.sensitivity(features))
-        features = self.multi_modal_projector(_join(handed, features))
+        merger = self.multi_modal_projector
+        if self.reads_sensitivity and isinstance(merger, Sensitive):
+            cues = replace(cues, sensitivity=merger.sensitivity(features))
+        features = merger(_join(handed, features))
         if self.profile.token_grid != grid:  # the merger joined patches: of what it made, no cue is known
             cues = Cues(self.profile.token_grid, _raster(self.profile.token_grid, features))
         if text:

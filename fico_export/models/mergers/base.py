@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +21,11 @@ class Merger(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """[B, N, C] → [B, n, D]."""
+
+
+@runtime_checkable
+class Sensitive(Protocol):
+    """A merger that knows what its tokens depend on, for a method that reads it."""
 
     def sensitivity(self, x: Tensor) -> Tensor:
         """How far a small change of each token [B, N, C] moves what it becomes: [B, N], FP32."""
