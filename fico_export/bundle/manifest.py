@@ -33,6 +33,9 @@ OLDEST = 3  # that is read too: it has no `request`
 FILE_NAME = "manifest.json"
 CLIP_TOKENIZER = "clip_tokenizer.json"
 AWQ_FILE = "awq.npz"
+MOST_BATCH = 256
+"""Sequences that a decoder may run together: more than any server of one machine does."""
+
 MAX_BYTES = 16 * 2**20
 """Size of the largest manifest: a hundred times one of a model with 80 layers."""
 
@@ -225,6 +228,7 @@ class Manifest(_Record):
     decoder: Decoder
     tokens: Tokens
     image_size: Positive
+    max_batch: int = Field(1, strict=True, ge=1, le=MOST_BATCH)
     precision: Literal["fp32", "fp16", "int4"]
     quantization: Quantization | None = None
     target: Label
