@@ -28,6 +28,7 @@ from fico_export.parity.prompts import (
 from fico_export.parity.reference import ReducedReference, Reference, clip_text_rows
 from fico_export.parity.report import Check, Report
 from fico_export.progress import Progress
+from fico_export.runtime.backends.base import Step
 from fico_export.runtime.sampling import GREEDY
 from fico_export.runtime.vlm import Vlm
 
@@ -252,7 +253,9 @@ def _pieces(report: Report, vlm: Vlm, ids: list[int], expected: npt.NDArray[np.f
     cache, pairs = vlm.decoder.new_cache(), []
     for start, end in ((0, 13), (13, 21), (21, 22), (22, 23), (23, 24), (15, 23), (23, 24)):
         cache.drop_last(max(cache.lengths) - start)
-        logits = vlm.decoder.append(cache, vlm.embed(ids[start:end]), POSITIONS[start:end])
+        (logits,) = vlm.decoder.step(
+            [Step(cache, vlm.embed(ids[start:end]), np.asarray([POSITIONS[start:end]]))]
+        )
         pairs.append((logits[None], expected[end - 1][None]))
     _compare(report, vlm.manifest.decoder_name, pairs)
 
@@ -263,13 +266,13 @@ def _prefill(report: Report, vlm: Vlm, reference: Embedder, reduced: ReducedRefe
     for picture in pictures(PICTURES):
         embeds, positions = lay_out(vlm, [picture], reference)
         start = visual_start(vlm)
-        logits, cache, kept = vlm.decoder.prefill(embeds, positions, start)
+        logits, cache, kept = vlm.decoder.prefill(embeds, np.asarray([positions]), start)
         expected = reduced.begin(embeds, positions, start)
         agreements.append(len(np.intersect1d(kept, reduced.kept)) / len(kept))
         pairs.append((logits[None], expected[None]))
         for token in _token_ids(vlm.manifest, 2):
             positions.append(positions[-1] + 1)
-            logits = vlm.decoder.append(cache, vlm.embed([token]), positions[-1:])
+            (logits,) = vlm.decoder.step([Step(cache, vlm.embed([token]), np.asarray([positions[-1:]]))])
             pairs.append((logits[None], reduced.append(reference.embed([token]), positions[-1])[None]))
     threshold = INDEX_AGREEMENT[report.precision]
     report.checks.append(Check("decoder_prefill", "kept-index agreement", min(agreements), threshold, True))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fico_export.runtime.backends.base import Array, Cache
+from fico_export.runtime.backends.base import Array, Cache, Step
 
 if TYPE_CHECKING:
     from fico_export.runtime.vlm import Vlm
@@ -67,7 +67,7 @@ class Prefix:
         """Logits [V] after new tokens [S, C] at positions [S], which the cache holds from then on."""
         with self._vlm.owned():
             self._sound = False
-            logits = self._vlm.decoder.append(self._cache, embeds, positions)
+            (logits,) = self._vlm.decoder.step([Step(self._cache, embeds, np.asarray([positions]))])
             self._keys += keys
             self._sound = True
         return logits
@@ -78,7 +78,8 @@ class Prefix:
         """Logits [V] and kept tokens [K] after tokens [S, C] with one picture, reduced together; their cache replaces the old."""
         with self._vlm.owned():
             self._sound = False
-            logits, self._cache, kept = self._vlm.decoder.prefill(embeds, positions, visual_start)
+            ids = np.asarray([positions])
+            logits, self._cache, kept = self._vlm.decoder.prefill(embeds, ids, visual_start)
             self._keys, self._together = [*keys], len(keys)
             self._sound = True
         return logits, kept

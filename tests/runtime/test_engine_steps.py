@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from stepping import append
 
 from fico_export.bundle.manifest import Graph, TensorSpec
 from fico_export.errors import EngineError, InputError
@@ -251,29 +252,29 @@ def expected(tokens, positions):
 def test_pieces_and_steps_see_all_that_came_before(decoder, made_up):
     tokens, cache = embeds(ROWS), decoder.new_cache()
 
-    assert decoder.append(cache, tokens[:2], [0, 1]).tolist() == expected(tokens[:2], range(2))
+    assert append(decoder, cache, tokens[:2], [0, 1]).tolist() == expected(tokens[:2], range(2))
     for i in range(2, ROWS):  # the first step is run, the second captured, and then launched
-        assert decoder.append(cache, tokens[i : i + 1], [i]).tolist() == expected(
+        assert append(decoder, cache, tokens[i : i + 1], [i]).tolist() == expected(
             tokens[: i + 1], range(i + 1)
         )
     assert made_up.launched == ROWS - 3
     with pytest.raises(InputError, match="6 tokens and 1 more"):
-        decoder.append(cache, tokens[:1], [6])
+        append(decoder, cache, tokens[:1], [6])
 
 
 def test_a_prompt_longer_than_a_profile_goes_in_pieces(decoder):
     tokens, cache = embeds(5), decoder.new_cache()
 
-    assert decoder.append(cache, tokens, range(5)).tolist() == expected(tokens, range(5))
+    assert append(decoder, cache, tokens, range(5)).tolist() == expected(tokens, range(5))
     cache.drop_last(3)
-    assert decoder.append(cache, tokens[2:4], [2, 3]).tolist() == expected(tokens[:4], range(4))
+    assert append(decoder, cache, tokens[2:4], [2, 3]).tolist() == expected(tokens[:4], range(4))
 
 
 def test_two_conversations_do_not_mix_and_a_buffer_is_clean_when_it_is_lent_again(decoder):
     tokens, caches = embeds(ROWS), [decoder.new_cache(), decoder.new_cache()]
     for i in range(ROWS):
         for cache, sign in zip(caches, (1, -1), strict=True):
-            said = decoder.append(cache, sign * tokens[i : i + 1], [i])
+            said = append(decoder, cache, sign * tokens[i : i + 1], [i])
             assert said.tolist() == expected(sign * tokens[: i + 1], range(i + 1))
     for spoilt in [cache.memory for cache in caches]:
         ctypes.memset(spoilt.address, 0xFF, spoilt.size)  # NaN, as of a conversation that overflowed
@@ -281,7 +282,7 @@ def test_two_conversations_do_not_mix_and_a_buffer_is_clean_when_it_is_lent_agai
     del cache
     third = decoder.new_cache()
     for i in range(4):
-        assert decoder.append(third, tokens[i : i + 1], [i]).tolist() == expected(
+        assert append(decoder, third, tokens[i : i + 1], [i]).tolist() == expected(
             tokens[: i + 1], range(i + 1)
         )
 
@@ -289,26 +290,26 @@ def test_two_conversations_do_not_mix_and_a_buffer_is_clean_when_it_is_lent_agai
 @pytest.mark.parametrize("tensor", ["logits", PRESENT[-1], PAST[1]])
 def test_a_step_that_could_not_be_bound_is_bound_anew(tensor, decoder, raw):
     tokens, cache, other = embeds(3), decoder.new_cache(), decoder.new_cache()
-    decoder.append(other, tokens[:1], [0])
+    append(decoder, other, tokens[:1], [0])
     raw.refused = tensor
     with pytest.raises(EngineError, match=r"does not take the address.*its words"):
-        decoder.append(cache, tokens[:2], [0, 1])
+        append(decoder, cache, tokens[:2], [0, 1])
     assert cache.lengths == [0, 0]
     raw.refused = None
 
-    assert decoder.append(cache, tokens[:2], [0, 1]).tolist() == expected(tokens[:2], range(2))
-    assert decoder.append(other, tokens[1:2], [1]).tolist() == expected(tokens[:2], range(2))
+    assert append(decoder, cache, tokens[:2], [0, 1]).tolist() == expected(tokens[:2], range(2))
+    assert append(decoder, other, tokens[1:2], [1]).tolist() == expected(tokens[:2], range(2))
 
 
 def test_another_conversation_that_could_not_be_bound_leaves_the_first_alone(decoder, raw):
     tokens, cache, other = embeds(2), decoder.new_cache(), decoder.new_cache()
-    decoder.append(cache, tokens[:1], [0])
+    append(decoder, cache, tokens[:1], [0])
     raw.refused = PAST[1]
     with pytest.raises(EngineError):
-        decoder.append(other, tokens[:1], [0])
+        append(decoder, other, tokens[:1], [0])
     raw.refused = None
 
-    assert decoder.append(cache, tokens[1:], [1]).tolist() == expected(tokens, range(2))
+    assert append(decoder, cache, tokens[1:], [1]).tolist() == expected(tokens, range(2))
 
 
 @pytest.mark.parametrize("before", [0, 1, 4])
@@ -317,9 +318,9 @@ def test_memory_that_runs_out_while_shapes_change_is_asked_for_again(before, dec
     assert cache.memory is not None
     made_up.failing["cudaMalloc"] = [*[None] * before, "cudaErrorMemoryAllocation"]
     with pytest.raises(EngineError, match=r"cudaMalloc.*\n.*--low-memory"):
-        decoder.append(cache, tokens, range(3))
+        append(decoder, cache, tokens, range(3))
 
-    assert decoder.append(cache, tokens, range(3)).tolist() == expected(tokens, range(3))
+    assert append(decoder, cache, tokens, range(3)).tolist() == expected(tokens, range(3))
 
 
 @pytest.mark.parametrize("function", ["cudaStreamEndCapture", "cudaGraphInstantiate"])
@@ -327,7 +328,7 @@ def test_what_cannot_be_captured_is_run(function, decoder, made_up, caplog):
     tokens, cache = embeds(4), decoder.new_cache()
     made_up.failing[function] = ["cudaErrorMemoryAllocation"]
     for i in range(4):
-        assert decoder.append(cache, tokens[i : i + 1], [i]).tolist() == expected(
+        assert append(decoder, cache, tokens[i : i + 1], [i]).tolist() == expected(
             tokens[: i + 1], range(i + 1)
         )
 
@@ -348,17 +349,17 @@ def test_a_capture_that_is_interrupted_is_ended(made_up):
 
 def test_an_engine_that_fails_leaves_the_cache_as_it_was(decoder, raw):
     tokens, cache = embeds(5), decoder.new_cache()
-    decoder.append(cache, tokens[:1], [0])
+    append(decoder, cache, tokens[:1], [0])
     raw.broken = True
     with pytest.raises(EngineError, match="decoder failed: its words"):
-        decoder.append(cache, tokens[1:], range(1, 5))
+        append(decoder, cache, tokens[1:], range(1, 5))
     raw.broken = False
 
     assert cache.lengths == [1, 1]
-    assert decoder.append(cache, tokens[1:], range(1, 5)).tolist() == expected(tokens, range(5))
+    assert append(decoder, cache, tokens[1:], range(1, 5)).tolist() == expected(tokens, range(5))
 
 
 def test_a_profile_that_cannot_be_taken_is_said(decoder, raw):
     raw.no_profile = True
     with pytest.raises(EngineError, match="cannot take profile 0: its words"):
-        decoder.append(decoder.new_cache(), embeds(1), [0])
+        append(decoder, decoder.new_cache(), embeds(1), [0])
