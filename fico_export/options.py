@@ -160,6 +160,10 @@ class ExportOptions:
             planned=True,
         ),
     ] = None
+    max_batch: Annotated[
+        int,
+        About("Most sequences that the decoder runs together. Default: 1.", metavar="B", planned=True),
+    ] = 1
     positions: Annotated[
         Literal["compact", "original"] | None,
         About(

@@ -168,6 +168,7 @@ def answer(arguments: argparse.Namespace) -> dict[str, float]:
     from PIL import Image
 
     import fico_export
+    from fico_export.runtime.backends.base import Step
 
     start = time.perf_counter()
     vlm = fico_export.load(arguments.bundle, backend="ort-cpu", threads=arguments.threads)
@@ -182,13 +183,14 @@ def answer(arguments: argparse.Namespace) -> dict[str, float]:
             continue
         cache, embeds = vlm.decoder.new_cache(), vlm.embed(generator.integers(3, vocabulary, length).tolist())
         start = time.perf_counter()
-        vlm.decoder.append(cache, embeds, range(length))
+        vlm.decoder.step([Step(cache, embeds, np.arange(length)[None])])
         found[f"prefill {length} tok/s"] = length / (time.perf_counter() - start)
     cache = vlm.decoder.new_cache()
-    vlm.decoder.append(cache, vlm.embed([3]), [0])
+    vlm.decoder.step([Step(cache, vlm.embed([3]), np.array([[0]]))])
     start = time.perf_counter()
     for at in range(arguments.new_tokens):
-        vlm.decoder.append(cache, vlm.embed([int(generator.integers(3, vocabulary))]), [at + 1])
+        embeds = vlm.embed([int(generator.integers(3, vocabulary))])
+        vlm.decoder.step([Step(cache, embeds, np.array([[at + 1]]))])
     found["decode tok/s"] = arguments.new_tokens / (time.perf_counter() - start)
     return found
 

@@ -108,6 +108,8 @@ def _cache(manifest: Manifest) -> Iterator[str]:
             yield (
                 f"{name} is {shapes[name]}, and the decoder has {decoder.kv_heads} key-value heads of {decoder.head_dim}"
             )
+        if not _fits(shapes[name], (manifest.max_batch, None, None, None)):
+            yield f"{name} is {shapes[name]}, and max_batch is {manifest.max_batch}"
 
 
 def _embedding(manifest: Manifest) -> Iterator[str]:

@@ -35,6 +35,9 @@ OLDEST = 3  # that is read too: it has no `request`, and one profile that it doe
 FILE_NAME = "manifest.json"
 CLIP_TOKENIZER = "clip_tokenizer.json"
 AWQ_FILE = "awq.npz"
+MOST_BATCH = 256
+"""Sequences that a decoder may run together: more than any server of one machine does."""
+
 MAX_BYTES = 16 * 2**20
 """Size of the largest manifest: a hundred times one of a model with 80 layers."""
 
@@ -222,6 +225,7 @@ class Manifest(Record):
     tokens: Tokens
     profiles: list[Profile] = Field(min_length=1, max_length=64)
     layout: LayoutRecord
+    max_batch: int = Field(1, strict=True, ge=1, le=MOST_BATCH)
     precision: Literal["fp32", "fp16", "int4"]
     quantization: Quantization | None = None
     target: Label

@@ -87,6 +87,7 @@ def _put_made(manifest: Manifest) -> None:
         mean = sum(reduction.cached) / len(reduction.cached)
         put(f"cached     {mean:.1f} visual tokens in the mean of the decoder's layers")
     room = f", KV cache of {manifest.cache_rows} rows" if manifest.cache_rows else ""
+    room += f", {manifest.max_batch} sequences together" if manifest.max_batch > 1 else ""
     put(
         f"decoder    {decoder.layers} layers, {decoder.kv_heads} kv heads of {decoder.head_dim}, context {decoder.context}{room}"
     )

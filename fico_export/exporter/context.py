@@ -1,12 +1,14 @@
-"""How many rows a static KV cache has."""
+"""How many rows a static KV cache has, and how many sequences a decoder runs together."""
 
 from __future__ import annotations
 
+from fico_export.bundle.manifest import MOST_BATCH
 from fico_export.devices import targets
 from fico_export.devices.targets import Target
 from fico_export.errors import ConfigError
 from fico_export.models.decoders.base import DecoderConfig
 from fico_export.reducers.base.plan import ReductionPlan
+from fico_export.reducers.base.reducer import Site
 
 DEFAULT = 1024  # rows where none are asked for
 TEXT_ROWS = 64  # that a short question and answer take
@@ -44,6 +46,21 @@ def cache_rows(target: Target, plan: ReductionPlan, context: int, asked: int | N
             fix=f"--max-context {least} or more" if least <= context else fix,
         )
     return rows
+
+
+def require_batch(plan: ReductionPlan, asked: int) -> None:
+    """Refuse a batch that no decoder of this plan runs.
+
+    Raises:
+        ConfigError: --max-batch is out of range, or the method acts inside the decoder.
+    """
+    if not 1 <= asked <= MOST_BATCH:
+        raise ConfigError(f"max_batch is {asked}", fix=f"give 1 to {MOST_BATCH}")
+    if asked > 1 and plan.at(Site.DECODER_LAYER) is not None:
+        raise ConfigError(
+            f"--max-batch {asked} with --method {plan.method}, which reduces inside the decoder: that one runs one sequence at a time",
+            fix="drop --max-batch, or give a method that acts before the decoder (`fico list methods`)",
+        )
 
 
 def bytes_per_row(config: DecoderConfig, itemsize: int) -> int:

@@ -61,6 +61,7 @@ def graph_jobs(
     target: Target,
     quantization: Quantization | None = None,
     max_context: int | None = None,
+    max_batch: int = 1,
 ) -> list[GraphJob]:
     """The vision graph of each profile, the embedding, CLIP's text tower if the plan reads it, and the decoder: one graph, or two.
 
@@ -71,6 +72,7 @@ def graph_jobs(
         target: whose opsets, and whose form of the decoder, the graphs have.
         quantization: of which `precision` is the name; what it leaves alone is FP16.
         max_context: rows of the decoder's cache, for a target where it is static.
+        max_batch: sequences that such a decoder runs together; others have a free axis for them.
     """
     vision, floats, decoder = _kinds(precision, quantization)
 
@@ -121,7 +123,7 @@ def graph_jobs(
             *jobs,
             job(
                 "decoder_model_merged",
-                lambda dtype: form.module(few, dtype, max_context, False),
+                lambda dtype: form.module(few, dtype, max_context, False, max_batch),
                 decoder,
                 opset=opset,
                 layers=config.layers,
@@ -129,7 +131,7 @@ def graph_jobs(
         ]
     with_past = job(
         "decoder_with_past",
-        lambda dtype: form.module(config, dtype, max_context, True),
+        lambda dtype: form.module(config, dtype, max_context, True, 1),
         decoder,
         opset=opset,
     )

@@ -75,6 +75,7 @@ def write_bundle(
     plan = model.plan(options.method, options.keep, options.settings)
     _require_clip(model, plan)
     rows = context.cache_rows(target, plan, model.decoder_config.context, options.max_context)
+    context.require_batch(plan, options.max_batch)
     if options.positions == "compact" and plan.handed_over > plan.keep:
         raise ConfigError(
             f"--positions compact with --method {plan.method}, which removes tokens inside the decoder: "
@@ -85,7 +86,8 @@ def write_bundle(
     named = f"{origin.name}-{method}-k{plan.keep}-{options.precision}"
     bundle = Path(options.out) if options.out is not None else Path("engines") / named
     texts = model.files()
-    cache = (rows or 0) * context.bytes_per_row(model.decoder_config, 4 if options.precision == "fp32" else 2)
+    per_row = context.bytes_per_row(model.decoder_config, 4 if options.precision == "fp32" else 2)
+    cache = options.max_batch * (rows or 0) * per_row
     catalog.require_memory(device, _weight_bytes(model, options, quantization), cache)
 
     with ExitStack() as stack:
@@ -98,7 +100,7 @@ def write_bundle(
             factors = awq.search(checkpoint, model.decoder_config, calibration, quantization, progress)
             awq.save(factors, folder)
             checkpoint = awq.folded(checkpoint, factors)
-        jobs = graph_jobs(model, plan, options.precision, target, quantization, rows)
+        jobs = graph_jobs(model, plan, options.precision, target, quantization, rows, options.max_batch)
         graphs, embedding = _write_graphs(jobs, checkpoint, folder, target, quantization, links, progress)
         _write_texts(texts, folder)
         if model.clip is not None:
@@ -319,6 +321,7 @@ def _manifest(
             for profile in model.profiles
         ],
         layout=model.layout,
+        max_batch=options.max_batch,
         precision=options.precision,
         quantization=quantization,
         target=target.name,

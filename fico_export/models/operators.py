@@ -29,7 +29,7 @@ def scatter(cache: Tensor, rows: Tensor, start: Tensor) -> Tensor:
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor) -> Tensor:
-    """Attention of [B, H, S, D] to keys and values [B, kv heads, T, D], where `allowed` bool [1, 1, S, T]."""
+    """Attention of [B, H, S, D] to keys and values [B, kv heads, T, D], where `allowed` bool [1 or B, 1, S, T]."""
     return _of("Attention", 24, (queries, keys, values, allowed), queries, {})
 
 

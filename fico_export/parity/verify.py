@@ -33,6 +33,7 @@ from fico_export.parity.reference import (
 )
 from fico_export.parity.report import Check, Report
 from fico_export.progress import Progress
+from fico_export.runtime.backends.base import Step
 from fico_export.runtime.images import Pixels
 from fico_export.runtime.positions import following
 from fico_export.runtime.sampling import GREEDY
@@ -267,7 +268,8 @@ def _pieces(report: Report, vlm: Vlm, ids: list[int], expected: npt.NDArray[np.f
     cache, pairs = vlm.decoder.new_cache(), []
     for start, end in ((0, 13), (13, 21), (21, 22), (22, 23), (23, 24), (15, 23), (23, 24)):
         cache.drop_last(max(cache.lengths) - start)
-        logits = vlm.decoder.append(cache, vlm.embed(ids[start:end]), GAPPED[start:end].tolist())
+        embeds, positions = vlm.embed(ids[start:end]), _gapped(vlm)[:, start:end]
+        (logits,) = vlm.decoder.step([Step(cache, embeds, positions)])
         pairs.append((logits[None], expected[end - 1][None]))
     _compare(report, vlm.manifest.decoder_name, pairs)
 
@@ -277,13 +279,13 @@ def _prefill(report: Report, vlm: Vlm, reference: Embedder, reduced: ReducedRefe
     agreements, pairs = [], []
     for picture in pictures(PICTURES):
         embeds, positions, start = lay_out(vlm, [picture], reference)
-        logits, cache, kept = vlm.decoder.prefill(embeds, positions[0].tolist(), start)
+        logits, cache, kept = vlm.decoder.prefill(embeds, positions, start)
         expected = reduced.begin(embeds, positions, start)
         agreements.append(len(np.intersect1d(kept, reduced.kept)) / len(kept))
         pairs.append((logits[None], expected[None]))
         for i, token in enumerate(_token_ids(vlm.manifest, 2), 1):
             where = following(positions, i)[:, -1:]
-            logits = vlm.decoder.append(cache, vlm.embed([token]), where[0].tolist())
+            (logits,) = vlm.decoder.step([Step(cache, vlm.embed([token]), where)])
             pairs.append((logits[None], reduced.append(reference.embed([token]), where)[None]))
     threshold = INDEX_AGREEMENT[report.precision]
     report.checks.append(Check("decoder_prefill", "kept-index agreement", min(agreements), threshold, True))

@@ -113,6 +113,8 @@ def _changes(device: Device, request: PlanRequest, asked: Estimate) -> Iterator[
     rows = math.ceil(needed / 64) * 64
     if rows < asked.rows:
         yield {"max_context": rows}
+    if request.max_batch > 1:
+        yield {"max_batch": 1}
     if asked.precision == "fp32" and "fp16" in device.precisions:
         yield {"precision": "fp16"}
     int4 = "int4" in device.precisions and target.int4 is not None

@@ -181,6 +181,7 @@ def _rows(model: Architecture, made: ReductionPlan, request: PlanRequest, target
     """Rows of each layer's cache at the end of the answer, or all there are of a static one."""
     config = model.decoder_config
     static = context.cache_rows(target, made, config.context, request.max_context)
+    context.require_batch(made, request.max_batch)
     longest, most = made.handed_over + request.text_tokens + request.new_tokens, static or config.context
     if longest > most:
         larger = f"--max-context {longest}, or " if static and longest <= config.context else ""
@@ -226,8 +227,8 @@ def _memory(
 ) -> tuple[Part, ...]:
     config, made = model.decoder_config, work.plan
     prompt = made.handed_over + request.text_tokens
-    # A cache that grows by Concat is there twice while it does.
-    copies = 1 if _in_place(target, made) else 2
+    # One of each sequence; one that grows by Concat is there twice while it does.
+    copies = request.max_batch * (1 if _in_place(target, made) else 2)
     cache = copies * costs.cache_bytes_per_row(config, storage) * sum(rows) // config.layers
     inside = made.at(Site.DECODER_LAYER) is not None  # then prefill is a graph without a past
     columns = prompt + (max(rows) if _form(target, made).apart and not inside else 0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fico_export.runtime.backends.base import Array, Cache
+from fico_export.runtime.backends.base import Array, Cache, Step
 from fico_export.runtime.layouts.base import Index
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Prefix:
         """Logits [V] after new tokens [S, C] at positions [A, S], which the cache holds from then on."""
         with self._vlm.owned():
             self._sound = False
-            logits = self._vlm.decoder.append(self._cache, embeds, positions[0].tolist())
+            (logits,) = self._vlm.decoder.step([Step(self._cache, embeds, positions)])
             self._keys += keys
             self._sound = True
         return logits
@@ -77,7 +77,7 @@ class Prefix:
         """Logits [V] and kept tokens [K] after tokens [S, C] with one picture, reduced together; their cache replaces the old."""
         with self._vlm.owned():
             self._sound = False
-            logits, self._cache, kept = self._vlm.decoder.prefill(embeds, positions[0].tolist(), visual_start)
+            logits, self._cache, kept = self._vlm.decoder.prefill(embeds, positions, visual_start)
             self._keys, self._together = [*keys], len(keys)
             self._sound = True
         return logits, kept

@@ -241,17 +241,17 @@ def signalled(monkeypatch):
     """signalled(call, times): SIGINT comes so often within the nth step of the decoder, as it does when a person presses Ctrl-C."""
 
     def at(call, times):
-        calls, append = SimpleNamespace(count=0), Decoder.append
+        calls, step = SimpleNamespace(count=0), Decoder.step
 
         def interrupted(*given):
             calls.count += 1
-            result = append(*given)
+            result = step(*given)
             for _ in range(times if calls.count == call else 0):
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(0)  # the handler runs here
             return result
 
-        monkeypatch.setattr(Decoder, "append", interrupted)
+        monkeypatch.setattr(Decoder, "step", interrupted)
 
     return at
 

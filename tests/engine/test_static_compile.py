@@ -67,6 +67,33 @@ def test_a_decoder_passes_and_compiles(dialect, heads, precision, method, name, 
     assert rtx.compile_engine(path, {"sequence_length": (1, 1, ROWS)}).nbytes > 0
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int4"])
+@pytest.mark.parametrize("dialect", FOR)
+def test_a_decoder_of_several_sequences_passes_and_compiles(dialect, precision, checkpoints, tmp_path):
+    model, target = checkpoints["grouped heads"], targets.get(FOR[dialect])
+    record = None
+    if precision == "int4":
+        record = quantize.make_record(target, block=32, head="int8", vision=None, awq=False)
+    jobs = graph_jobs(model, model.plan("uniform", 16, {}), precision, target, record, ROWS, 4)
+    job = next(job for job in jobs if job.name == "decoder_model_merged")
+    path = write(model, job, target, record, tmp_path / "decoder.onnx")
+
+    check_graph(path, target, static=False, quantized=job.quantized, opset=job.opset)
+    graph = ir.load(path).graph
+    shapes = {
+        v.name: [d if isinstance(d, int) else d.value for d in v.shape]
+        for v in (*graph.inputs, *graph.outputs)
+    }
+    assert shapes["past_lengths"] == [4]
+    assert shapes["inputs_embeds"] == [4, "sequence_length", 64]
+    assert shapes["position_ids"] == [4, "sequence_length"]
+    assert shapes["logits"] == [4, 1, 512]
+    assert shapes["past_key_values.1.value"] == [4, 2, ROWS, 16]
+    assert shapes["present.1.value"] == [4, 2, ROWS if dialect == "modern" else "sequence_length", 16]
+    assert cache_updates(path) == (2 * LAYERS if dialect == "modern" else 0)
+    assert rtx.compile_engine(path, {"sequence_length": (1, 1, ROWS)}).nbytes > 0
+
+
 def write(model, job, target, record, path):
     graph = job.trace()
     graph.ir_version = target.ir_version

@@ -75,7 +75,7 @@ def test_answers_kept_tokens_and_caches_equal_the_reference(
     ):  # the reference takes seconds a token
         embeds, start, positions = prompt_of(vlm, model, picture)
         want = decoder_side.generate(model, embeds, start, 576, positions, method, 64, new_tokens)
-        logits, cache, kept = vlm.decoder.prefill(embeds.numpy(), positions, start)
+        logits, cache, kept = vlm.decoder.prefill(embeds.numpy(), np.asarray([positions]), start)
         text = len(positions) - 576
 
         np.testing.assert_allclose(logits, want.logits[0], atol=1e-3 * np.abs(want.logits).max())
@@ -119,7 +119,7 @@ def test_a_wrong_budget_parts_from_the_reference(checkpoint, model, make_bundle,
     vlm = fico_export.load(make_bundle(checkpoint, 64, method="fastv", verify=False))
     embeds, start, positions = prompt_of(vlm, model, photographs[0])
     want = decoder_side.generate(model, embeds, start, 576, positions, "fastv", 16, 1)
-    logits, _, _ = vlm.decoder.prefill(embeds.numpy(), positions, start)
+    logits, _, _ = vlm.decoder.prefill(embeds.numpy(), np.asarray([positions]), start)
 
     assert np.abs(logits - want.logits[0]).max() > 1e-3 * np.abs(want.logits).max()
 

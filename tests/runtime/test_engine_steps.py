@@ -9,9 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from stepping import append
 
 from fico_export.bundle.manifest import Graph, TensorSpec
-from fico_export.errors import EngineError, InputError
+from fico_export.errors import ConfigError, EngineError, InputError
+from fico_export.runtime.backends.base import Step
 from fico_export.runtime.backends.trt import cuda
 from fico_export.runtime.backends.trt.decoder import EngineDecoder
 from fico_export.runtime.backends.trt.engine import Engine
@@ -143,16 +145,16 @@ class Raw:
 
     device_memory_size_v2, num_optimization_profiles = 0, 1
 
-    def __init__(self, made_up, *, in_place):
-        self.cuda, self.in_place = made_up, in_place
+    def __init__(self, made_up, *, in_place, batch=1):
+        self.cuda, self.in_place, self.batch = made_up, in_place, batch
         self.no_profile, self.refused, self.broken = False, None, False
-        cache, new = (1, HEADS, ROWS, DIM), (1, HEADS, ROWS if in_place else -1, DIM)
+        cache, new = (batch, HEADS, ROWS, DIM), (batch, HEADS, ROWS if in_place else -1, DIM)
         self.tensors = {
-            "inputs_embeds": ((1, -1, WIDTH), "FLOAT"),
-            "position_ids": ((1, -1), "INT64"),
-            "past_lengths": ((1,), "INT64"),
+            "inputs_embeds": ((batch, -1, WIDTH), "FLOAT"),
+            "position_ids": ((batch, -1), "INT64"),
+            "past_lengths": ((batch,), "INT64"),
             **dict.fromkeys(PAST, (cache, "FLOAT")),
-            "logits": ((1, 1, 2), "FLOAT"),
+            "logits": ((batch, 1, 2), "FLOAT"),
             **dict.fromkeys(PRESENT, (new, "FLOAT")),
         }
         self.num_io_tensors = len(self.tensors)
@@ -184,19 +186,22 @@ class Raw:
             size = int(np.prod(shapes[name])) * dtype().itemsize
             return np.frombuffer((ctypes.c_uint8 * size).from_address(at[name]), dtype).reshape(shapes[name])
 
-        embeds, filled, total, seen = view("inputs_embeds"), int(view("past_lengths")[0]), 0.0, 0
-        rows = embeds.reshape(1, -1, HEADS, DIM).swapaxes(1, 2) + view("position_ids")[:, None, :, None]
-        for i, (past, present) in enumerate(zip(PAST, PRESENT, strict=True)):
-            old, new = view(past), rows * (i + 1)
-            assert np.isfinite(old).all()  # what is not filled gets no weight, and must be a number
-            total += old[:, :, :filled].sum() + new.sum()
-            seen = filled + new.shape[2]
-            if self.in_place:
-                assert at[past] == at[present]
-                view(present)[:, :, filled:seen] = new
-            else:
-                view(present)[:] = new
-        view("logits")[:] = [[[total, seen]]]
+        embeds = view("inputs_embeds").reshape(self.batch, -1, HEADS, DIM)
+        rows = embeds.swapaxes(1, 2) + view("position_ids")[:, None, :, None]
+        for b in range(self.batch):
+            filled, total = int(view("past_lengths")[b]), 0.0
+            for i, (past, present) in enumerate(zip(PAST, PRESENT, strict=True)):
+                old, new = view(past)[b], rows[b] * (i + 1)
+                assert np.isfinite(old).all()  # what is not filled gets no weight, and must be a number
+                total += old[:, :filled].sum() + new.sum()
+                seen = filled + new.shape[1]
+                assert seen <= ROWS
+                if self.in_place:
+                    assert at[past] == at[present]
+                    view(present)[b, :, filled:seen] = new
+                else:
+                    view(present)[b] = new
+            view("logits")[b] = [[total, seen]]
 
 
 @pytest.fixture
@@ -213,6 +218,16 @@ def raw(request, made_up):
 
 @pytest.fixture
 def decoder(raw, tmp_path):
+    return decoder_of(raw, tmp_path)
+
+
+@pytest.fixture(params=[False, True], ids=["legacy", "modern"])
+def pair(request, made_up, tmp_path):
+    """A decoder of two sequences."""
+    return decoder_of(Raw(made_up, in_place=request.param, batch=2), tmp_path)
+
+
+def decoder_of(raw, tmp_path):
     plan = tmp_path / "decoder.engine"
     plan.write_bytes(b"plan")
     trt = SimpleNamespace(
@@ -224,7 +239,7 @@ def decoder(raw, tmp_path):
     device = SimpleNamespace(
         backend="trt", trt=trt, runtime=runtime, stream=cuda.Stream(), said=lambda: "its words"
     )
-    past = [TensorSpec(name=name, dtype="float32", shape=[1, HEADS, ROWS, DIM]) for name in PAST]
+    past = [TensorSpec(name=name, dtype="float32", shape=[raw.batch, HEADS, ROWS, DIM]) for name in PAST]
     graph = Graph(file="decoder.onnx", inputs=past, outputs=[], weight_bytes=0)
     manifest = SimpleNamespace(
         reduction=SimpleNamespace(in_decoder=False),
@@ -251,29 +266,29 @@ def expected(tokens, positions):
 def test_pieces_and_steps_see_all_that_came_before(decoder, made_up):
     tokens, cache = embeds(ROWS), decoder.new_cache()
 
-    assert decoder.append(cache, tokens[:2], [0, 1]).tolist() == expected(tokens[:2], range(2))
+    assert append(decoder, cache, tokens[:2], [0, 1]).tolist() == expected(tokens[:2], range(2))
     for i in range(2, ROWS):  # the first step is run, the second captured, and then launched
-        assert decoder.append(cache, tokens[i : i + 1], [i]).tolist() == expected(
+        assert append(decoder, cache, tokens[i : i + 1], [i]).tolist() == expected(
             tokens[: i + 1], range(i + 1)
         )
     assert made_up.launched == ROWS - 3
     with pytest.raises(InputError, match="6 tokens and 1 more"):
-        decoder.append(cache, tokens[:1], [6])
+        append(decoder, cache, tokens[:1], [6])
 
 
 def test_a_prompt_longer_than_a_profile_goes_in_pieces(decoder):
     tokens, cache = embeds(5), decoder.new_cache()
 
-    assert decoder.append(cache, tokens, range(5)).tolist() == expected(tokens, range(5))
+    assert append(decoder, cache, tokens, range(5)).tolist() == expected(tokens, range(5))
     cache.drop_last(3)
-    assert decoder.append(cache, tokens[2:4], [2, 3]).tolist() == expected(tokens[:4], range(4))
+    assert append(decoder, cache, tokens[2:4], [2, 3]).tolist() == expected(tokens[:4], range(4))
 
 
 def test_two_conversations_do_not_mix_and_a_buffer_is_clean_when_it_is_lent_again(decoder):
     tokens, caches = embeds(ROWS), [decoder.new_cache(), decoder.new_cache()]
     for i in range(ROWS):
         for cache, sign in zip(caches, (1, -1), strict=True):
-            said = decoder.append(cache, sign * tokens[i : i + 1], [i])
+            said = append(decoder, cache, sign * tokens[i : i + 1], [i])
             assert said.tolist() == expected(sign * tokens[: i + 1], range(i + 1))
     for spoilt in [cache.memory for cache in caches]:
         ctypes.memset(spoilt.address, 0xFF, spoilt.size)  # NaN, as of a conversation that overflowed
@@ -281,7 +296,7 @@ def test_two_conversations_do_not_mix_and_a_buffer_is_clean_when_it_is_lent_agai
     del cache
     third = decoder.new_cache()
     for i in range(4):
-        assert decoder.append(third, tokens[i : i + 1], [i]).tolist() == expected(
+        assert append(decoder, third, tokens[i : i + 1], [i]).tolist() == expected(
             tokens[: i + 1], range(i + 1)
         )
 
@@ -289,26 +304,26 @@ def test_two_conversations_do_not_mix_and_a_buffer_is_clean_when_it_is_lent_agai
 @pytest.mark.parametrize("tensor", ["logits", PRESENT[-1], PAST[1]])
 def test_a_step_that_could_not_be_bound_is_bound_anew(tensor, decoder, raw):
     tokens, cache, other = embeds(3), decoder.new_cache(), decoder.new_cache()
-    decoder.append(other, tokens[:1], [0])
+    append(decoder, other, tokens[:1], [0])
     raw.refused = tensor
     with pytest.raises(EngineError, match=r"does not take the address.*its words"):
-        decoder.append(cache, tokens[:2], [0, 1])
+        append(decoder, cache, tokens[:2], [0, 1])
     assert cache.lengths == [0, 0]
     raw.refused = None
 
-    assert decoder.append(cache, tokens[:2], [0, 1]).tolist() == expected(tokens[:2], range(2))
-    assert decoder.append(other, tokens[1:2], [1]).tolist() == expected(tokens[:2], range(2))
+    assert append(decoder, cache, tokens[:2], [0, 1]).tolist() == expected(tokens[:2], range(2))
+    assert append(decoder, other, tokens[1:2], [1]).tolist() == expected(tokens[:2], range(2))
 
 
 def test_another_conversation_that_could_not_be_bound_leaves_the_first_alone(decoder, raw):
     tokens, cache, other = embeds(2), decoder.new_cache(), decoder.new_cache()
-    decoder.append(cache, tokens[:1], [0])
+    append(decoder, cache, tokens[:1], [0])
     raw.refused = PAST[1]
     with pytest.raises(EngineError):
-        decoder.append(other, tokens[:1], [0])
+        append(decoder, other, tokens[:1], [0])
     raw.refused = None
 
-    assert decoder.append(cache, tokens[1:], [1]).tolist() == expected(tokens, range(2))
+    assert append(decoder, cache, tokens[1:], [1]).tolist() == expected(tokens, range(2))
 
 
 @pytest.mark.parametrize("before", [0, 1, 4])
@@ -317,9 +332,9 @@ def test_memory_that_runs_out_while_shapes_change_is_asked_for_again(before, dec
     assert cache.memory is not None
     made_up.failing["cudaMalloc"] = [*[None] * before, "cudaErrorMemoryAllocation"]
     with pytest.raises(EngineError, match=r"cudaMalloc.*\n.*--low-memory"):
-        decoder.append(cache, tokens, range(3))
+        append(decoder, cache, tokens, range(3))
 
-    assert decoder.append(cache, tokens, range(3)).tolist() == expected(tokens, range(3))
+    assert append(decoder, cache, tokens, range(3)).tolist() == expected(tokens, range(3))
 
 
 @pytest.mark.parametrize("function", ["cudaStreamEndCapture", "cudaGraphInstantiate"])
@@ -327,7 +342,7 @@ def test_what_cannot_be_captured_is_run(function, decoder, made_up, caplog):
     tokens, cache = embeds(4), decoder.new_cache()
     made_up.failing[function] = ["cudaErrorMemoryAllocation"]
     for i in range(4):
-        assert decoder.append(cache, tokens[i : i + 1], [i]).tolist() == expected(
+        assert append(decoder, cache, tokens[i : i + 1], [i]).tolist() == expected(
             tokens[: i + 1], range(i + 1)
         )
 
@@ -348,17 +363,85 @@ def test_a_capture_that_is_interrupted_is_ended(made_up):
 
 def test_an_engine_that_fails_leaves_the_cache_as_it_was(decoder, raw):
     tokens, cache = embeds(5), decoder.new_cache()
-    decoder.append(cache, tokens[:1], [0])
+    append(decoder, cache, tokens[:1], [0])
     raw.broken = True
     with pytest.raises(EngineError, match="decoder failed: its words"):
-        decoder.append(cache, tokens[1:], range(1, 5))
+        append(decoder, cache, tokens[1:], range(1, 5))
     raw.broken = False
 
     assert cache.lengths == [1, 1]
-    assert decoder.append(cache, tokens[1:], range(1, 5)).tolist() == expected(tokens, range(5))
+    assert append(decoder, cache, tokens[1:], range(1, 5)).tolist() == expected(tokens, range(5))
 
 
 def test_a_profile_that_cannot_be_taken_is_said(decoder, raw):
     raw.no_profile = True
     with pytest.raises(EngineError, match="cannot take profile 0: its words"):
-        decoder.append(decoder.new_cache(), embeds(1), [0])
+        append(decoder, decoder.new_cache(), embeds(1), [0])
+
+
+def step(cache, tokens, start):
+    return Step(cache, tokens, np.arange(start, start + len(tokens))[None])
+
+
+def test_two_sequences_run_together_and_a_third_in_a_run_of_its_own(pair, made_up):
+    tokens, caches = [embeds(5, seed) for seed in range(3)], [pair.new_cache() for _ in range(3)]
+    first = pair.step([step(c, t[: i + 1], 0) for i, (c, t) in enumerate(zip(caches, tokens, strict=True))])
+    assert [f.tolist() for f in first] == [expected(t[: i + 1], range(i + 1)) for i, t in enumerate(tokens)]
+    for n in range(2):
+        said = pair.step([step(c, t[i + 1 + n][None], i + 1 + n) for i, (c, t) in enumerate(zip(caches, tokens, strict=True))])  # fmt: skip
+        ends = [i + 2 + n for i in range(3)]
+        assert [s.tolist() for s in said] == [
+            expected(t[:e], range(e)) for t, e in zip(tokens, ends, strict=True)
+        ]
+
+    assert pair.max_batch == 2
+    assert caches[0].memory is caches[1].memory
+    assert caches[2].memory is not caches[0].memory
+    assert made_up.launched > 0
+
+
+def test_a_full_cache_stays_whole_beside_another(pair):
+    tokens, full, other = embeds(ROWS), pair.new_cache(), pair.new_cache()
+    pair.step([step(full, tokens[:-1], 0)])
+    pair.step([step(full, tokens[-1:], ROWS - 1)])
+    for count in (1, 3):  # with and without room for what is written beside it
+        pair.step([step(other, tokens[:count], 0)])
+        other.drop_last(count)
+    full.drop_last(1)
+
+    (said,) = pair.step([step(full, tokens[-1:], ROWS - 1)])
+    assert said.tolist() == expected(tokens, range(ROWS))
+
+
+def test_a_slot_is_lent_again_as_new(pair):
+    tokens, stays, leaves = embeds(4), pair.new_cache(), pair.new_cache()
+    pair.step([step(stays, tokens[:1], 0), step(leaves, tokens[:2], 0)])
+    (memory, size), slot = (leaves.memory, pair._layout.slot_bytes(ROWS)), leaves.place[1]
+    for offset in pair._layout.offsets[:-1]:
+        ctypes.memset(
+            memory.address + offset + slot * size, 0xFF, size
+        )  # NaN, as of a conversation that overflowed
+    del leaves
+    comes = pair.new_cache()
+    said = pair.step([step(comes, tokens[:1], 0), step(stays, tokens[1:2], 1)])
+
+    assert comes.place[1] == slot
+    assert [s.tolist() for s in said] == [expected(tokens[:1], range(1)), expected(tokens[:2], range(2))]
+
+
+def test_a_batch_that_fails_leaves_every_cache_as_it_was(pair):
+    tokens, caches, raw = embeds(4), [pair.new_cache(), pair.new_cache()], pair._engine.raw
+    pair.step([step(c, tokens[: i + 1], 0) for i, c in enumerate(caches)])
+    raw.broken = True
+    with pytest.raises(EngineError):
+        pair.step([step(c, tokens[i + 1][None], i + 1) for i, c in enumerate(caches)])
+    raw.broken = False
+
+    assert [c.lengths for c in caches] == [[1, 1], [2, 2]]
+    said = pair.step([step(c, tokens[i + 1][None], i + 1) for i, c in enumerate(caches)])
+    assert [s.tolist() for s in said] == [expected(tokens[: i + 2], range(i + 2)) for i in range(2)]
+
+
+def test_logits_after_every_token_are_refused(pair):
+    with pytest.raises(ConfigError, match="after the last one alone"):
+        pair.step([step(pair.new_cache(), embeds(2), 0)], rows="all")

@@ -5,6 +5,7 @@ import importlib
 import numpy as np
 import pytest
 from cli_tools import command_line, copied, edit_json, in_own_process
+from stepping import append
 
 import fico_export
 from fico_export.bundle import files
@@ -139,14 +140,14 @@ def test_two_profiles_answer_as_one_does(backend, built, photographs):
 def test_a_prompt_in_pieces_is_the_same_prompt(backend, built):
     decoder, ids = (vlm := fico_export.load(built(), backend=backend)).decoder, list(range(5, 45))
     whole, pieces = decoder.new_cache(), decoder.new_cache()
-    expected = decoder.append(whole, vlm.embed(ids), range(40))
+    expected = append(decoder, whole, vlm.embed(ids), range(40))
     for start in range(0, 40, 13):
         piece = ids[start : start + 13]
-        found = decoder.append(pieces, vlm.embed(piece), range(start, start + len(piece)))
+        found = append(decoder, pieces, vlm.embed(piece), range(start, start + len(piece)))
 
     np.testing.assert_allclose(found, expected, atol=2e-3)
     pieces.drop_last(10)
-    again = decoder.append(pieces, vlm.embed(ids[30:]), range(30, 40))
+    again = append(decoder, pieces, vlm.embed(ids[30:]), range(30, 40))
     np.testing.assert_allclose(again, expected, atol=2e-3)
 
 
@@ -156,13 +157,13 @@ def test_the_last_row_is_used_and_one_past_it_refused(backend, built):
     caches = [(v.decoder, v.decoder.new_cache()) for v in (vlm, ort)]
     ids = [3 + i % 200 for i in range(ROWS)]
     for decoder, cache in caches:
-        decoder.append(cache, vlm.embed(ids[:-1]), range(ROWS - 1))
+        append(decoder, cache, vlm.embed(ids[:-1]), range(ROWS - 1))
     last = [d.append(c, vlm.embed(ids[-1:]), [ROWS - 1]) for d, c in caches]
     np.testing.assert_allclose(*last, atol=2e-3)
 
     decoder, cache = caches[0]
     with pytest.raises(InputError, match=f"{ROWS} tokens and 1 more") as refusal:
-        decoder.append(cache, vlm.embed([3]), [ROWS])
+        append(decoder, cache, vlm.embed([3]), [ROWS])
     assert "--max-context" in refusal.value.fix
     assert set(cache.lengths) == {ROWS}
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import write_tiny
+from stepping import append
 from transformers import LlavaForConditionalGeneration
 
 import fico_export
 from fico_export.errors import ConfigError, EngineError, InputError
 from fico_export.runtime.backends.choice import choose
 from fico_export.runtime.backends.ort import decoder as runtime_decoder
-from fico_export.runtime.backends.ort.cache import LEAST_ROWS, SharedCache
+from fico_export.runtime.backends.ort.pools import LEAST_ROWS, SharedPool
 
 pytestmark = pytest.mark.slow
 
@@ -79,12 +80,12 @@ def test_greedy_tokens_equal_those_of_transformers(shape, tmp_path):
         max_new_tokens=STEPS,
     )[0, 21:].tolist()
     cache, got = vlm.decoder.new_cache(), []
-    scores = vlm.decoder.append(cache, vlm.embed(prompt), range(21))
+    scores = append(vlm.decoder, cache, vlm.embed(prompt), range(21))
     for at in range(21, 21 + STEPS):
         got.append(int(scores.argmax()))
-        scores = vlm.decoder.append(cache, vlm.embed(got[-1:]), [at])
+        scores = append(vlm.decoder, cache, vlm.embed(got[-1:]), [at])
 
-    assert isinstance(cache, SharedCache)
+    assert isinstance(cache.pool, SharedPool)
     assert len(set(want)) > 1
     assert got == want
 
@@ -94,7 +95,7 @@ def test_the_last_logits_of_a_prompt_of_any_length(pair, count):
     vlm, model = pair
     embeds = rows(count)
 
-    got = vlm.decoder.append(vlm.decoder.new_cache(), embeds, range(count))
+    got = append(vlm.decoder, vlm.decoder.new_cache(), embeds, range(count))
     np.testing.assert_allclose(got, logits(model, embeds, range(count))[-1], atol=1e-4)
 
 
@@ -108,7 +109,7 @@ def test_pieces_with_gaps_in_their_positions(pair, pieces):
     cache, start = vlm.decoder.new_cache(), 0
     for count in pieces:
         end = start + count
-        got = vlm.decoder.append(cache, embeds[start:end], positions[start:end])
+        got = append(vlm.decoder, cache, embeds[start:end], positions[start:end])
         np.testing.assert_allclose(got, want[end - 1], atol=1e-4)
         start = end
 
@@ -118,7 +119,7 @@ def test_a_long_prompt_runs_in_chunks(pair, monkeypatch):
     monkeypatch.setattr(runtime_decoder, "CHUNK", 32)
     embeds = rows(75, seed=3)
 
-    got = vlm.decoder.append(vlm.decoder.new_cache(), embeds, range(75))
+    got = append(vlm.decoder, vlm.decoder.new_cache(), embeds, range(75))
     np.testing.assert_allclose(got, logits(model, embeds, range(75))[-1], atol=1e-4)
 
 
@@ -126,10 +127,10 @@ def test_tokens_taken_back_leave_no_trace(pair):
     vlm, model = pair
     embeds, other = rows(40, seed=4), rows(30, seed=5)
     cache = vlm.decoder.new_cache()
-    vlm.decoder.append(cache, embeds, range(40))
+    append(vlm.decoder, cache, embeds, range(40))
     cache.drop_last(25)
     assert cache.lengths == [15, 15]
-    got = vlm.decoder.append(cache, other, range(15, 45))
+    got = append(vlm.decoder, cache, other, range(15, 45))
 
     whole = np.concatenate([embeds[:15], other])
     np.testing.assert_allclose(got, logits(model, whole, range(45))[-1], atol=1e-4)
@@ -139,14 +140,14 @@ def test_what_goes_past_the_context_is_refused_and_nothing_is_lost(pair):
     vlm, model = pair
     embeds = rows(CONTEXT, seed=6)
     cache = vlm.decoder.new_cache()
-    vlm.decoder.append(cache, embeds[: CONTEXT - 1], range(CONTEXT - 1))
+    append(vlm.decoder, cache, embeds[: CONTEXT - 1], range(CONTEXT - 1))
     with pytest.raises(
         InputError, match=f"{CONTEXT - 1} tokens and 2 more; the model's context is {CONTEXT}"
     ):
-        vlm.decoder.append(cache, rows(2), [1, 2])
+        append(vlm.decoder, cache, rows(2), [1, 2])
     with pytest.raises(InputError, match=f"position id {CONTEXT}; the model's context is {CONTEXT}"):
-        vlm.decoder.append(cache, rows(1), [CONTEXT])
-    got = vlm.decoder.append(cache, embeds[-1:], [CONTEXT - 1])
+        append(vlm.decoder, cache, rows(1), [CONTEXT])
+    got = append(vlm.decoder, cache, embeds[-1:], [CONTEXT - 1])
 
     np.testing.assert_allclose(got, logits(model, embeds, range(CONTEXT))[-1], atol=1e-4)
 
@@ -155,7 +156,7 @@ def test_a_chunk_that_fails_takes_back_those_before_it(pair, monkeypatch):
     vlm, _ = pair
     monkeypatch.setattr(runtime_decoder, "CHUNK", 8)
     cache = vlm.decoder.new_cache()
-    vlm.decoder.append(cache, rows(5), range(5))
+    append(vlm.decoder, cache, rows(5), range(5))
     step, calls = vlm.decoder._step, []
 
     def fails_the_second_time(*given):
@@ -166,7 +167,7 @@ def test_a_chunk_that_fails_takes_back_those_before_it(pair, monkeypatch):
 
     monkeypatch.setattr(vlm.decoder, "_step", fails_the_second_time)
     with pytest.raises(EngineError):
-        vlm.decoder.append(cache, rows(20), range(5, 25))
+        append(vlm.decoder, cache, rows(20), range(5, 25))
 
     assert cache.lengths == [5, 5]
 
@@ -174,15 +175,15 @@ def test_a_chunk_that_fails_takes_back_those_before_it(pair, monkeypatch):
 def test_one_buffer_serves_every_step_until_it_is_full(pair):
     vlm, _ = pair
     cache = vlm.decoder.new_cache()
-    vlm.decoder.append(cache, rows(3), range(3))
-    buffers = [id(b) for b in cache._buffers]
+    append(vlm.decoder, cache, rows(3), range(3))
+    buffers = [id(b) for b in cache.pool.buffers]
     for at in range(3, 9):
-        vlm.decoder.append(cache, rows(1), [at])
+        append(vlm.decoder, cache, rows(1), [at])
 
-    assert [id(b) for b in cache._buffers] == buffers
-    assert cache.rows == LEAST_ROWS
-    assert not cache._buffers[0][:, :, 9:].any()
-    assert cache._buffers[0][:, :, :9].any(axis=(0, 1, 3)).all()
+    assert [id(b) for b in cache.pool.buffers] == buffers
+    assert cache.pool.rows == LEAST_ROWS
+    assert not cache.pool.buffers[0][:, :, 9:].any()
+    assert cache.pool.buffers[0][:, :, :9].any(axis=(0, 1, 3)).all()
 
 
 def test_two_conversations_do_not_share_a_buffer(pair):

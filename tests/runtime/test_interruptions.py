@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 from prompts import expanded
+from stepping import append
 
 import fico_export
 from fico_export.errors import ConfigError, EngineError
@@ -82,10 +83,10 @@ def fail_while_reading(chat):
 
 # What stops a turn in the middle: whose method, at which call, by what, and whether the call has done its work by then.
 INTERRUPTIONS = {
-    "Ctrl-C before prefill": (Decoder, "append", 1, KeyboardInterrupt(), False),
-    "Ctrl-C after prefill": (Decoder, "append", 1, KeyboardInterrupt(), True),
-    "failure in decode": (Decoder, "append", 3, EngineError("no memory", fix="free some"), False),
-    "Ctrl-C after a step": (Decoder, "append", 3, KeyboardInterrupt(), True),
+    "Ctrl-C before prefill": (Decoder, "step", 1, KeyboardInterrupt(), False),
+    "Ctrl-C after prefill": (Decoder, "step", 1, KeyboardInterrupt(), True),
+    "failure in decode": (Decoder, "step", 3, EngineError("no memory", fix="free some"), False),
+    "Ctrl-C after a step": (Decoder, "step", 3, KeyboardInterrupt(), True),
     "Ctrl-C amid a step": (Decoder, "_step", 3, KeyboardInterrupt(), True),
     "Ctrl-C between steps": (Sampler, "__call__", 3, KeyboardInterrupt(), True),
 }
@@ -118,7 +119,7 @@ def test_a_first_turn_that_fails_in_prefill_leaves_an_empty_conversation(
 ):
     chat = vlm.chat()
     with monkeypatch.context() as patch:
-        for name in ("append", "prefill"):
+        for name in ("step", "prefill"):
             Interrupted(patch, Decoder, name, 1, error, after=True)
         with pytest.raises(type(error)):
             chat.ask(OTHER, photographs[1:2], max_new_tokens=4)
@@ -207,7 +208,7 @@ def continued(vlm, texts, count):
     ids = expanded(vlm.formatter, [Message(*pair) for pair in zip(roles, texts, strict=True)], 16)
     found = []
     for _ in range(count):
-        logits = vlm.decoder.append(vlm.decoder.new_cache(), vlm.embed(ids), range(len(ids)))
+        logits = append(vlm.decoder, vlm.decoder.new_cache(), vlm.embed(ids), range(len(ids)))
         found.append(int(np.argmax(logits)))
         ids = [*ids, found[-1]]
     return found
@@ -260,7 +261,7 @@ def test_a_stream_that_was_left_is_not_read_as_if_it_had_ended(plain, how, monke
         stream.close()
     else:
         with monkeypatch.context() as patch:
-            Interrupted(patch, Decoder, "append", 1, KeyboardInterrupt())
+            Interrupted(patch, Decoder, "step", 1, KeyboardInterrupt())
             with pytest.raises(KeyboardInterrupt):
                 next(stream)
 

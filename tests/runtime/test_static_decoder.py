@@ -7,6 +7,7 @@ import torch
 from checkpoints import write_tiny
 from prompts import expanded
 from reference import decoder_side
+from stepping import append
 from test_greedy import Reference
 
 import fico_export
@@ -89,7 +90,7 @@ def test_the_last_logits_of_a_prompt_of_any_length(vlm, reference, count):
     embeds, positions = rows(count), [at + at // 2 for at in range(count)]
     cache = vlm.decoder.new_cache()
 
-    got = vlm.decoder.append(cache, embeds, positions)
+    got = append(vlm.decoder, cache, embeds, positions)
     np.testing.assert_allclose(got, logits(reference, embeds, positions)[-1], atol=1e-4)
     assert cache.lengths == [count] * 4
 
@@ -98,16 +99,16 @@ def test_what_goes_past_the_cache_is_refused_and_nothing_is_lost(vlm, reference)
     embeds = rows(ROWS, seed=6)
     want = logits(reference, embeds, range(ROWS))
     cache = vlm.decoder.new_cache()
-    vlm.decoder.append(cache, embeds[: ROWS - 1], range(ROWS - 1))
+    append(vlm.decoder, cache, embeds[: ROWS - 1], range(ROWS - 1))
     with pytest.raises(InputError, match=f"{ROWS - 1} tokens and 2 more; .* has {ROWS} rows") as refused:
-        vlm.decoder.append(cache, rows(2), [ROWS - 1, ROWS])
+        append(vlm.decoder, cache, rows(2), [ROWS - 1, ROWS])
     assert "--max-context" in refused.value.fix
-    got = vlm.decoder.append(cache, embeds[-1:], [ROWS - 1])
+    got = append(vlm.decoder, cache, embeds[-1:], [ROWS - 1])
     np.testing.assert_allclose(got, want[-1], atol=1e-4)
     with pytest.raises(InputError, match=f"{ROWS} tokens and 1 more"):
-        vlm.decoder.append(cache, rows(1), [ROWS])
+        append(vlm.decoder, cache, rows(1), [ROWS])
     cache.drop_last(1)
-    again = vlm.decoder.append(cache, embeds[-1:], [ROWS - 1])
+    again = append(vlm.decoder, cache, embeds[-1:], [ROWS - 1])
 
     np.testing.assert_array_equal(again, got)
 
@@ -115,10 +116,10 @@ def test_what_goes_past_the_cache_is_refused_and_nothing_is_lost(vlm, reference)
 def test_tokens_taken_back_leave_no_trace(vlm, reference):
     embeds, other = rows(40, seed=4), rows(30, seed=5)
     cache = vlm.decoder.new_cache()
-    vlm.decoder.append(cache, embeds, range(40))
+    append(vlm.decoder, cache, embeds, range(40))
     cache.drop_last(25)
     assert cache.lengths == [15] * 4
-    got = vlm.decoder.append(cache, other, range(15, 45))
+    got = append(vlm.decoder, cache, other, range(15, 45))
 
     whole = np.concatenate([embeds[:15], other])
     np.testing.assert_allclose(got, logits(reference, whole, range(45))[-1], atol=1e-4)
@@ -233,7 +234,7 @@ def test_layers_of_unequal_lengths(tmp_path, make_bundle, photographs):
     assert lengths[0] == lengths[1] == lengths[2]
     assert lengths[0][0] - lengths[0][1] == 48
     with pytest.raises(InputError, match=f"0 tokens and {ROWS + 1} more"):
-        vlm.decoder.prefill(rows(ROWS + 1), range(ROWS + 1), 0)
+        vlm.decoder.prefill(rows(ROWS + 1), np.arange(ROWS + 1)[None], 0)
 
 
 @pytest.mark.parametrize(("target", "precision"), [("trt-10.3", "fp16"), ("trt-11", "int4")])

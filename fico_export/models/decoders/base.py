@@ -162,15 +162,16 @@ class DecoderForm:
     """How a decoder's graph keeps its KV cache.
 
     Attributes:
-        module: (config, dtype, rows, per_layer) → the graph's module. `rows` of a static cache are fixed at export; `per_layer`
-            gives each layer's cache a length of its own, as after a prompt that was reduced inside the decoder.
+        module: (config, dtype, rows, per_layer, batch) → the graph's module. `rows` of a static cache are fixed at export, and so
+            is its `batch`; `per_layer` gives each layer's cache a length of its own, as after a prompt that was reduced inside the
+            decoder.
         in_place: whether a step writes its rows into the cache that it reads.
         last_row_only: whether logits are computed after the last token alone.
         apart: whether cached rows and new rows are attended to in two parts, each with scores of its own.
         per_layer: name of the form that serves where each layer has a length of its own; None for this one.
     """
 
-    module: Callable[[DecoderConfig, torch.dtype, int | None, bool], Decoder]
+    module: Callable[[DecoderConfig, torch.dtype, int | None, bool, int], Decoder]
     in_place: bool = False
     last_row_only: bool = False
     apart: bool = False

@@ -2,12 +2,12 @@
 
 | tensor | shape | dtype |
 |---|---|---|
-| inputs_embeds (in) | [1, S, C] | the bundle's precision |
-| position_ids (in) | [1, S] | int64 |
-| past_lengths (in) | [1], or [L] where layers differ | int64, P: rows of the cache that are filled |
-| past_key_values.{i}.key / .value (in) | [1, kv heads, M, D] | the bundle's precision |
-| logits (out) | [1, 1, V] | float32, after the last token |
-| present.{i}.key / .value (out) | [1, kv heads, S, D] | the bundle's precision |
+| inputs_embeds (in) | [B, S, C] | the bundle's precision |
+| position_ids (in) | [B, S] | int64 |
+| past_lengths (in) | [B], or [L] where layers differ and B is 1 | int64, P: rows of the cache that are filled |
+| past_key_values.{i}.key / .value (in) | [B, kv heads, M, D] | the bundle's precision |
+| logits (out) | [B, 1, V] | float32, after the last token |
+| present.{i}.key / .value (out) | [B, kv heads, S, D] | the bundle's precision |
 
 The graph reads the cache and gives back the S new rows, which a runtime puts at row P: a cache that went through the graph
 would be copied whole for each token. Letters as in `static.py`.
@@ -29,7 +29,7 @@ class ExternalAttention(DecoderAttention):
     def forward(  # type: ignore[override]  # another graph on the same weights
         self, x: Tensor, past: tuple[Tensor, Tensor], cos: Tensor, sin: Tensor, rows: Rows
     ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-        """[1, S, C] → [1, S, C], the new keys and values [1, kv heads, S, D], queries [1, heads, S, D]."""
+        """[B, S, C] → [B, S, C], the new keys and values [B, kv heads, S, D], queries [B, heads, S, D]."""
         queries, keys = self.rotated(x, cos, sin)
         values = split_heads(self.v_proj(x), self.kv_heads)
         scaled = by_group(queries, self.kv_heads) * queries.shape[-1] ** -0.5

@@ -161,7 +161,7 @@ def rotate(x: Tensor, rows: _Rows) -> Tensor:
 
 # The fused operators have one number of rows for all layers.
 FORM = DecoderForm(
-    lambda config, dtype, rows, per_layer: FusedDecoder(config, dtype),
+    lambda config, dtype, rows, per_layer, batch: FusedDecoder(config, dtype),
     in_place=True,
     last_row_only=True,
     per_layer="plain",

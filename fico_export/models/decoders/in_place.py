@@ -2,12 +2,12 @@
 
 | tensor | shape | dtype |
 |---|---|---|
-| inputs_embeds (in) | [1, S, C] | the bundle's precision |
-| position_ids (in) | [1, S] | int64 |
-| past_lengths (in) | [1], or [L] where layers differ | int64, P: rows of the cache that are filled |
-| past_key_values.{i}.key / .value (in) | [1, kv heads, M, D] | the bundle's precision |
-| logits (out) | [1, 1, V] | float32, after the last token |
-| present.{i}.key / .value (out) | [1, kv heads, M, D] | the bundle's precision |
+| inputs_embeds (in) | [B, S, C] | the bundle's precision |
+| position_ids (in) | [B, S] | int64 |
+| past_lengths (in) | [B], or [L] where layers differ and B is 1 | int64, P: rows of the cache that are filled |
+| past_key_values.{i}.key / .value (in) | [B, kv heads, M, D] | the bundle's precision |
+| logits (out) | [B, 1, V] | float32, after the last token |
+| present.{i}.key / .value (out) | [B, kv heads, M, D] | the bundle's precision |
 
 The graph writes the S new rows at row P itself: a runtime binds one buffer as past and as present. Letters as in `static.py`.
 """
@@ -29,7 +29,7 @@ class InPlaceAttention(DecoderAttention):
     def forward(  # type: ignore[override]  # another graph on the same weights
         self, x: Tensor, past: tuple[Tensor, Tensor], cos: Tensor, sin: Tensor, rows: Rows
     ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-        """[1, S, C] → [1, S, C], the cache [1, kv heads, M, D] with the new rows, queries [1, heads, S, D]."""
+        """[B, S, C] → [B, S, C], the cache [B, kv heads, M, D] with the new rows, queries [B, heads, S, D]."""
         queries, keys = self.rotated(x, cos, sin)
         keys = operators.scatter(past[0], keys, rows.start)
         values = operators.scatter(past[1], split_heads(self.v_proj(x), self.kv_heads), rows.start)
@@ -37,20 +37,21 @@ class InPlaceAttention(DecoderAttention):
         return self.o_proj(join_heads(attended)), (keys, values), queries
 
     def rotated(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """As of any decoder; cos and sin are [1, S, D/2]."""
+        """As of any decoder; cos and sin are [B, S, D/2]."""
         queries, keys = split_heads(self.q_proj(x), self.heads), split_heads(self.k_proj(x), self.kv_heads)
         return operators.rotate(queries, cos, sin), operators.rotate(keys, cos, sin)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor) -> Tensor:
-        """[1, heads, S, D]; `allowed` [S, M]."""
-        return operators.attend(queries, keys, values, allowed[None, None])
+        """[B, heads, S, D]; `allowed` [S, M], or [B, 1, S, M]."""
+        allowed = allowed if allowed.ndim == 4 else allowed[None, None]
+        return operators.attend(queries, keys, values, allowed)
 
 
 class InPlaceAttentionInFp32(InPlaceAttention):
     """The same with plain attention: TensorRT has no kernel of the operator for FP32."""
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor) -> Tensor:
-        """[1, heads, S, D]; `allowed` [G·S, M]."""
+        """[B, heads, S, D]; `allowed` [G·S, M], or [B, 1, G·S, M]."""
         attended = layers.attend(by_group(queries, self.kv_heads), keys, values, allowed)
         return by_head(attended, self.heads)
 
@@ -81,7 +82,7 @@ class InPlaceDecoder(StaticDecoder):
         return for_groups(allowed, self.config) if by_group else allowed
 
     def rotary(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [1, S, D/2], computed in FP32."""
+        """Cosines and sines [B, S, D/2], computed in FP32."""
         cos, sin = super().rotary(position_ids, dtype)
         half = self.config.head_dim // 2
         return cos[:, 0, :, :half], sin[:, 0, :, :half]

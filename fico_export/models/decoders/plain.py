@@ -3,7 +3,7 @@
 | tensor | shape | dtype |
 |---|---|---|
 | inputs_embeds (in) | [B, S, C] | the bundle's precision |
-| attention_mask (in) | [B, P + S] | int64, 1 where a token is |
+| attention_mask (in) | [B, P + S] | int64, 1 where a token is; the S new ones are the last columns |
 | position_ids (in) | [B, S] | int64 |
 | past_key_values.{i}.key / .value (in) | [B, kv heads, P, D] | the bundle's precision |
 | logits (out) | [B, S, V] | float32 |
@@ -64,5 +64,5 @@ class PlainDecoder(Decoder):
 
 
 FORM = DecoderForm(
-    lambda config, dtype, rows, per_layer: (WithPast if per_layer else PlainDecoder)(config, dtype)
+    lambda config, dtype, rows, per_layer, batch: (WithPast if per_layer else PlainDecoder)(config, dtype)
 )

@@ -1,4 +1,4 @@
-"""What the two forms with a static KV cache have alike: a fixed number of rows, of which the first are filled.
+"""What the two forms with a static KV cache have alike: a fixed number of rows, of which the first are filled, and a fixed batch.
 
 Rows from P on are never attended to, but must be finite numbers. Letters as in `base.py`; M rows of the cache, L layers,
 G query heads for each key-value head.
@@ -18,7 +18,7 @@ from fico_export.models.ports import Port, Ports
 
 
 class Rows(NamedTuple):
-    """Where the S new rows stand: from row `start` [1] int64 on; `allowed` bool says which keys each query sees."""
+    """Where the S new rows stand: from row `start` [B] int64 on; `allowed` bool says which keys each query sees."""
 
     start: Tensor
     allowed: Tensor
@@ -33,6 +33,7 @@ class StaticDecoder(Decoder):
         rows: M, of the cache.
         per_layer: whether each layer has a length of its own.
         attention: module of a layer's attention; the form's own by default.
+        batch: B; 1 where each layer has a length of its own.
     """
 
     norm: ClassVar[type[RmsNorm]] = RmsNorm
@@ -44,9 +45,10 @@ class StaticDecoder(Decoder):
         rows: int,
         per_layer: bool = False,
         attention: type[DecoderAttention] | None = None,
+        batch: int = 1,
     ) -> None:
         super().__init__(config, dtype)
-        self.rows, self.per_layer = rows, per_layer
+        self.rows, self.per_layer, self.batch = rows, per_layer, batch
         stack = self.language_model
         stack.norm = self.norm(config.hidden_size, config.norm_eps)
         for layer in stack.layers:
@@ -57,10 +59,12 @@ class StaticDecoder(Decoder):
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, past_lengths: Tensor, past: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
-        """Logits [1, 1, V], then key and value of each layer; `past` holds key, value, key, value and so on."""
+        """Logits [B, 1, V], then key and value of each layer; `past` holds key, value, key, value and so on."""
         cos, sin = self.rotary(position_ids, inputs_embeds.dtype)
         slots, new = past[0].shape[2], inputs_embeds
         rows = [Rows(start, self.allowed(start, slots, new)) for start in past_lengths.split(1)]
+        if self.batch > 1:  # one of each sequence, where else there is one of each layer
+            rows = [Rows(past_lengths, torch.stack([each.allowed for each in rows])[:, None])]
         hidden, present = inputs_embeds, []
         for i, layer in enumerate(self.language_model.layers):
             where = rows[i if len(rows) > 1 else 0]
@@ -79,15 +83,16 @@ class StaticDecoder(Decoder):
 
     def ports(self) -> Ports:
         """As in the table of each form."""
-        lengths = self.config.layers if self.per_layer else 1
+        batch = self.batch
+        lengths = self.config.layers if self.per_layer else batch
         inputs = (
-            Port("inputs_embeds", (1, "sequence_length", self.config.hidden_size), self.dtype),
-            Port("position_ids", (1, "sequence_length")),
+            Port("inputs_embeds", (batch, "sequence_length", self.config.hidden_size), self.dtype),
+            Port("position_ids", (batch, "sequence_length")),
             Port("past_lengths", (lengths,)),
-            self.caches("past_key_values", 1, lambda layer: self.rows),
+            self.caches("past_key_values", batch, lambda layer: self.rows),
         )
-        present = self.caches("present", 1, lambda layer: self.present_rows())
-        return Ports(inputs, (Port("logits", (1, 1, self.config.vocab_size), torch.float32), *present))
+        present = self.caches("present", batch, lambda layer: self.present_rows())
+        return Ports(inputs, (Port("logits", (batch, 1, self.config.vocab_size), torch.float32), *present))
 
     def present_rows(self) -> int | str:
         """Rows of what a step gives back for each layer."""
@@ -97,20 +102,22 @@ class StaticDecoder(Decoder):
 def static_form(kind: type[StaticDecoder], *, apart: bool = False) -> DecoderForm:
     """The record of a form; `apart` as there."""
 
-    def module(config: DecoderConfig, dtype: torch.dtype, rows: int | None, per_layer: bool) -> StaticDecoder:
+    def module(
+        config: DecoderConfig, dtype: torch.dtype, rows: int | None, per_layer: bool, batch: int
+    ) -> StaticDecoder:
         assert rows is not None
-        return kind(config, dtype, rows, per_layer)
+        return kind(config, dtype, rows, per_layer, batch=batch)
 
     return DecoderForm(module, in_place=True, last_row_only=True, apart=apart)
 
 
 def by_group(queries: Tensor, kv_heads: int) -> Tensor:
-    """[1, heads, S, D] → [1, kv heads, G·S, D]: a head of the cache is read once for all that share it, and not repeated."""
+    """[B, heads, S, D] → [B, kv heads, G·S, D]: a head of the cache is read once for all that share it, and not repeated."""
     return queries.unflatten(1, (kv_heads, -1)).flatten(2, 3)
 
 
 def by_head(attended: Tensor, heads: int) -> Tensor:
-    """[1, kv heads, G·S, D] → [1, heads, S, D]."""
+    """[B, kv heads, G·S, D] → [B, heads, S, D]."""
     kv_heads = attended.shape[1]
     return attended.unflatten(2, (heads // kv_heads, -1)).flatten(1, 2)
 

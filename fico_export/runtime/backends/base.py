@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -40,11 +40,26 @@ class Cache(Protocol):
         ...
 
 
+class Step(NamedTuple):
+    """New tokens of a sequence, to run after those in its cache: embeddings [S, C], position ids [A, S] of A axes."""
+
+    cache: Any
+    embeds: Array
+    positions: npt.NDArray[np.int64]
+
+
 class AnyDecoder(Protocol):
-    """The decoder of a bundle, which makes caches of its own and runs on no others; `ort/decoder.py` says what each does."""
+    """The decoder of a bundle, which makes caches of its own and runs on no others; `ort/decoder.py` says what each does.
+
+    Attributes:
+        reduces: whether a prompt with a picture must go through `prefill`, into an empty cache.
+        dtype: of embeddings and caches.
+        max_batch: how many sequences one run takes; more are run in several.
+    """
 
     reduces: bool
     dtype: np.dtype[Any]
+    max_batch: int
 
     def new_cache(self) -> Cache:
         """An empty cache."""
@@ -54,14 +69,16 @@ class AnyDecoder(Protocol):
         """Keep nothing in memory for the sake of caches, which live on and run on another decoder of the bundle."""
         ...
 
-    def append(self, cache: Any, embeds: Array, positions: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Logits [V] after new tokens [S, C] at positions [S], by which the cache grows."""
+    def step(
+        self, steps: Sequence[Step], rows: Literal["last", "all"] = "last"
+    ) -> list[npt.NDArray[np.float32]]:
+        """Logits of each sequence, [V] after its last token or [S, V] after all; each cache grows by its tokens, or none does."""
         ...
 
     def prefill(
-        self, embeds: Array, positions: Sequence[int], visual_start: int
+        self, embeds: Array, positions: npt.NDArray[np.int64], visual_start: int
     ) -> tuple[npt.NDArray[np.float32], Cache, npt.NDArray[np.int64]]:
-        """Logits [V], cache and kept tokens [K] of a prompt with one picture, whose tokens are reduced on the way."""
+        """Logits [V], cache and kept tokens [K] of a prompt [S, C] at positions [A, S] with one picture, whose tokens are reduced on the way."""
         ...
 
 

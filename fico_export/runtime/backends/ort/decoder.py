@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -12,20 +11,15 @@ import onnxruntime as ort
 
 from fico_export.bundle.manifest import Manifest
 from fico_export.errors import EngineError, InputError
-from fico_export.runtime.backends.base import Array, present_of, require_rows
-from fico_export.runtime.backends.ort.cache import (
-    GrowingCache,
-    KvCache,
-    RowsCache,
-    SharedCache,
-    StaticCache,
-)
+from fico_export.runtime.backends.base import Array, Cache, Step, present_of, require_rows
+from fico_export.runtime.backends.ort.cache import Store
+from fico_export.runtime.backends.ort.growing import GrowingStore
+from fico_export.runtime.backends.ort.pools import PoolStore, RowsPool, SharedPool, StaticPool
 from fico_export.runtime.backends.ort.sessions import CPU, open_session
+from fico_export.runtime.backends.steps import Rows, inputs, require_logits, run_all, runs
 
 # Tokens run at once. More are no faster, and the memory of a step grows with their number.
 CHUNK = 512
-
-__all__ = ["CHUNK", "Decoder", "KvCache"]
 
 
 class Decoder:
@@ -34,94 +28,76 @@ class Decoder:
     Attributes:
         reduces: whether a prompt with a picture must go through `prefill`, into an empty cache.
         dtype: of embeddings and caches.
+        max_batch: how many sequences one run takes.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, provider: str = CPU, threads: int = 0) -> None:
         self.reduces = manifest.reduction.in_decoder
+        self.max_batch = manifest.max_batch
         graph = manifest.graph(manifest.decoder_name)
         self._session = open_session(folder / graph.file, provider, threads)
         self._device = "cpu" if provider == CPU else "cuda"
-        self._shape = manifest.decoder
-        self._graph, self._shapes = graph, graph.shapes()
-        self._past = graph.past
+        self._context = manifest.decoder.context
+        self._shapes, self._past = graph.shapes(), graph.past
         self._rows = manifest.cache_rows
         # Whether past and present are one buffer: then they have one length, where else present has one of its own.
         self._shares = self._shapes["past_key_values.0.key"] == self._shapes["present.0.key"]
         self.dtype = np.dtype(graph.inputs[0].dtype)
-        self._caches: WeakSet[GrowingCache] = WeakSet()
+        self._store = self._make_store(manifest)
         self._prefill: ort.InferenceSession | None = None
         if self.reduces:
             file = manifest.graph("decoder_prefill").file
             self._prefill = open_session(folder / file, provider, threads)
 
-    def new_cache(self) -> KvCache:
+    def new_cache(self) -> Cache:
         """An empty cache."""
-        if self._rows is not None:
-            return self._static_cache()
-        heads, head_dim = self._shape.kv_heads, self._shape.head_dim
-        if self._shares:
-            return SharedCache(self._past, heads, head_dim, self.dtype, self._shape.context)
-        empty = np.zeros((1, heads, 0, head_dim), self.dtype)
-        tensors = [ort.OrtValue.ortvalue_from_numpy(empty, self._device, 0) for _ in self._past]
-        return self._growing_cache(tensors)
+        return self._store.new()
 
     def close(self) -> None:
         """Let the graphs go, and the caches live on: those that grow are tensors of a session, and would keep it in memory."""
-        for cache in self._caches:
-            cache.release()
+        self._store.release()
 
-    def _growing_cache(self, tensors: list[ort.OrtValue]) -> GrowingCache:
-        cache = GrowingCache(tensors, self._past, self._device)
-        self._caches.add(cache)
-        return cache
+    def _make_store(self, manifest: Manifest) -> Store:
+        graph, shape = manifest.graph(manifest.decoder_name), manifest.decoder
+        empty = np.zeros((self.max_batch, shape.kv_heads, 0, shape.head_dim), self.dtype)
+        if self._rows is not None:
+            kind = StaticPool if self._shares else RowsPool
+            return PoolStore(shape.layers, lambda filled: kind(graph, self.dtype, self._device, filled))
+        if self._shares:
+            return PoolStore(shape.layers, lambda filled: SharedPool(graph.past, empty, shape.context))
+        masked = "attention_mask" in self._shapes
+        return GrowingStore(graph.past, empty[:1], self._device, masked=masked)
 
-    def _static_cache(self, filled: Sequence[Array] = ()) -> KvCache:
-        kind = StaticCache if self._shares else RowsCache
-        return kind(self._graph, self.dtype, self._device, filled)
-
-    def append(self, cache: KvCache, embeds: Array, positions: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Run new tokens after those in the cache, which grows by them.
+    def step(self, steps: Sequence[Step], rows: Rows = "last") -> list[npt.NDArray[np.float32]]:
+        """Run new tokens of several sequences after those in their caches, which grow by them.
 
         Args:
-            cache: of this decoder; it stays as it was where running fails.
-            embeds: [S, C] in the decoder's precision.
-            positions: S position ids.
+            steps: of different caches of this decoder; all stay as they were where running fails.
+            rows: whether to give the logits after the last token of each, or after all.
 
         Returns:
-            Logits [V] after the last token.
+            Logits [V] of each sequence, or [S, V].
 
         Raises:
             InputError: more tokens or a larger position than the model takes, or more than a static cache has room for.
+            ConfigError: logits after all tokens, and the graph gives those after the last alone.
             EngineError: ONNX Runtime failed, such as for lack of memory.
         """
-        context = self._shape.context
-        if (
-            self._rows is None and self._shares and max(positions) >= context
-        ):  # beyond its rotary table, which no kernel checks
-            raise InputError(
-                f"position id {max(positions)}; the model's context is {context}",
-                fix="shorten the prompt, or start a new conversation",
-            )
-        done = 0
-        try:
-            cache.reserve(len(positions))
-            for start in range(0, len(positions), CHUNK):
-                chunk = slice(start, start + CHUNK)
-                logits = self._step(cache, embeds[chunk], positions[chunk])
-                done += len(positions[chunk])
-        except BaseException:
-            cache.drop_last(done)
-            raise
-        return logits
+        require_logits(rows, self._shapes["logits"][1])
+        self._require_positions(steps)
+        for step in steps:
+            self._store.reserve(step.cache, len(step.embeds))
+        planned = runs(steps, self.max_batch, self._store.together, _pieces)
+        return run_all(steps, planned, rows, lambda cut: self._step(cut, rows))
 
     def prefill(
-        self, embeds: Array, positions: Sequence[int], visual_start: int
-    ) -> tuple[npt.NDArray[np.float32], KvCache, npt.NDArray[np.int64]]:
+        self, embeds: Array, positions: npt.NDArray[np.int64], visual_start: int
+    ) -> tuple[npt.NDArray[np.float32], Cache, npt.NDArray[np.int64]]:
         """Run a prompt with one picture, whose tokens are reduced on the way.
 
         Args:
             embeds: [S, C] in the decoder's precision.
-            positions: S position ids.
+            positions: [A, S] position ids.
             visual_start: the row where the picture's tokens begin.
 
         Returns:
@@ -131,36 +107,50 @@ class Decoder:
             InputError: more tokens than a static cache has room for.
             EngineError: ONNX Runtime failed, such as for lack of memory.
         """
-        assert self._prefill is not None, "this decoder does not reduce: append to an empty cache"
+        assert self._prefill is not None, "this decoder does not reduce: step from an empty cache"
         if self._rows is not None:
-            require_rows(0, len(positions), self._rows)  # as many as in the first layer, before it is reduced
+            require_rows(0, len(embeds), self._rows)  # as many as in the first layer, before it is reduced
         binding = self._prefill.io_binding()
-        self._bind_inputs(binding, embeds, positions)
+        self._bind_inputs(binding, [Step(None, embeds, positions)], [0], 1)
         binding.bind_cpu_input("visual_start", np.asarray([visual_start], np.int64))
         for name in ("logits", "keep_index"):
             binding.bind_output(name, "cpu")
         for name in self._past:
             binding.bind_output(present_of(name), self._device)
         logits, kept, *tensors = _run(self._prefill, binding, 0)
-        if self._rows is None:
-            cache: KvCache = self._growing_cache(tensors)
-        else:
-            cache = self._static_cache([tensor.numpy() for tensor in tensors])
-        return _last(logits), cache, kept.numpy()[0]
+        last = np.array(logits.numpy()[0, -1], np.float32)
+        return last, self._store.new(tensors), kept.numpy()[0]
 
-    def _step(self, cache: KvCache, embeds: Array, positions: Sequence[int]) -> npt.NDArray[np.float32]:
-        known = max(cache.lengths)
-        binding = cache.bind(self._session)
-        self._bind_inputs(binding, embeds, positions)
-        if "attention_mask" in self._shapes:
-            binding.bind_cpu_input("attention_mask", np.ones((1, known + len(positions)), np.int64))
-        logits, *present = _run(self._session, binding, known)
-        cache.take(present, len(positions))
-        return _last(logits)
+    def _step(self, steps: Sequence[Step], rows: Rows) -> list[npt.NDArray[np.float32]]:
+        """One run of the graph: logits [1, V] or [S, V] of each sequence, copies, as the next run may write where these are."""
+        caches = [step.cache for step in steps]
+        known = max(max(cache.lengths) for cache in caches)
+        with self._store.bound(self._session, caches, len(steps[0].embeds)) as bound:
+            self._bind_inputs(bound.binding, steps, bound.rows, bound.size)
+            logits, *present = _run(self._session, bound.binding, known)
+            bound.take(present)
+        given = logits.numpy()
+        return [np.array(given[row, -1:] if rows == "last" else given[row], np.float32) for row in bound.rows]
 
-    def _bind_inputs(self, binding: ort.IOBinding, embeds: Array, positions: Sequence[int]) -> None:
-        binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds, self.dtype)[None])
-        binding.bind_cpu_input("position_ids", np.asarray([positions], np.int64))
+    def _bind_inputs(
+        self, binding: ort.IOBinding, steps: Sequence[Step], rows: Sequence[int], batch: int
+    ) -> None:
+        for name, array in inputs(steps, rows, batch, self.dtype).items():
+            binding.bind_cpu_input(name, array)
+
+    def _require_positions(self, steps: Sequence[Step]) -> None:
+        """Refuse positions beyond the rotary table, which no kernel checks."""
+        largest = max(int(step.positions.max()) for step in steps)
+        if self._rows is None and self._shares and largest >= self._context:
+            raise InputError(
+                f"position id {largest}; the model's context is {self._context}",
+                fix="shorten the prompt, or start a new conversation",
+            )
+
+
+def _pieces(count: int) -> list[int]:
+    """Lengths of at most CHUNK that add up to `count`."""
+    return [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
 
 
 def _run(session: ort.InferenceSession, binding: ort.IOBinding, known: int) -> list[ort.OrtValue]:
@@ -173,8 +163,3 @@ def _run(session: ort.InferenceSession, binding: ort.IOBinding, known: int) -> l
         ) from error
     outputs: list[ort.OrtValue] = binding.get_outputs()
     return outputs
-
-
-def _last(logits: ort.OrtValue) -> npt.NDArray[np.float32]:
-    """[1, S, V] → [V], a copy: the step after this one may write where these are."""
-    return np.array(logits.numpy()[0, -1], np.float32)

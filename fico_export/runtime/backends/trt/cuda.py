@@ -177,9 +177,10 @@ class Stream:
                 self._stream,
             )
 
-    def clear(self, memory: DeviceMemory) -> None:
-        """Fill memory with zeros."""
-        call("cudaMemsetAsync", memory.address, 0, memory.size, self._stream)
+    def clear(self, memory: DeviceMemory, start: int = 0, size: int | None = None) -> None:
+        """Fill memory, or so many bytes of it, with zeros."""
+        size = memory.size if size is None else size
+        call("cudaMemsetAsync", memory.address + start, 0, size, self._stream)
 
     def wait(self) -> None:
         """Until all is done.

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
 
 from fico_export.bundle.manifest import Manifest
 from fico_export.errors import EngineError, InputError
-from fico_export.runtime.backends.base import Array, present_of, require_rows
+from fico_export.runtime.backends.base import Array, Step, present_of, require_rows
+from fico_export.runtime.backends.slots import Slots, starts, with_room
+from fico_export.runtime.backends.steps import Rows, inputs, require_logits, run_all, runs
 from fico_export.runtime.backends.trt.cuda import DeviceMemory, Stream
 from fico_export.runtime.backends.trt.engine import Engine
 from fico_export.runtime.backends.trt.lane import Lane
@@ -40,28 +42,51 @@ class Buffers:
         return memory
 
 
+class EnginePool(Slots["EngineCache"]):
+    """The caches of a batch in one buffer, which is borrowed for as long as one of them lives.
+
+    Raises:
+        EngineError: the GPU has no room for one.
+    """
+
+    def __init__(self, buffers: Buffers, layout: Layout, stream: Stream) -> None:
+        super().__init__(layout.batch)
+        self.memory, self._layout, self._stream = buffers.lend(self), layout, stream
+
+    def clear(self, slot: int) -> None:
+        """Fill a slot with zeros."""
+        for start, size in self._layout.slot(slot):
+            self._stream.clear(self.memory, start, size)
+
+
 class EngineCache:
-    """Keys and values of a conversation, in a buffer that it borrows when the first token comes.
+    """Keys and values of a conversation, in a slot that it takes when the first token comes.
 
     Attributes:
         lengths: tokens in the cache of each layer.
     """
 
-    def __init__(self, buffers: Buffers, layers: int) -> None:
-        self._buffers = buffers
-        self._memory: DeviceMemory | None = None
+    def __init__(self, find: Callable[[], EnginePool], layers: int) -> None:
+        self._find = find
+        self._place: tuple[EnginePool, int] | None = None
         self.lengths = [0] * layers
 
     @property
-    def memory(self) -> DeviceMemory:
-        """The buffer.
+    def place(self) -> tuple[EnginePool, int]:
+        """The pool, and the slot in it.
 
         Raises:
             EngineError: the GPU has no room for one.
         """
-        if self._memory is None:
-            self._memory = self._buffers.lend(self)
-        return self._memory
+        if self._place is None:
+            pool = self._find()
+            self._place = pool, pool.enter(self)
+        return self._place
+
+    @property
+    def memory(self) -> DeviceMemory:
+        """The buffer; errors as of `place`."""
+        return self.place[0].memory
 
     def drop_last(self, count: int) -> None:
         """Leaves the rows where they are; new tokens are written over them."""
@@ -79,6 +104,7 @@ class EngineDecoder:
     Attributes:
         reduces: whether a prompt with a picture must go through `prefill`, into an empty cache.
         dtype: of embeddings and caches.
+        max_batch: how many sequences one run takes.
 
     Raises:
         EngineError: an engine cannot be loaded.
@@ -93,7 +119,10 @@ class EngineDecoder:
         self._starter = open_engine("decoder_prefill") if self.reduces else None
         self._past = manifest.graph(manifest.decoder_name).past
         self._layout = cache_layout(manifest)
-        self._buffers = Buffers(self._layout.size, self._engine.device.stream)
+        self.max_batch = self._layout.batch
+        self._stream = self._engine.device.stream
+        self._buffers = Buffers(self._layout.size, self._stream)
+        self._pools: WeakSet[EnginePool] = WeakSet()
         self._lanes: dict[tuple[str, int, bool], Lane] = {}
         self.dtype = self._engine.dtype("inputs_embeds")
 
@@ -104,47 +133,40 @@ class EngineDecoder:
 
     def new_cache(self) -> EngineCache:
         """An empty cache; it takes no memory yet."""
-        return EngineCache(self._buffers, self._layers)
+        return EngineCache(self._pool, self._layers)
 
     def close(self) -> None:
         """Nothing: engines go with this object, and caches hold none."""
 
-    def append(self, cache: EngineCache, embeds: Array, positions: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Run new tokens after those in the cache, which grows by them.
+    def step(self, steps: Sequence[Step], rows: Rows = "last") -> list[npt.NDArray[np.float32]]:
+        """Run new tokens of several sequences after those in their caches, which grow by them.
 
         Args:
-            cache: of this decoder; it stays as it was where running fails.
-            embeds: [S, C] in the decoder's precision.
-            positions: S position ids.
+            steps: of different caches of this decoder; all stay as they were where running fails.
+            rows: whether to give the logits after the last token of each, or after all.
 
         Returns:
-            Logits [V] after the last token.
+            Logits [V] of each sequence, or [S, V].
 
         Raises:
-            InputError: more tokens than the cache has rows.
+            InputError: more tokens than a cache has rows.
+            ConfigError: logits after all tokens, and the engine gives those after the last alone.
             EngineError: the engine failed, such as for lack of memory.
         """
-        require_rows(max(cache.lengths), len(positions), self.rows)
-        before, start = cache.lengths, 0
-        try:
-            for size in self._chunks(len(positions)):
-                chunk = slice(start, start + size)
-                logits = self._step(cache, embeds[chunk], positions[chunk])
-                cache.lengths = [length + size for length in cache.lengths]
-                start += size
-        except BaseException:
-            cache.lengths = before
-            raise
-        return logits
+        require_logits(rows, self._engine.shapes["logits"][1])
+        for step in steps:
+            require_rows(max(step.cache.lengths), len(step.embeds), self.rows)
+        planned = runs(steps, self.max_batch, lambda cache: id(cache.place[0]), self._chunks)
+        return run_all(steps, planned, rows, self._step)
 
     def prefill(
-        self, embeds: Array, positions: Sequence[int], visual_start: int
+        self, embeds: Array, positions: npt.NDArray[np.int64], visual_start: int
     ) -> tuple[npt.NDArray[np.float32], EngineCache, npt.NDArray[np.int64]]:
         """Run a prompt with one picture, whose tokens are reduced on the way.
 
         Args:
             embeds: [S, C] in the decoder's precision.
-            positions: S position ids.
+            positions: [A, S] position ids.
             visual_start: the row where the picture's tokens begin.
 
         Returns:
@@ -154,33 +176,43 @@ class EngineDecoder:
             InputError: more tokens than the engine or the cache takes.
             EngineError: the engine failed, such as for lack of memory.
         """
-        assert self._starter is not None, "this decoder does not reduce: append to an empty cache"
-        require_rows(0, len(positions), self.rows)  # as many as in the first layer, before it is reduced
+        assert self._starter is not None, "this decoder does not reduce: step from an empty cache"
+        require_rows(0, len(embeds), self.rows)  # as many as in the first layer, before it is reduced
         most = largest(self._starter.profiles, "inputs_embeds")[1]
-        if len(positions) > most:
+        if len(embeds) > most:
             raise InputError(
-                f"a prompt of {len(positions)} tokens with a picture; the engine of decoder_prefill takes {most}",
+                f"a prompt of {len(embeds)} tokens with a picture; the engine of decoder_prefill takes {most}",
                 fix="shorten the prompt, or build the engines again with `fico build`",
             )
-        feeds = self._feeds(embeds, positions) | {"visual_start": np.asarray([visual_start], np.int64)}
+        feeds = inputs([Step(None, embeds, positions)], [0], 1, self.dtype)
+        feeds["visual_start"] = np.asarray([visual_start], np.int64)
         profile = self._starter.profile_of({name: array.shape for name, array in feeds.items()})
         lane = self._lane(self._starter, profile, (), graphs=False)
         cache = self.new_cache()
-        results = lane.run(cache.memory, feeds, [0] * len(self._past))
+        results = lane.run(cache.memory, feeds, {0: [0] * len(self._past)})
         cache.lengths = list(lane.rows[::2])
-        return _last(results["logits"]), cache, results["keep_index"][0]
+        return np.asarray(results["logits"][0, -1], np.float32), cache, results["keep_index"][0]
 
-    def _step(self, cache: EngineCache, embeds: Array, positions: Sequence[int]) -> npt.NDArray[np.float32]:
-        engine, lengths = self._engine, cache.lengths
-        several = engine.shapes["past_lengths"][0] > 1
-        feeds = self._feeds(embeds, positions) | {
-            "past_lengths": np.asarray(lengths if several else lengths[:1], np.int64)
-        }
+    def _step(self, steps: Sequence[Step]) -> list[npt.NDArray[np.float32]]:
+        """One run of the engine: logits [1, V] of each sequence."""
+        engine, count, caches = self._engine, len(steps[0].embeds), [step.cache for step in steps]
+        pool, slots = caches[0].place[0], [cache.place[1] for cache in caches]
+        begin, crowded = starts(pool, slots, count, self.rows)
+        told = caches[0].lengths if self.max_batch == 1 else begin
+        feeds = inputs(steps, slots, self.max_batch, self.dtype)
+        feeds["past_lengths"] = np.asarray(told[: engine.shapes["past_lengths"][0]], np.int64)
         profile = engine.profile_of({name: array.shape for name, array in feeds.items()})
         # A captured graph belongs to one context at one shape, so decoding has a context of its own.
-        alone = len(positions) == 1 and self._graphs
-        lane = self._lane(engine, profile, self._past, graphs=alone)
-        return _last(lane.run(cache.memory, feeds, [n for n in lengths for _ in range(2)])["logits"])
+        lane = self._lane(engine, profile, self._past, graphs=count == 1 and self._graphs)
+        at = {slot: [n for n in c.lengths for _ in range(2)] for slot, c in zip(slots, caches, strict=True)}
+        logits = lane.run(pool.memory, feeds, at, crowded)["logits"]
+        for cache in caches:
+            cache.lengths = [length + count for length in cache.lengths]
+        return [np.asarray(logits[slot], np.float32) for slot in slots]
+
+    def _pool(self) -> EnginePool:
+        """One with room, or a new one."""
+        return with_room(self._pools, lambda: EnginePool(self._buffers, self._layout, self._stream))
 
     def _lane(self, engine: Engine, profile: int, past: Sequence[str], *, graphs: bool) -> Lane:
         key = (engine.name, profile, graphs)
@@ -188,12 +220,6 @@ class EngineDecoder:
             present = [present_of(name) for name in self._past]
             self._lanes[key] = Lane(engine, profile, self._layout, past, present, graphs=graphs)
         return self._lanes[key]
-
-    def _feeds(self, embeds: Array, positions: Sequence[int]) -> dict[str, npt.NDArray[Any]]:
-        return {
-            "inputs_embeds": np.asarray(embeds, self.dtype)[None],
-            "position_ids": np.asarray([positions], np.int64),
-        }
 
     def _chunks(self, count: int) -> list[int]:
         lengths = [(p["inputs_embeds"][0][1], p["inputs_embeds"][1][1]) for p in self._engine.profiles]
@@ -207,14 +233,10 @@ class EngineDecoder:
 
 
 def cache_layout(manifest: Manifest) -> Layout:
-    """How the cache of a conversation lies in memory, of a bundle whose cache is static."""
+    """How the caches of a batch lie in memory, of a bundle whose cache is static."""
     graph, shape = manifest.graph(manifest.decoder_name), manifest.decoder
     rows, names = manifest.cache_rows, graph.past
     assert rows is not None, "growing caches are refused before"
-    dtype = np.dtype(next(i.dtype for i in graph.inputs if i.name == names[0]))
-    return Layout(shape.kv_heads, shape.head_dim * dtype.itemsize, (rows,) * len(names))
-
-
-def _last(logits: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """[1, 1, V] → [V]."""
-    return np.asarray(logits[0, -1], np.float32)
+    past = next(i for i in graph.inputs if i.name == names[0])
+    row_bytes = shape.head_dim * np.dtype(past.dtype).itemsize
+    return Layout(shape.kv_heads, row_bytes, (rows,) * len(names), int(past.shape[0]))

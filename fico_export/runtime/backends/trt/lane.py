@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy.typing as npt
 from fico_export.runtime.backends.base import present_of
 from fico_export.runtime.backends.trt.cuda import CapturedGraph, DeviceMemory, Staged
 from fico_export.runtime.backends.trt.engine import Context, Engine
-from fico_export.runtime.backends.trt.placement import Layout, placed
+from fico_export.runtime.backends.trt.placement import Layout, back, last_rows, placed
 from fico_export.runtime.backends.trt.profiles import Shape
 
 
@@ -54,7 +56,7 @@ class Lane:
         self._shapes: dict[str, Shape] = {}
         self._staged: dict[str, Staged] = {}
         self._sizes: dict[str, int] = {}
-        self._new = Layout(cache.heads, cache.row_bytes, ())
+        self._new = replace(cache, rows=())
         self._rows: DeviceMemory | None = None
 
     @property
@@ -63,14 +65,19 @@ class Lane:
         return self._new.rows
 
     def run(
-        self, memory: DeviceMemory, feeds: Mapping[str, npt.NDArray[Any]], at: Sequence[int]
+        self,
+        memory: DeviceMemory,
+        feeds: Mapping[str, npt.NDArray[Any]],
+        at: Mapping[int, Sequence[int]],
+        crowded: Sequence[int] = (),
     ) -> dict[str, npt.NDArray[Any]]:
         """One step.
 
         Args:
-            memory: of the cache.
+            memory: of the caches of a batch.
             feeds: the inputs beside the cache.
-            at: the row of each key and value from which new ones go.
+            at: of each sequence that takes part, the row of each key and value from which new ones go.
+            crowded: sequences without part in it that an engine which writes in place writes over the last rows of.
 
         Returns:
             The outputs beside the cache, by name.
@@ -85,14 +92,31 @@ class Lane:
         for name, array in arrays.items():
             self._staged[name].write(array)
         self._bind_cache(memory)
-        self._go(memory.address)
+        with self._spared(memory, crowded if self._in_place else (), arrays["inputs_embeds"].shape[1]):
+            self._go(memory.address)
         if self._rows is not None:
-            self._stream.place(memory, self._rows, placed(self._new, self._cache, at))
+            for slot, rows in at.items():
+                self._stream.place(memory, self._rows, placed(self._new, self._cache, rows, slot))
         self._stream.wait()
         return {
             name: self._staged[name].read(self._engine.dtype(name), self._context.shape(name))
             for name in self._results
         }
+
+    @contextmanager
+    def _spared(self, memory: DeviceMemory, slots: Sequence[int], count: int) -> Iterator[None]:
+        """Put back the last rows of these sequences at the end of the block."""
+        if not slots:
+            yield
+            return
+        copies = last_rows(self._cache, slots, count)
+        aside = DeviceMemory(sum(copy.width * copy.height for copy in copies))
+        self._stream.place(aside, memory, copies)
+        try:
+            yield
+        finally:
+            self._stream.place(memory, aside, [back(copy) for copy in copies])
+            self._stream.wait()  # until then what is aside is needed
 
     def _set_shapes(self, shapes: dict[str, Shape]) -> None:
         if shapes == self._shapes:
@@ -110,7 +134,7 @@ class Lane:
             context.bind(name, self._staged[name])
         if not self._in_place:
             rows = tuple(context.shape(name)[2] for name in self._present)
-            self._new = Layout(self._cache.heads, self._cache.row_bytes, rows)
+            self._new = replace(self._cache, rows=rows)
             if self._rows is None or self._rows.size < self._new.size:
                 self._rows = None  # given back before more is taken
                 self._rows = DeviceMemory(self._new.size)
