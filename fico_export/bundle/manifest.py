@@ -329,6 +329,12 @@ class Manifest(Record):
         rows = shapes.get("past_key_values.0.key", [1, 1, ""])[2]
         return rows if isinstance(rows, int) else None
 
+    @property
+    def planes(self) -> int:
+        """Inputs that are added to the decoder's hidden states, one after each of its first layers."""
+        graph = self.graphs.get(self.decoder_name)
+        return int((graph.shapes() if graph else {}).get("deepstack_embeds", [0, 0])[1])
+
     def graph(self, name: str) -> Graph:
         """A graph by name.
 

@@ -118,7 +118,9 @@ def graph_jobs(
         target.decoder_opset or target.opset,
     )
     if inside is None:
-        few = replace(config, layers=min(config.layers, TRACED))
+        # Layers are alike after those that an input is added to.
+        alike = config.planes == 0
+        few = replace(config, layers=min(config.layers, TRACED) if alike else config.layers)
         return [
             *jobs,
             job(
@@ -126,7 +128,7 @@ def graph_jobs(
                 lambda dtype: form.module(few, dtype, max_context, False, max_batch),
                 decoder,
                 opset=opset,
-                layers=config.layers,
+                layers=config.layers if alike else None,
             ),
         ]
     with_past = job(

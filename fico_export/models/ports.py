@@ -41,18 +41,22 @@ class Port:
         return {axis: name for axis, name in enumerate(self.axes) if isinstance(name, str)}
 
 
+Inputs = tuple[Port | tuple[Port, ...], ...]
+"""Those of a graph, in the order of the module's `forward`; a tuple of ports is one argument that is a list of tensors."""
+
+
 @dataclass(frozen=True)
 class Ports:
     """All tensors of a graph.
 
     Attributes:
-        inputs: in the order of the module's `forward`; a tuple of ports is one argument that is a list of tensors.
+        inputs: what goes in.
         outputs: in the order of the graph.
         lengths: example lengths of free axes, where those of `_LENGTHS` will not do.
         least: smallest length of a free axis.
     """
 
-    inputs: tuple[Port | tuple[Port, ...], ...]
+    inputs: Inputs
     outputs: tuple[Port, ...]
     lengths: Mapping[str, int] = field(default_factory=dict)
     least: Mapping[str, int] = field(default_factory=dict)

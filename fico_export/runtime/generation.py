@@ -18,7 +18,7 @@ from fico_export.runtime.answer import STAGES, Answer, Stream, Wish
 from fico_export.runtime.images import ImageFeatures, Images, ImageSource, Pixels, Range, image_list
 from fico_export.runtime.layout import LaidOut, require_room
 from fico_export.runtime.layouts.base import NONE
-from fico_export.runtime.prefix import Prefix
+from fico_export.runtime.prefix import Prefix, Rows
 from fico_export.runtime.prompt import Message
 from fico_export.runtime.sampling import Sampler, Sampling
 from fico_export.runtime.streaming import StopStrings, StreamDecoder
@@ -291,7 +291,7 @@ class Conversation:
                 continue
             clock.lap_ms()  # what the reader did with the piece is not the model's time
             where = np.full((vlm.layout.axes, 1), position)
-            logits = self._prefix.extend([token], vlm.embed([token]), where)
+            logits = self._prefix.extend([token], Rows(vlm.embed([token]), where))
             token = sampler(logits)
             position += 1
             answer.stages_ms["decode"] += clock.lap_ms()
@@ -302,17 +302,15 @@ class Conversation:
         self._require_open()
         prompt, together = turn.prompt, turn.together
         answer.cached_tokens = known = self._prefix.share(prompt.keys, together)
-        embeds = self._embed(prompt, turn.asked.features, known)
+        rows = self._rows(prompt, turn.asked.features, known)
         answer.stages_ms["embed"] = clock.lap_ms()
         if known < together:
             start = int(np.argmax(prompt.visual != NONE))
-            logits, self.kept = self._prefix.begin(
-                prompt.keys[:together], embeds[:together], prompt.positions[:, :together], start
-            )
+            logits, self.kept = self._prefix.begin(prompt.keys[:together], rows.part(0, together), start)
             if together == len(prompt.keys):
                 return logits
-            known, embeds = together, embeds[together:]
-        return self._prefix.extend(prompt.keys[known:], embeds, prompt.positions[:, known:])
+            known, rows = together, rows.part(together)
+        return self._prefix.extend(prompt.keys[known:], rows)
 
     def _enter(self, turn: _Turn, answer: Answer, reason: str) -> None:
         """The answer is whole: the turn is part of the history, unless it was stopped before a word was said."""
@@ -327,16 +325,18 @@ class Conversation:
             return "length"
         return "" if self._has_room(position) else "context"
 
-    def _embed(
-        self, prompt: LaidOut, shown: Sequence[ImageFeatures], start: int
-    ) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-        """Embeddings [S, C] of the prompt from token `start` on, pictures in their places."""
+    def _rows(self, prompt: LaidOut, shown: Sequence[ImageFeatures], start: int) -> Rows:
+        """The prompt from token `start` on as the decoder takes it, pictures in their places."""
         visual = prompt.visual[start:]
         embeds = self._vlm.embed(np.where(visual == NONE, prompt.ids[start:], 0).tolist())
-        rows = np.flatnonzero(visual != NONE)
+        rows, planes = np.flatnonzero(visual != NONE), None
         if rows.size:
             embeds[rows] = np.concatenate([image.features for image in shown])[visual[rows]]
-        return embeds
+            added = [image.planes for image in shown if image.planes is not None]
+            if added:
+                planes = np.zeros((len(added[0]), *embeds.shape), embeds.dtype)
+                planes[:, rows] = np.concatenate(added, axis=1)[:, visual[rows]]
+        return Rows(embeds, prompt.positions[:, start:], planes)
 
     def _require_one_picture(self, count: int) -> None:
         if self._vlm.manifest.reduction.in_decoder and count > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,20 @@ from fico_export.runtime.layouts.base import Index
 
 if TYPE_CHECKING:
     from fico_export.runtime.vlm import Vlm
+
+
+class Rows(NamedTuple):
+    """New tokens as the decoder takes them, as of a `Step`."""
+
+    embeds: Array
+    positions: Index
+    planes: Array | None = None
+
+    def part(self, start: int, end: int | None = None) -> Rows:
+        """Some of them."""
+        cut = slice(start, end)
+        planes = None if self.planes is None else self.planes[:, cut]
+        return Rows(self.embeds[cut], self.positions[:, cut], planes)
 
 
 class Prefix:
@@ -62,22 +76,23 @@ class Prefix:
             self._sound = True
         return shared
 
-    def extend(self, keys: Sequence[Hashable], embeds: Array, positions: Index) -> npt.NDArray[np.float32]:
-        """Logits [V] after new tokens [S, C] at positions [A, S], which the cache holds from then on."""
+    def extend(self, keys: Sequence[Hashable], rows: Rows) -> npt.NDArray[np.float32]:
+        """Logits [V] after new tokens, which the cache holds from then on."""
         with self._vlm.owned():
             self._sound = False
-            (logits,) = self._vlm.decoder.step([Step(self._cache, embeds, positions)])
+            (logits,) = self._vlm.decoder.step([Step(self._cache, *rows)])
             self._keys += keys
             self._sound = True
         return logits
 
     def begin(
-        self, keys: Sequence[Hashable], embeds: Array, positions: Index, visual_start: int
+        self, keys: Sequence[Hashable], rows: Rows, visual_start: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Logits [V] and kept tokens [K] after tokens [S, C] with one picture, reduced together; their cache replaces the old."""
+        """Logits [V] and kept tokens [K] after tokens with one picture, reduced together; their cache replaces the old."""
         with self._vlm.owned():
             self._sound = False
-            logits, self._cache, kept = self._vlm.decoder.prefill(embeds, positions, visual_start)
+            found = self._vlm.decoder.prefill(rows.embeds, rows.positions, visual_start, rows.planes)
+            logits, self._cache, kept = found
             self._keys, self._together = [*keys], len(keys)
             self._sound = True
         return logits, kept

@@ -18,12 +18,18 @@ from transformers.activations import ACT2FN
 from fico_export.models.layers import RmsNorm, attend, join_heads, split_heads
 from fico_export.models.ports import GraphModule, Port, Ports
 
+PLANES = "deepstack_embeds"
 EMBEDDINGS = "language_model.embed_tokens.weight"  # of a checkpoint, by its canonical name
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Shape of a decoder. `inv_freq` are the rotary frequencies [D/2], `rope_scale` multiplies cos and sin."""
+    """Shape of a decoder.
+
+    `inv_freq` are the rotary frequencies [D/2], `rope_scale` multiplies cos and sin, and `rope_axes` [D/2] says which axis of
+    the position ids each frequency turns by; none where there is one axis. With `qk_norm`, queries and keys of each head are
+    normed before they turn. After each of the first `planes` layers, an input of its own is added to the hidden states.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -40,6 +46,14 @@ class DecoderConfig:
     mlp_bias: bool
     inv_freq: tuple[float, ...]
     rope_scale: float = 1.0
+    rope_axes: tuple[int, ...] = ()
+    qk_norm: bool = False
+    planes: int = 0
+
+    @property
+    def axes(self) -> int:
+        """A, of the position ids."""
+        return max(self.rope_axes, default=0) + 1
 
 
 class DecoderAttention(nn.Module):
@@ -53,6 +67,9 @@ class DecoderAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias, dtype=dtype)
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias, dtype=dtype)
         self.o_proj = nn.Linear(size, config.hidden_size, bias=config.out_bias, dtype=dtype)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (RmsNorm(config.head_dim, config.norm_eps) for _ in range(2))
+        self.qk_norm = config.qk_norm
 
     def forward(
         self, x: Tensor, past: tuple[Tensor, Tensor], cos: Tensor, sin: Tensor, allowed: Tensor
@@ -68,8 +85,18 @@ class DecoderAttention(nn.Module):
 
     def rotated(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """[B, S, C] → queries [B, heads, S, D] and keys [B, kv heads, S, D] with their positions in them."""
-        queries = rotate(split_heads(self.q_proj(x), self.heads), cos, sin)
-        return queries, rotate(split_heads(self.k_proj(x), self.kv_heads), cos, sin)
+        queries = rotate(self.queries(x), cos, sin)
+        return queries, rotate(self.keys(x), cos, sin)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """[B, S, C] → [B, heads, S, D], before they turn."""
+        queries = split_heads(self.q_proj(x), self.heads)
+        return self.q_norm(queries) if self.qk_norm else queries
+
+    def keys(self, x: Tensor) -> Tensor:
+        """[B, S, C] → [B, kv heads, S, D], before they turn."""
+        keys = split_heads(self.k_proj(x), self.kv_heads)
+        return self.k_norm(keys) if self.qk_norm else keys
 
 
 class DecoderMlp(nn.Module):
@@ -140,12 +167,35 @@ class Decoder(GraphModule):
         return self.lm_head(self.language_model.norm(hidden)).to(torch.float32)
 
     def rotary(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [B, 1, S, D], computed in FP32: angles of a long context need its mantissa."""
-        inv_freq = torch.tensor(self.config.inv_freq, dtype=torch.float32, device=position_ids.device)
-        angles = position_ids[:, None, :, None].to(torch.float32) * inv_freq
+        """Cosines and sines [B, 1, S, D] of [B, S] or [A, B, S], in FP32: angles of a long context need its mantissa."""
+        if self.config.rope_axes:
+            angles = self.angles(position_ids)[:, None]
+        else:
+            angles = position_ids[:, None, :, None].to(torch.float32) * self.inv_freq(position_ids)
         angles = torch.cat([angles, angles], dim=-1)
         scale = self.config.rope_scale
         return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
+
+    def angles(self, position_ids: Tensor) -> Tensor:
+        """How far each frequency turns at [A, B, S], by its axis: [B, S, D/2]."""
+        axes = torch.tensor(self.config.rope_axes, device=position_ids.device)
+        by_axis = position_ids.index_select(0, axes).permute(1, 2, 0).to(torch.float32)
+        return by_axis * self.inv_freq(position_ids)
+
+    def inv_freq(self, like: Tensor) -> Tensor:
+        """[D/2], where `like` is."""
+        return torch.tensor(self.config.inv_freq, dtype=torch.float32, device=like.device)
+
+    def positions_port(self, batch: int | str) -> Port:
+        """Position ids [B, S], or [A, B, S] of several axes."""
+        axes: tuple[int | str, ...] = (batch, "sequence_length")
+        return Port("position_ids", axes if self.config.axes == 1 else (self.config.axes, *axes))
+
+    def planes_port(self, batch: int | str) -> tuple[Port, ...]:
+        """What is added after the first layers [B, L, S, C], zeros where no visual token stands; none of a decoder without."""
+        config = self.config
+        axes = (batch, config.planes, "sequence_length", config.hidden_size)
+        return (Port(PLANES, axes, self.dtype),) if config.planes else ()
 
     def caches(self, name: str, batch: int | str, rows: Callable[[int], int | str]) -> tuple[Port, ...]:
         """Key and value [batch, kv heads, rows, D] of each layer, whose number gives its rows."""
@@ -196,6 +246,11 @@ class EmbedTokens(GraphModule):
         """Of the embedding graph."""
         axes = ("batch_size", "sequence_length")
         return Ports((Port("input_ids", axes),), (Port("inputs_embeds", (*axes, self.channels), self.dtype),))
+
+
+def with_plane(hidden: Tensor, planes: Tensor | None, layer: int) -> Tensor:
+    """Hidden states [B, S, C] after a layer, with what is to be added there of planes [B, L, S, C]."""
+    return hidden if planes is None or layer >= planes.shape[1] else hidden + planes[:, layer]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -24,7 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fico_export.models.decoders.base import DecoderAttention, DecoderConfig, DecoderForm, DecoderLayer
+from fico_export.models.decoders.base import (
+    DecoderAttention,
+    DecoderConfig,
+    DecoderForm,
+    DecoderLayer,
+    with_plane,
+)
 from fico_export.models.decoders.plain import PlainDecoder
 from fico_export.models.layers import RmsNorm
 from fico_export.models.operators import rms_norm
@@ -76,7 +82,8 @@ class FusedAttention(DecoderAttention):
         self, x: Tensor, past: tuple[Tensor, Tensor], rows: _Rows
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """[B, S, C] → [B, S, C], and the buffers [B, kv heads, M, D] with the new keys and values in them."""
-        queries, keys, values = rotate(self.q_proj(x), rows), rotate(self.k_proj(x), rows), self.v_proj(x)
+        queries, keys = rotate(self.queries(x), rows), rotate(self.keys(x), rows)
+        values = self.v_proj(x)
         attended, key, value = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
             (queries, keys, values, *past, rows.last, rows.total),
@@ -86,6 +93,16 @@ class FusedAttention(DecoderAttention):
             version=1,
         )
         return self.o_proj(attended), (key, value)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """[B, S, C] → heads side by side, [B, S, heads·D]."""
+        queries: Tensor = self.q_proj(x)
+        return by_head(queries, self.q_norm) if self.qk_norm else queries
+
+    def keys(self, x: Tensor) -> Tensor:
+        """Likewise, [B, S, kv heads·D]."""
+        keys: Tensor = self.k_proj(x)
+        return by_head(keys, self.k_norm) if self.qk_norm else keys
 
 
 class FusedLayer(DecoderLayer):
@@ -121,15 +138,21 @@ class FusedDecoder(PlainDecoder):
         self.language_model.norm = FusedNorm(config.hidden_size, config.norm_eps)
 
     def forward(
-        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past: Sequence[Tensor]
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past: Sequence[Tensor],
+        planes: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Logits [B, 1, V], then key and value buffer of each layer; `past` holds key, value, key, value and so on."""
         last = attention_mask.sum(1).to(torch.int32) - 1
         total = torch.full((), attention_mask.shape[1], dtype=torch.int32, device=attention_mask.device)
-        rows = _Rows(last, total, position_ids, *self.rotary_tables(inputs_embeds.dtype))
+        rows = _Rows(last, total, *self.turns(position_ids, inputs_embeds.dtype))
         x, update, present = inputs_embeds, None, []
         for i, layer in enumerate(self.language_model.layers):
             x, update, cache = layer(x, update, (past[2 * i], past[2 * i + 1]), rows)
+            update = with_plane(update, planes, i)
             present += cache
         assert update is not None
         _, normed = self.language_model.norm(x[:, -1:], update[:, -1:])
@@ -139,12 +162,29 @@ class FusedDecoder(PlainDecoder):
         """Logits after the last token."""
         return Port("logits", (batch, 1, self.config.vocab_size), torch.float32)
 
+    def turns(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows [B, S] of tables of cosines and sines [rows, D/2].
+
+        With one axis the tables are of every position; with several they are of the tokens of this run, one after the other.
+        """
+        if not self.config.rope_axes:
+            return position_ids, *self.rotary_tables(dtype)
+        angles, scale = self.angles(position_ids).flatten(0, 1), self.config.rope_scale
+        batch, new = position_ids.shape[1:]
+        place = torch.arange(batch * new, device=position_ids.device).view(batch, new)
+        return place, (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
+
     def rotary_tables(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines [context, D/2] of every position, as constants of the graph."""
         positions = np.arange(self.config.context, dtype=np.float32)
         angles = np.outer(positions, np.asarray(self.config.inv_freq, np.float32))
         scale = np.float32(self.config.rope_scale)
         return tuple(torch.tensor(table * scale, dtype=dtype) for table in (np.cos(angles), np.sin(angles)))  # type: ignore[return-value]
+
+
+def by_head(x: Tensor, norm: RmsNorm) -> Tensor:
+    """[B, S, H·D] with each head normed."""
+    return norm(x.unflatten(-1, (-1, norm.weight.shape[0]))).flatten(-2)
 
 
 def rotate(x: Tensor, rows: _Rows) -> Tensor:

@@ -38,7 +38,7 @@ class InPlaceAttention(DecoderAttention):
 
     def rotated(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """As of any decoder; cos and sin are [B, S, D/2]."""
-        queries, keys = split_heads(self.q_proj(x), self.heads), split_heads(self.k_proj(x), self.kv_heads)
+        queries, keys = self.queries(x), self.keys(x)
         return operators.rotate(queries, cos, sin), operators.rotate(keys, cos, sin)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 |---|---|---|
 | inputs_embeds (in) | [B, S, C] | the bundle's precision |
 | attention_mask (in) | [B, P + S] | int64, 1 where a token is; the S new ones are the last columns |
-| position_ids (in) | [B, S] | int64 |
+| position_ids (in) | [B, S] | int64; [A, B, S] of several axes |
 | past_key_values.{i}.key / .value (in) | [B, kv heads, P, D] | the bundle's precision |
 | logits (out) | [B, S, V] | float32 |
 | present.{i}.key / .value (out) | [B, kv heads, P + S, D] | the bundle's precision |
@@ -20,9 +20,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fico_export.models.decoders.base import Decoder, DecoderForm, causal_mask
+from fico_export.models.decoders.base import Decoder, DecoderForm, causal_mask, with_plane
 from fico_export.models.decoders.reducing import WithPast
-from fico_export.models.ports import Port, Ports
+from fico_export.models.ports import Inputs, Port, Ports
 
 
 class PlainDecoder(Decoder):
@@ -32,7 +32,12 @@ class PlainDecoder(Decoder):
     present_axis: ClassVar[str] = "total_sequence_length"
 
     def forward(
-        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past: Sequence[Tensor]
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past: Sequence[Tensor],
+        planes: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Logits [B, S, V], then key and value of each layer; `past` holds key, value, key, value and so on."""
         cos, sin = self.rotary(position_ids, inputs_embeds.dtype)
@@ -43,17 +48,19 @@ class PlainDecoder(Decoder):
         hidden, present = inputs_embeds, []
         for i, layer in enumerate(self.language_model.layers):
             hidden, cache = layer(hidden, (past[2 * i], past[2 * i + 1]), cos, sin, allowed)
+            hidden = with_plane(hidden, planes, i)
             present += cache
         return self.logits(hidden), *present
 
     def ports(self) -> Ports:
         """As in the table above."""
         batch, new = "batch_size", "sequence_length"
-        inputs = (
+        inputs: Inputs = (
             Port("inputs_embeds", (batch, new, self.config.hidden_size), self.dtype),
             Port("attention_mask", (batch, "total_sequence_length")),
-            Port("position_ids", (batch, new)),
+            self.positions_port(batch),
             self.caches("past_key_values", batch, lambda layer: self.past_axis),
+            *self.planes_port(batch),
         )
         present = self.caches("present", batch, lambda layer: self.present_axis)
         return Ports(inputs, (self.logits_port(batch), *present))

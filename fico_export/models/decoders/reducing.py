@@ -32,9 +32,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fico_export.models.decoders.base import Decoder, DecoderConfig, DecoderLayer, causal_mask
+from fico_export.models.decoders.base import (
+    Decoder,
+    DecoderConfig,
+    DecoderLayer,
+    causal_mask,
+    with_plane,
+)
 from fico_export.models.layers import join_heads
-from fico_export.models.ports import Port, Ports
+from fico_export.models.ports import Inputs, Port, Ports
 from fico_export.models.vision import Reduce
 from fico_export.reducers.base.cues import Cues, Prompt
 from fico_export.reducers.base.plan import Step
@@ -42,12 +48,17 @@ from fico_export.reducers.stages.select import take
 
 
 class _Rows(NamedTuple):
-    """The live rows of the sequence: hidden states, input embeddings [B, S, C], position ids [B, S]; visual tokens [B, n]."""
+    """The live rows of the sequence.
+
+    Hidden states and input embeddings [B, S, C], position ids [B, S] or [B, S, A], visual tokens [B, n], and what is to be added
+    after the first layers, [B, S, C] each.
+    """
 
     hidden: Tensor
     embeds: Tensor
     positions: Tensor
     live: Tensor
+    planes: tuple[Tensor, ...] = ()
 
 
 class Prefill(Decoder):
@@ -68,21 +79,27 @@ class Prefill(Decoder):
         )
 
     def forward(
-        self, inputs_embeds: Tensor, position_ids: Tensor, visual_start: Tensor
+        self,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
+        visual_start: Tensor,
+        planes: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Logits [1, 1, V], kept visual tokens [1, K], then key and value of each layer."""
         live = torch.arange(self.step.before, device=inputs_embeds.device).expand(inputs_embeds.shape[0], -1)
-        rows = _Rows(inputs_embeds, inputs_embeds, position_ids, live)
+        positions = position_ids if self.config.axes == 1 else position_ids.movedim(0, -1)
+        added = () if planes is None else planes.unbind(1)
+        rows = _Rows(inputs_embeds, inputs_embeds, positions, live, added)
         pictured = take(inputs_embeds, visual_start + live)
         present: list[Tensor] = []
         for i, layer in enumerate(self.language_model.layers):
             assert isinstance(layer, DecoderLayer)
             acts = f"layer_{i}" in self.reduce
             if acts and self.step.reducer.before_attention:
-                cos, sin = self.rotary(rows.positions, rows.hidden.dtype)
+                cos, sin = self._rotary(rows)
                 scores = layer.self_attn.rotated(layer.input_layernorm(rows.hidden), cos, sin)
                 rows = self._reduce(i, rows, *scores, visual_start, pictured)
-            cos, sin = self.rotary(rows.positions, rows.hidden.dtype)
+            cos, sin = self._rotary(rows)
             empty = rows.hidden.new_zeros(len(rows.hidden), self.config.kv_heads, 0, self.config.head_dim)
             allowed = causal_mask(rows.hidden.shape[1], rows.hidden)
             hidden, cache, queries = layer.attend(rows.hidden, (empty, empty), cos, sin, allowed)
@@ -90,16 +107,18 @@ class Prefill(Decoder):
             rows = rows._replace(hidden=hidden)
             if acts and not self.step.reducer.before_attention:
                 rows = self._reduce(i, rows, queries, cache[0], visual_start, pictured)
-            rows = rows._replace(hidden=layer.feed_forward(rows.hidden))
+            hidden = layer.feed_forward(rows.hidden)
+            rows = rows._replace(hidden=hidden + rows.planes[i] if i < len(rows.planes) else hidden)
         return self.logits(rows.hidden[:, -1:]), rows.live, *present
 
     def ports(self) -> Ports:
         """As in the first table above."""
         length = "sequence_length"
-        inputs = (
+        inputs: Inputs = (
             Port("inputs_embeds", (1, length, self.config.hidden_size), self.dtype),
-            Port("position_ids", (1, length)),
+            self.positions_port(1),
             Port("visual_start", (1,)),
+            *self.planes_port(1),
         )
         outputs = (
             Port("logits", (1, 1, self.config.vocab_size), torch.float32),
@@ -138,14 +157,23 @@ class Prefill(Decoder):
             take(rows.embeds, source),
             take(rows.positions, source),
             left.positions,
+            tuple(take(plane, source) for plane in rows.planes),
         )
+
+    def _rotary(self, rows: _Rows) -> tuple[Tensor, Tensor]:
+        positions = rows.positions if self.config.axes == 1 else rows.positions.movedim(-1, 0)
+        return self.rotary(positions, rows.hidden.dtype)
 
 
 class WithPast(Decoder):
     """New tokens after caches that each have a length of their own."""
 
     def forward(
-        self, inputs_embeds: Tensor, position_ids: Tensor, past: Sequence[Tensor]
+        self,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
+        past: Sequence[Tensor],
+        planes: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Logits [1, S, V], then key and value of each layer; `past` holds key, value, key, value and so on."""
         cos, sin = self.rotary(position_ids, inputs_embeds.dtype)
@@ -155,15 +183,17 @@ class WithPast(Decoder):
             hidden, cache = layer(
                 hidden, (past[2 * i], past[2 * i + 1]), cos, sin, causal_mask(total, hidden)
             )
+            hidden = with_plane(hidden, planes, i)
             present += cache
         return self.logits(hidden), *present
 
     def ports(self) -> Ports:
         """As in the second table above."""
-        inputs = (
+        inputs: Inputs = (
             Port("inputs_embeds", (1, "sequence_length", self.config.hidden_size), self.dtype),
-            Port("position_ids", (1, "sequence_length")),
+            self.positions_port(1),
             self.caches("past_key_values", 1, _past),
+            *self.planes_port(1),
         )
         outputs = (
             Port("logits", (1, "sequence_length", self.config.vocab_size), torch.float32),

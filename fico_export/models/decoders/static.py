@@ -12,9 +12,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fico_export.models.decoders.base import Decoder, DecoderAttention, DecoderConfig, DecoderForm
+from fico_export.models.decoders.base import Decoder, DecoderAttention, DecoderConfig, DecoderForm, with_plane
 from fico_export.models.layers import RmsNorm
-from fico_export.models.ports import Port, Ports
+from fico_export.models.ports import Inputs, Port, Ports
 
 
 class Rows(NamedTuple):
@@ -57,7 +57,12 @@ class StaticDecoder(Decoder):
             layer.self_attn = (attention or self.attention_for(dtype))(config, dtype)
 
     def forward(
-        self, inputs_embeds: Tensor, position_ids: Tensor, past_lengths: Tensor, past: Sequence[Tensor]
+        self,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
+        past_lengths: Tensor,
+        past: Sequence[Tensor],
+        planes: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Logits [B, 1, V], then key and value of each layer; `past` holds key, value, key, value and so on."""
         cos, sin = self.rotary(position_ids, inputs_embeds.dtype)
@@ -69,6 +74,7 @@ class StaticDecoder(Decoder):
         for i, layer in enumerate(self.language_model.layers):
             where = rows[i if len(rows) > 1 else 0]
             hidden, cache = layer(hidden, (past[2 * i], past[2 * i + 1]), cos, sin, where)
+            hidden = with_plane(hidden, planes, i)
             present += cache
         return self.logits(hidden[:, -1:]), *present
 
@@ -85,11 +91,12 @@ class StaticDecoder(Decoder):
         """As in the table of each form."""
         batch = self.batch
         lengths = self.config.layers if self.per_layer else batch
-        inputs = (
+        inputs: Inputs = (
             Port("inputs_embeds", (batch, "sequence_length", self.config.hidden_size), self.dtype),
-            Port("position_ids", (batch, "sequence_length")),
+            self.positions_port(batch),
             Port("past_lengths", (lengths,)),
             self.caches("past_key_values", batch, lambda layer: self.rows),
+            *self.planes_port(batch),
         )
         present = self.caches("present", batch, lambda layer: self.present_rows())
         return Ports(inputs, (Port("logits", (batch, 1, self.config.vocab_size), torch.float32), *present))

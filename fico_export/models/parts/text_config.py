@@ -49,6 +49,7 @@ def decoder_config(text: Any) -> DecoderConfig:
         mlp_bias=bool(getattr(text, "mlp_bias", False)),
         inv_freq=inv_freq,
         rope_scale=rope_scale,
+        qk_norm=text.model_type.startswith("qwen3"),
     )
 
 

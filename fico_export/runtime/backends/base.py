@@ -41,11 +41,16 @@ class Cache(Protocol):
 
 
 class Step(NamedTuple):
-    """New tokens of a sequence, to run after those in its cache: embeddings [S, C], position ids [A, S] of A axes."""
+    """New tokens of a sequence, to run after those in its cache.
+
+    Embeddings [S, C], position ids [A, S] of A axes, and what is added to the hidden states after the first L layers [L, S, C];
+    None adds nothing.
+    """
 
     cache: Any
     embeds: Array
     positions: npt.NDArray[np.int64]
+    planes: Array | None = None
 
 
 class AnyDecoder(Protocol):
@@ -76,7 +81,11 @@ class AnyDecoder(Protocol):
         ...
 
     def prefill(
-        self, embeds: Array, positions: npt.NDArray[np.int64], visual_start: int
+        self,
+        embeds: Array,
+        positions: npt.NDArray[np.int64],
+        visual_start: int,
+        planes: Array | None = None,
     ) -> tuple[npt.NDArray[np.float32], Cache, npt.NDArray[np.int64]]:
         """Logits [V], cache and kept tokens [K] of a prompt [S, C] at positions [A, S] with one picture, whose tokens are reduced on the way."""
         ...

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from fico_export.errors import ConfigError
 from fico_export.runtime.backends.base import Step
 
+PLANES = "deepstack_embeds"
 Rows = Literal["last", "all"]
 Logits = npt.NDArray[np.float32]
 
@@ -93,14 +94,23 @@ def require_logits(rows: Rows, given: int | str) -> None:
 
 
 def inputs(
-    steps: Sequence[Step], rows: Sequence[int], batch: int, dtype: np.dtype[Any]
+    steps: Sequence[Step], rows: Sequence[int], batch: int, dtype: np.dtype[Any], planes: int = 0
 ) -> dict[str, npt.NDArray[Any]]:
-    """Embeddings [B, S, C] and position ids [B, S], or [A, B, S], with each step in its row and zeros in the others."""
+    """What a graph takes of steps, each in its row and zeros in the others.
+
+    Embeddings [B, S, C], position ids [B, S], or [A, B, S], and of a graph that adds L `planes` those, [B, L, S, C].
+    """
     (count, channels), axes = steps[0].embeds.shape, len(steps[0].positions)
     embeds, positions = np.zeros((batch, count, channels), dtype), np.zeros((axes, batch, count), np.int64)
     for row, step in zip(rows, steps, strict=True):
         embeds[row], positions[:, row] = step.embeds, step.positions
-    return {"inputs_embeds": embeds, "position_ids": positions[0] if axes == 1 else positions}
+    found = {"inputs_embeds": embeds, "position_ids": positions[0] if axes == 1 else positions}
+    if planes:
+        found[PLANES] = np.zeros((batch, planes, count, channels), dtype)
+        for row, step in zip(rows, steps, strict=True):
+            if step.planes is not None:
+                found[PLANES][row] = step.planes
+    return found
 
 
 def _slices(sizes: Sequence[int]) -> Iterator[slice]:
@@ -111,4 +121,5 @@ def _slices(sizes: Sequence[int]) -> Iterator[slice]:
 
 
 def _cut(step: Step, piece: slice) -> Step:
-    return Step(step.cache, step.embeds[piece], step.positions[:, piece])
+    planes = None if step.planes is None else step.planes[:, piece]
+    return Step(step.cache, step.embeds[piece], step.positions[:, piece], planes)

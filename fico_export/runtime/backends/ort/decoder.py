@@ -39,7 +39,7 @@ class Decoder:
         self._device = "cpu" if provider == CPU else "cuda"
         self._context = manifest.decoder.context
         self._shapes, self._past = graph.shapes(), graph.past
-        self._rows = manifest.cache_rows
+        self._rows, self._planes = manifest.cache_rows, manifest.planes
         # Whether past and present are one buffer: then they have one length, where else present has one of its own.
         self._shares = self._shapes["past_key_values.0.key"] == self._shapes["present.0.key"]
         self.dtype = np.dtype(graph.inputs[0].dtype)
@@ -91,7 +91,11 @@ class Decoder:
         return run_all(steps, planned, rows, lambda cut: self._step(cut, rows))
 
     def prefill(
-        self, embeds: Array, positions: npt.NDArray[np.int64], visual_start: int
+        self,
+        embeds: Array,
+        positions: npt.NDArray[np.int64],
+        visual_start: int,
+        planes: Array | None = None,
     ) -> tuple[npt.NDArray[np.float32], Cache, npt.NDArray[np.int64]]:
         """Run a prompt with one picture, whose tokens are reduced on the way.
 
@@ -99,6 +103,7 @@ class Decoder:
             embeds: [S, C] in the decoder's precision.
             positions: [A, S] position ids.
             visual_start: the row where the picture's tokens begin.
+            planes: [L, S, C], as of a `Step`.
 
         Returns:
             Logits [V] after the last token, the cache, and which of the picture's tokens [K] its last layer holds.
@@ -111,7 +116,7 @@ class Decoder:
         if self._rows is not None:
             require_rows(0, len(embeds), self._rows)  # as many as in the first layer, before it is reduced
         binding = self._prefill.io_binding()
-        self._bind_inputs(binding, [Step(None, embeds, positions)], [0], 1)
+        self._bind_inputs(binding, [Step(None, embeds, positions, planes)], [0], 1)
         binding.bind_cpu_input("visual_start", np.asarray([visual_start], np.int64))
         for name in ("logits", "keep_index"):
             binding.bind_output(name, "cpu")
@@ -135,7 +140,7 @@ class Decoder:
     def _bind_inputs(
         self, binding: ort.IOBinding, steps: Sequence[Step], rows: Sequence[int], batch: int
     ) -> None:
-        for name, array in inputs(steps, rows, batch, self.dtype).items():
+        for name, array in inputs(steps, rows, batch, self.dtype, self._planes).items():
             binding.bind_cpu_input(name, array)
 
     def _require_positions(self, steps: Sequence[Step]) -> None:

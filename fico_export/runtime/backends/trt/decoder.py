@@ -114,7 +114,7 @@ class EngineDecoder:
         self, manifest: Manifest, open_engine: Callable[[str], Engine], *, graphs: bool = True
     ) -> None:
         self.reduces = manifest.reduction.in_decoder
-        self._layers, self._graphs = manifest.decoder.layers, graphs
+        self._layers, self._planes, self._graphs = manifest.decoder.layers, manifest.planes, graphs
         self._engine = open_engine(manifest.decoder_name)
         self._starter = open_engine("decoder_prefill") if self.reduces else None
         self._past = manifest.graph(manifest.decoder_name).past
@@ -160,7 +160,11 @@ class EngineDecoder:
         return run_all(steps, planned, rows, self._step)
 
     def prefill(
-        self, embeds: Array, positions: npt.NDArray[np.int64], visual_start: int
+        self,
+        embeds: Array,
+        positions: npt.NDArray[np.int64],
+        visual_start: int,
+        planes: Array | None = None,
     ) -> tuple[npt.NDArray[np.float32], EngineCache, npt.NDArray[np.int64]]:
         """Run a prompt with one picture, whose tokens are reduced on the way.
 
@@ -168,6 +172,7 @@ class EngineDecoder:
             embeds: [S, C] in the decoder's precision.
             positions: [A, S] position ids.
             visual_start: the row where the picture's tokens begin.
+            planes: [L, S, C], as of a `Step`.
 
         Returns:
             Logits [V] after the last token, the cache, and which of the picture's tokens [K] its last layer holds.
@@ -184,7 +189,7 @@ class EngineDecoder:
                 f"a prompt of {len(embeds)} tokens with a picture; the engine of decoder_prefill takes {most}",
                 fix="shorten the prompt, or build the engines again with `fico build`",
             )
-        feeds = inputs([Step(None, embeds, positions)], [0], 1, self.dtype)
+        feeds = inputs([Step(None, embeds, positions, planes)], [0], 1, self.dtype, self._planes)
         feeds["visual_start"] = np.asarray([visual_start], np.int64)
         profile = self._starter.profile_of({name: array.shape for name, array in feeds.items()})
         lane = self._lane(self._starter, profile, (), graphs=False)
@@ -199,7 +204,7 @@ class EngineDecoder:
         pool, slots = caches[0].place[0], [cache.place[1] for cache in caches]
         begin, crowded = starts(pool, slots, count, self.rows)
         told = caches[0].lengths if self.max_batch == 1 else begin
-        feeds = inputs(steps, slots, self.max_batch, self.dtype)
+        feeds = inputs(steps, slots, self.max_batch, self.dtype, self._planes)
         feeds["past_lengths"] = np.asarray(told[: engine.shapes["past_lengths"][0]], np.int64)
         profile = engine.profile_of({name: array.shape for name, array in feeds.items()})
         # A captured graph belongs to one context at one shape, so decoding has a context of its own.
