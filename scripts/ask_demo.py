@@ -25,7 +25,7 @@ from rich.text import Text
 import fico_export
 from fico_export.demo import scenes
 from fico_export.demo.questions import one_of_each
-from fico_export.runtime.generation import STAGES, Answer
+from fico_export.runtime.answer import STAGES, Answer
 
 
 def main(

@@ -25,7 +25,7 @@ from skimage import data
 
 import fico_export
 from fico_export.demo.checkpoint import write_random_checkpoint
-from fico_export.runtime.generation import STAGES, Answer
+from fico_export.runtime.answer import STAGES, Answer
 
 TEXT = {
     "hidden_size": 2048,

@@ -39,7 +39,7 @@ from fico_export.cli.sampling import (
 from fico_export.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fico_export.runtime.generation import Answer
+    from fico_export.runtime.answer import Answer
     from fico_export.runtime.images import ImageSource
     from fico_export.runtime.vlm import Vlm
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from fico_export.runtime.answer import Answer
+    from fico_export.runtime.conversation import Conversation
     from fico_export.runtime.deep_images import Range
-    from fico_export.runtime.generation import Conversation
     from fico_export.runtime.sampling import Sampling
     from fico_export.runtime.vlm import Vlm
 

@@ -65,7 +65,7 @@ class Measured(Record):
         name, method, keep, visual_tokens, precision, target: of its manifest.
         backend: that ran it.
         prompt_tokens, new_tokens: of the question asked.
-        stages: by name, in the order of `runtime.generation.STAGES`; the whole of the decode stage.
+        stages: by name, in the order of `runtime.answer.STAGES`; the whole of the decode stage.
         vision_parts: share of the vision graph's time by part (tower, reducer, projector, other); empty where the backend
             does not tell, or fuses them.
         reducer_ms: median of the vision stage less that of a bundle without reduction in the same run, where the parts are not

@@ -10,7 +10,7 @@ import numpy as np
 
 from fico_export.bundle.manifest import Manifest
 from fico_export.profile.record import Measured, Spread
-from fico_export.runtime.generation import STAGES
+from fico_export.runtime.answer import STAGES
 
 NONE = "none"  # the method that keeps all visual tokens
 AGREEMENT = 0.05  # between the sum of the stages and the end-to-end time

@@ -16,7 +16,7 @@ from fico_export.profile.record import Measured, Run, Spread
 from fico_export.report import charts
 from fico_export.report.evidence import Evaluated, accuracy_of, measures
 from fico_export.report.gallery import Item
-from fico_export.runtime.generation import STAGES
+from fico_export.runtime.answer import STAGES
 
 if TYPE_CHECKING:
     from fico_export.report.graphs import Statistics

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fico_export.runtime.backends.base import Array, Cache, Step
 from fico_export.runtime.layouts.base import Index
-
-if TYPE_CHECKING:
-    from fico_export.runtime.vlm import Vlm
+from fico_export.runtime.open_bundle import OpenBundle
 
 
 class Rows(NamedTuple):
@@ -33,10 +31,15 @@ class Prefix:
     """A KV cache with what each token in it is: equal keys at equal places have equal entries.
 
     It is sound only between steps: what an exception interrupted, whichever and wherever, is dropped before the next prompt.
+
+    Attributes:
+        kept: [K] which of the tokens handed over for the picture the decoder kept, where it reduces; None before it did.
     """
 
-    def __init__(self, vlm: Vlm) -> None:
-        self._vlm = vlm
+    kept: npt.NDArray[np.int64] | None = None
+
+    def __init__(self, bundle: OpenBundle) -> None:
+        self._bundle = bundle
         # Made when it is first needed: pictures come before, and memory may hold the tower alone.
         self._cache: Cache | None = None
         self._keys: list[Hashable] = []
@@ -64,7 +67,7 @@ class Prefix:
         Returns:
             How many tokens of the prompt are in the cache; one at least is left to run.
         """
-        with self._vlm.owned():
+        with self._bundle.owned():
             shared = self._shared(keys, together) if self._sound else 0
             self._sound = False
             if shared and self._cache is not None:
@@ -72,30 +75,19 @@ class Prefix:
                 del self._keys[shared:]
             else:
                 self.forget()
-                self._cache = self._vlm.decoder.new_cache()
+                self._cache = self._bundle.decoder.new_cache()
             self._sound = True
         return shared
 
-    def extend(self, keys: Sequence[Hashable], rows: Rows) -> npt.NDArray[np.float32]:
-        """Logits [V] after new tokens, which the cache holds from then on."""
-        with self._vlm.owned():
+    def begin(self, keys: Sequence[Hashable], rows: Rows, visual_start: int) -> npt.NDArray[np.float32]:
+        """Logits [V] after tokens with one picture, reduced together; their cache replaces the old."""
+        with self._bundle.owned():
             self._sound = False
-            (logits,) = self._vlm.decoder.step([Step(self._cache, *rows)])
-            self._keys += keys
-            self._sound = True
-        return logits
-
-    def begin(
-        self, keys: Sequence[Hashable], rows: Rows, visual_start: int
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Logits [V] and kept tokens [K] after tokens with one picture, reduced together; their cache replaces the old."""
-        with self._vlm.owned():
-            self._sound = False
-            found = self._vlm.decoder.prefill(rows.embeds, rows.positions, visual_start, rows.planes)
-            logits, self._cache, kept = found
+            found = self._bundle.decoder.prefill(rows.embeds, rows.positions, visual_start, rows.planes)
+            logits, self._cache, self.kept = found
             self._keys, self._together = [*keys], len(keys)
             self._sound = True
-        return logits, kept
+        return logits
 
     def _shared(self, keys: Sequence[Hashable], together: int) -> int:
         shared = 0
@@ -103,3 +95,25 @@ class Prefix:
             shared += 1
         # What the decoder kept of a picture depends on all tokens it was reduced with, and it reduces into an empty cache only.
         return shared if together == self._together <= shared else 0
+
+    @classmethod
+    def extend(
+        cls, bundle: OpenBundle, grown: Sequence[tuple[Prefix, Sequence[Hashable], Rows]]
+    ) -> list[npt.NDArray[np.float32]]:
+        """Run new tokens of several prefixes in one step.
+
+        Args:
+            bundle: of all of them.
+            grown: each prefix, with what its new tokens are and as the decoder takes them.
+
+        Returns:
+            Logits [V] after the last new token of each.
+        """
+        with bundle.owned():
+            for prefix, _, _ in grown:
+                prefix._sound = False
+            logits = bundle.decoder.step([Step(prefix._cache, *rows) for prefix, _, rows in grown])
+            for prefix, keys, _ in grown:
+                prefix._keys += keys
+                prefix._sound = True
+        return logits

@@ -23,8 +23,8 @@ from fico_export.profile.picture import PROMPT, drawn
 from fico_export.profile.record import Run
 from fico_export.profile.subject import Subject
 from fico_export.profile.worker import Job
+from fico_export.runtime.answer import STAGES
 from fico_export.runtime.backends.ort.sessions import open_session
-from fico_export.runtime.generation import STAGES
 
 QUICK = ("--iterations", 2, "--warm-up", 1, "--new-tokens", 3)
 

@@ -1,4 +1,4 @@
-"""Conversations, and the loop from a prompt to an answer: prefill, decode, stop. The same for every backend."""
+"""Conversations: a history, and a sequence for each of its turns. The same for every backend."""
 
 from __future__ import annotations
 
@@ -8,25 +8,23 @@ from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fico_export.errors import ConfigError, InputError
-from fico_export.runtime.answer import STAGES, Answer, Stream, Wish
-from fico_export.runtime.images import ImageFeatures, Images, ImageSource, Pixels, Range, image_list
+from fico_export.runtime import scheduler
+from fico_export.runtime.answer import Answer, Stream, Wish
+from fico_export.runtime.images import ImageFeatures, Images, Pixels, Range, image_list
 from fico_export.runtime.layout import LaidOut, require_room
 from fico_export.runtime.layouts.base import NONE
+from fico_export.runtime.open_bundle import OpenBundle
 from fico_export.runtime.prefix import Prefix, Rows
 from fico_export.runtime.prompt import Message
 from fico_export.runtime.sampling import Sampler, Sampling
-from fico_export.runtime.streaming import StopStrings, StreamDecoder
-
-if TYPE_CHECKING:
-    from fico_export.runtime.vlm import Vlm
-
-__all__ = ["STAGES", "Answer", "Conversation", "Stream"]
+from fico_export.runtime.sequence import Sequence as Running
+from fico_export.runtime.streaming import StopStrings
 
 
 @dataclass(frozen=True)
@@ -46,12 +44,20 @@ class _Turn:
     Attributes:
         together: how many of the prompt's first tokens are reduced together in the decoder.
         sampler: chooses the tokens of the answer.
+        stops: strings that end it.
+        limit: most tokens that it may have.
+        answer: to be filled.
+        clock: of its stages.
     """
 
     asked: _History
     prompt: LaidOut
     together: int
     sampler: Sampler
+    stops: StopStrings
+    limit: int
+    answer: Answer
+    clock: _Clock
 
 
 class Conversation:
@@ -62,25 +68,20 @@ class Conversation:
     to its end, stopped or closed before the next turn; `ask` from several threads queues.
 
     Args:
-        vlm: the bundle that answers.
+        bundle: that answers.
         system: a system message before all turns.
-
-    Attributes:
-        kept: [K] which of the tokens handed over for the picture the decoder kept, where it reduces; None before it did.
 
     Raises:
         ConfigError: the bundle's chat template takes no system message.
     """
 
-    kept: npt.NDArray[np.int64] | None = None
-
-    def __init__(self, vlm: Vlm, system: str | None = None) -> None:
-        self._vlm = vlm
+    def __init__(self, bundle: OpenBundle, system: str | None = None) -> None:
+        self._bundle = bundle
         self._start = _History() if system is None else _History([Message("system", system)])
         if system is not None:
-            vlm.formatter.require_system(system)
+            bundle.formatter.require_system(system)
         self._history = self._start
-        self._prefix = Prefix(vlm)
+        self._prefix = Prefix(bundle)
         self._open: weakref.ref[Stream] | None = None
         self._closed = False
 
@@ -93,6 +94,11 @@ class Conversation:
     def images(self) -> tuple[ImageFeatures, ...]:
         """What was shown, in the order of the messages."""
         return tuple(self._history.features)
+
+    @property
+    def kept(self) -> npt.NDArray[np.int64] | None:
+        """[K] which of the tokens handed over for the picture the decoder kept, where it reduces; None before it did."""
+        return self._prefix.kept
 
     @property
     def cache_lengths(self) -> list[int]:
@@ -110,7 +116,7 @@ class Conversation:
         image_range: Range | None = None,
     ) -> Answer:
         """The next turn, answered at once; arguments as for `Vlm.stream`. Other threads wait until the answer is whole."""
-        with self._vlm.owned():
+        with self._bundle.owned():
             stream = self.stream(
                 prompt,
                 images,
@@ -140,18 +146,28 @@ class Conversation:
             InputError: a picture or the prompt cannot be used; the conversation stays as it was.
             ConfigError: another answer of this conversation is under way, or it was closed.
         """
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {max_new_tokens}", fix="give at least 1")
-        stops = StopStrings(stop)
         with self._claimed():
-            answer, clock, wish = Answer(), _Clock(), Wish()
-            turn = self._prepare(prompt, image_list(images, image_range), sampling, answer, clock)
-            stops = stops if stop else StopStrings(turn.sampler.stops)
-            limit = max_new_tokens or turn.sampler.new_tokens
-            pieces = self._run(turn, answer, clock, limit, stops, wish)
-            stream = Stream(pieces, answer, wish)
+            turn = self._turn(prompt, images, max_new_tokens, sampling, stop, image_range)
+            wish = Wish()
+            stream = Stream(self._run(turn, wish), turn.answer, wish)
             self._open = weakref.ref(stream)
         return stream
+
+    def begin(
+        self,
+        prompt: str,
+        images: Images = (),
+        *,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> Running:
+        """The next turn as a sequence, for `scheduler.run` to run beside others; the conversation does not remember it.
+
+        Arguments and errors as of `stream`.
+        """
+        with self._claimed():
+            return self._running(self._turn(prompt, images, max_new_tokens, sampling, stop))
 
     def restart(self) -> None:
         """Forget all turns, but not what was computed: the next first turn reuses the pictures it shares with the last.
@@ -167,7 +183,7 @@ class Conversation:
         self._closed = True
         if (stream := self._under_way()) is not None:
             stream.close()
-        with self._vlm.lock:
+        with self._bundle.lock:
             self._prefix.forget()
 
     def __enter__(self) -> Conversation:
@@ -183,7 +199,7 @@ class Conversation:
     @contextmanager
     def _claimed(self) -> Iterator[None]:
         """Own the model to begin a turn; refuse to where another is under way."""
-        with self._vlm.owned():
+        with self._bundle.owned():
             self._require_open()
             if self._under_way() is not None:
                 raise ConfigError(
@@ -200,47 +216,57 @@ class Conversation:
         if self._closed:
             raise ConfigError("this conversation was closed", fix="begin another: vlm.chat()")
 
-    def _prepare(
+    def _turn(
         self,
         prompt: str,
-        shown: Sequence[ImageSource | ImageFeatures],
+        images: Images,
+        max_new_tokens: int | None,
         sampling: Sampling | None,
-        answer: Answer,
-        clock: _Clock,
+        stop: Sequence[str],
+        image_range: Range | None = None,
     ) -> _Turn:
+        """The next turn, its pictures encoded."""
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {max_new_tokens}", fix="give at least 1")
+        stops = StopStrings(stop)
+        answer, clock = Answer(), _Clock()
+        shown = image_list(images, image_range)
         given = [
-            image if isinstance(image, ImageFeatures) else self._vlm.preprocess(image) for image in shown
+            image if isinstance(image, ImageFeatures) else self._bundle.preprocess(image) for image in shown
         ]
         # Laid out with the pictures' sizes alone, so that a prompt too long is refused before the slow part.
-        history, vlm = self._history, self._vlm
+        history, bundle = self._history, self._bundle
         messages = [*history.messages, Message("user", prompt, len(given))]
         self._require_one_picture(len(history.features) + len(given))
         sizes = [image.size for image in (*history.features, *given)]
-        ids = vlm.formatter.encode(messages)
-        answer.prompt_tokens = require_room(vlm.manifest, vlm.layout, ids, sizes)
-        sampler = vlm.sampler(sampling, ids, sizes)
+        ids = bundle.formatter.encode(messages)
+        answer.prompt_tokens = require_room(bundle.manifest, bundle.layout, ids, sizes)
+        sampler = bundle.sampler(sampling, ids, sizes)
         answer.stages_ms["preprocess"] = clock.lap_ms()
         encoded = all(isinstance(image, ImageFeatures) for image in given)
-        text = {} if encoded else vlm.read_prompt(prompt)
+        text = {} if encoded else bundle.read_prompt(prompt)
         features = [*history.features, *(self._encode(image, text) for image in given)]
         answer.stages_ms["vision"] = clock.lap_ms()
 
         answer.visual_tokens = sum(len(image.features) for image in features)
-        laid_out = vlm.layout.lay_out(ids, features)
+        laid_out = bundle.layout.lay_out(ids, features)
         together = self._together(laid_out.keys)
-        return _Turn(_History(messages, features, laid_out.keys[:together]), laid_out, together, sampler)
+        asked = _History(messages, features, laid_out.keys[:together])
+        stops = stops if stop else StopStrings(sampler.stops)
+        limit = max_new_tokens or sampler.new_tokens
+        return _Turn(asked, laid_out, together, sampler, stops, limit, answer, clock)
 
     def _together(self, keys: list[Hashable]) -> int:
         """How many of a prompt's first tokens are reduced together: as many as in the turn before it that did so, if any."""
-        if not (self._vlm.manifest.reduction.in_decoder and any(isinstance(key, tuple) for key in keys)):
+        if not (self._bundle.manifest.reduction.in_decoder and any(isinstance(key, tuple) for key in keys)):
             return 0
         before = self._history.reduced
         return len(before) if before and keys[: len(before)] == before else len(keys)
 
     def _encode(self, image: ImageFeatures | Pixels, text: Mapping[str, npt.NDArray[Any]]) -> ImageFeatures:
         if isinstance(image, Pixels):
-            return self._vlm.encode_pixels(image, text)
-        manifest = self._vlm.manifest
+            return self._bundle.encode_pixels(image, text)
+        manifest = self._bundle.manifest
         expected = [(profile.handed_over, manifest.decoder.hidden_size) for profile in manifest.profiles]
         if image.features.shape not in expected:
             raise InputError(
@@ -249,68 +275,46 @@ class Conversation:
             )
         return image
 
-    def _run(
-        self,
-        turn: _Turn,
-        answer: Answer,
-        clock: _Clock,
-        limit: int,
-        stops: StopStrings,
-        wish: Wish,
-    ) -> Generator[str]:
-        vlm, sampler = self._vlm, turn.sampler
+    def _run(self, turn: _Turn, wish: Wish) -> Generator[str]:
+        answer = turn.answer
         if wish.stop or wish.leave:
             answer.finish_reason = "stopped" if wish.stop else ""
             return
-        token, position = sampler(self._prefill(turn, answer, clock)), turn.prompt.next_position
-        answer.stages_ms["prefill"] = clock.lap_ms()
-        answer.ttft_ms = sum(answer.stages_ms.values())
-        text = StreamDecoder(vlm.formatter.tokenizer)
+        running = self._running(turn)
         while not wish.leave:
             if wish.stop:
                 self._enter(turn, answer, "stopped")
                 return
-            answer.token_ids.append(token)
-            piece = ""
-            if token in vlm.manifest.tokens.eos_ids and not sampler.sampling.ignore_eos:
-                reason = "eos"
-            else:
-                piece, stopped = stops.push(text.push(token))
-                reason = "stop" if stopped else self._limit_reached(answer, limit, position)
-            if reason and reason != "stop":
-                rest, stopped = stops.push(text.flush())
-                piece, reason = piece + rest + stops.flush(), "stop" if stopped else reason
-            answer.text += piece
+            ((piece, reason),) = scheduler.step(self._bundle, [running])
+            if wish.leave:
+                return
             if reason:  # before the piece is shown: whoever leaves after the last one has had the whole
                 self._enter(turn, answer, reason)
             if piece:
                 yield piece
             if reason:
                 return
-            if wish.stop:
-                continue
-            clock.lap_ms()  # what the reader did with the piece is not the model's time
-            where = np.full((vlm.layout.axes, 1), position)
-            logits = self._prefix.extend([token], Rows(vlm.embed([token]), where))
-            token = sampler(logits)
-            position += 1
-            answer.stages_ms["decode"] += clock.lap_ms()
-            answer.tpot_ms = answer.stages_ms["decode"] / len(answer.token_ids)
 
-    def _prefill(self, turn: _Turn, answer: Answer, clock: _Clock) -> npt.NDArray[np.float32]:
-        """Logits [V] after the prompt, of which the cache may hold a beginning."""
+    def _running(self, turn: _Turn) -> Running:
+        """The turn, ready to run what of its prompt the cache does not hold."""
         self._require_open()
-        prompt, together = turn.prompt, turn.together
-        answer.cached_tokens = known = self._prefix.share(prompt.keys, together)
+        prompt = turn.prompt
+        turn.answer.cached_tokens = known = self._prefix.share(prompt.keys, turn.together)
         rows = self._rows(prompt, turn.asked.features, known)
-        answer.stages_ms["embed"] = clock.lap_ms()
-        if known < together:
-            start = int(np.argmax(prompt.visual != NONE))
-            logits, self.kept = self._prefix.begin(prompt.keys[:together], rows.part(0, together), start)
-            if together == len(prompt.keys):
-                return logits
-            known, rows = together, rows.part(together)
-        return self._prefix.extend(prompt.keys[known:], rows)
+        turn.answer.stages_ms["embed"] = turn.clock.lap_ms()
+        return Running(
+            self._bundle,
+            self._prefix,
+            prompt.keys[known:],
+            rows,
+            prompt.next_position,
+            turn.sampler,
+            turn.stops,
+            turn.limit,
+            turn.answer,
+            visual_start=int(np.argmax(prompt.visual != NONE)),
+            together=turn.together if known < turn.together else 0,
+        )
 
     def _enter(self, turn: _Turn, answer: Answer, reason: str) -> None:
         """The answer is whole: the turn is part of the history, unless it was stopped before a word was said."""
@@ -319,16 +323,10 @@ class Conversation:
             messages = [*turn.asked.messages, Message("assistant", answer.text)]
             self._history = replace(turn.asked, messages=messages)
 
-    def _limit_reached(self, answer: Answer, limit: int, position: int) -> str:
-        """Which of the limits ends an answer here; empty where it may go on."""
-        if len(answer.token_ids) >= limit:
-            return "length"
-        return "" if self._has_room(position) else "context"
-
     def _rows(self, prompt: LaidOut, shown: Sequence[ImageFeatures], start: int) -> Rows:
         """The prompt from token `start` on as the decoder takes it, pictures in their places."""
         visual = prompt.visual[start:]
-        embeds = self._vlm.embed(np.where(visual == NONE, prompt.ids[start:], 0).tolist())
+        embeds = self._bundle.embed(np.where(visual == NONE, prompt.ids[start:], 0).tolist())
         rows, planes = np.flatnonzero(visual != NONE), None
         if rows.size:
             embeds[rows] = np.concatenate([image.features for image in shown])[visual[rows]]
@@ -339,16 +337,11 @@ class Conversation:
         return Rows(embeds, prompt.positions[:, start:], planes)
 
     def _require_one_picture(self, count: int) -> None:
-        if self._vlm.manifest.reduction.in_decoder and count > 1:
+        if self._bundle.manifest.reduction.in_decoder and count > 1:
             raise InputError(
                 f"{count} pictures in a conversation; this bundle reduces inside the decoder, which takes one",
                 fix="start a new conversation, or export with a method that acts before the decoder",
             )
-
-    def _has_room(self, position: int) -> bool:
-        rows = self._vlm.manifest.cache_rows
-        full = rows is not None and max(self._prefix.lengths) >= rows
-        return position < self._vlm.manifest.decoder.context and not full
 
 
 class _Clock:

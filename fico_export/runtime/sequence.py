@@ -1,0 +1,100 @@
+"""A prompt on its way to an answer: what is to run next, and what becomes of the logits that come back. It runs nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from fico_export.runtime.answer import Answer
+from fico_export.runtime.open_bundle import OpenBundle
+from fico_export.runtime.prefix import Prefix, Rows
+from fico_export.runtime.sampling import Sampler
+from fico_export.runtime.streaming import StopStrings, StreamDecoder
+
+
+@dataclass
+class Sequence:
+    """Tokens that one after the other become an answer.
+
+    Attributes:
+        bundle: that answers.
+        prefix: the KV cache, and what is in it.
+        keys: what is to run next: what each of these tokens is.
+        rows: the same as the decoder takes them; None for a token that was just chosen.
+        position: of the token after them.
+        sampler: chooses the tokens of the answer.
+        stops: strings that end it.
+        limit: most tokens that it may have.
+        answer: what it is so far.
+        visual_start: row of the first visual token, where the rows from the first on are to be reduced together.
+        together: how many these are; 0 where none are.
+    """
+
+    bundle: OpenBundle
+    prefix: Prefix
+    keys: list[Hashable]
+    rows: Rows | None
+    position: int
+    sampler: Sampler
+    stops: StopStrings
+    limit: int
+    answer: Answer
+    visual_start: int = 0
+    together: int = 0
+    _text: StreamDecoder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._text = StreamDecoder(self.bundle.formatter.tokenizer)
+
+    @property
+    def waiting(self) -> tuple[list[Hashable], Rows]:
+        """What is to run next, and how the decoder takes it."""
+        if self.rows is None:
+            (token,) = self.answer.token_ids[-1:]
+            self.rows = Rows(
+                self.bundle.embed([token]), np.full((self.bundle.layout.axes, 1), self.position - 1)
+            )
+        return self.keys, self.rows
+
+    def reduced(self) -> npt.NDArray[np.float32] | None:
+        """Run the tokens that are reduced together, if any wait; logits [V] where nothing is left to run after them."""
+        if not self.together:
+            return None
+        keys, rows, together = *self.waiting, self.together
+        logits = self.prefix.begin(keys[:together], rows.part(0, together), self.visual_start)
+        self.keys, self.rows, self.together = keys[together:], rows.part(together), 0
+        return None if self.keys else logits
+
+    def take(self, logits: npt.NDArray[np.float32]) -> tuple[str, str]:
+        """Choose a token by logits [V]; unless the answer ends, it is what runs next.
+
+        Returns:
+            The text that it adds, often empty, and why the answer ends with it, empty where it goes on.
+        """
+        token = self.sampler(logits)
+        answer, eos_ids = self.answer, self.bundle.manifest.tokens.eos_ids
+        answer.token_ids.append(token)
+        piece = ""
+        if token in eos_ids and not self.sampler.sampling.ignore_eos:
+            reason = "eos"
+        else:
+            piece, stopped = self.stops.push(self._text.push(token))
+            reason = "stop" if stopped else self._full()
+        if reason and reason != "stop":
+            rest, stopped = self.stops.push(self._text.flush())
+            piece, reason = piece + rest + self.stops.flush(), "stop" if stopped else reason
+        answer.text += piece
+        self.keys, self.rows, self.position = [token], None, self.position + 1
+        return piece, reason
+
+    def _full(self) -> str:
+        """Which of the limits ends the answer here; empty where it may go on."""
+        if len(self.answer.token_ids) >= self.limit:
+            return "length"
+        manifest = self.bundle.manifest
+        rows = manifest.cache_rows
+        full = rows is not None and max(self.prefix.lengths) >= rows
+        return "context" if full or self.position >= manifest.decoder.context else ""
