@@ -5,6 +5,7 @@ The engine is a toy whose logits count and add up what it was shown, so that a p
 """
 
 import ctypes
+import gc
 from types import SimpleNamespace
 
 import numpy as np
@@ -400,6 +401,19 @@ def test_two_sequences_run_together_and_a_third_in_a_run_of_its_own(pair, made_u
     assert made_up.launched > 0
 
 
+def test_caches_of_two_pools_come_together(pair):
+    tokens, caches = embeds(5), [pair.new_cache() for _ in range(4)]
+    pair.step([step(c, tokens[:2], 0) for c in caches])
+    left = caches[0], caches[3]
+    del caches
+    gc.collect()
+    for n in (2, 3, 4):
+        said = pair.step([step(c, tokens[n][None], n) for c in left])
+        assert [s.tolist() for s in said] == [expected(tokens[: n + 1], range(n + 1))] * 2
+
+    assert left[0].memory is left[1].memory
+
+
 def test_a_full_cache_stays_whole_beside_another(pair):
     tokens, full, other = embeds(ROWS), pair.new_cache(), pair.new_cache()
     pair.step([step(full, tokens[:-1], 0)])
@@ -416,7 +430,7 @@ def test_a_full_cache_stays_whole_beside_another(pair):
 def test_a_slot_is_lent_again_as_new(pair):
     tokens, stays, leaves = embeds(4), pair.new_cache(), pair.new_cache()
     pair.step([step(stays, tokens[:1], 0), step(leaves, tokens[:2], 0)])
-    (memory, size), slot = (leaves.memory, pair._layout.slot_bytes(ROWS)), leaves.place[1]
+    (memory, size), slot = (leaves.memory, pair._layout.slot_bytes(ROWS)), leaves.slot
     for offset in pair._layout.offsets[:-1]:
         ctypes.memset(
             memory.address + offset + slot * size, 0xFF, size
@@ -425,7 +439,7 @@ def test_a_slot_is_lent_again_as_new(pair):
     comes = pair.new_cache()
     said = pair.step([step(comes, tokens[:1], 0), step(stays, tokens[1:2], 1)])
 
-    assert comes.place[1] == slot
+    assert comes.slot == slot
     assert [s.tolist() for s in said] == [expected(tokens[:1], range(1)), expected(tokens[:2], range(2))]
 
 

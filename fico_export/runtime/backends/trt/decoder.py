@@ -12,12 +12,12 @@ import numpy.typing as npt
 from fico_export.bundle.manifest import Manifest
 from fico_export.errors import EngineError, InputError
 from fico_export.runtime.backends.base import Array, Step, present_of, require_rows
-from fico_export.runtime.backends.slots import Slots, starts, with_room
+from fico_export.runtime.backends.slots import Slots, moves, starts, with_room
 from fico_export.runtime.backends.steps import Rows, inputs, require_logits, run_all, runs
 from fico_export.runtime.backends.trt.cuda import DeviceMemory, Stream
 from fico_export.runtime.backends.trt.engine import Engine
 from fico_export.runtime.backends.trt.lane import Lane
-from fico_export.runtime.backends.trt.placement import Layout
+from fico_export.runtime.backends.trt.placement import Copy2D, Layout
 from fico_export.runtime.backends.trt.profiles import chunk_sizes, largest
 
 
@@ -58,39 +58,61 @@ class EnginePool(Slots["EngineCache"]):
         for start, size in self._layout.slot(slot):
             self._stream.clear(self.memory, start, size)
 
+    def receive(self, cache: EngineCache) -> None:
+        """Give a cache of another pool a slot of this one, with what it holds."""
+        before, left, slot = cache.pool, cache.slot, self.enter(cache)
+        pieces = zip(self._layout.slot(slot), self._layout.slot(left), strict=True)
+        whole = [Copy2D(to, size, source, size, size, 1) for (to, size), (source, _) in pieces]
+        try:
+            self._stream.place(self.memory, before.memory, whole)
+        except BaseException:
+            self.leave(slot)
+            raise
+        before.leave(left)
+        cache.place = self, slot
+
 
 class EngineCache:
     """Keys and values of a conversation, in a slot that it takes when the first token comes.
 
     Attributes:
         lengths: tokens in the cache of each layer.
+        place: pool and slot, once it has one.
     """
 
     def __init__(self, find: Callable[[], EnginePool], layers: int) -> None:
         self._find = find
-        self._place: tuple[EnginePool, int] | None = None
+        self.place: tuple[EnginePool, int] | None = None
         self.lengths = [0] * layers
 
     @property
-    def place(self) -> tuple[EnginePool, int]:
-        """The pool, and the slot in it.
+    def pool(self) -> EnginePool:
+        """Whose slot it has.
 
         Raises:
             EngineError: the GPU has no room for one.
         """
-        if self._place is None:
-            pool = self._find()
-            self._place = pool, pool.enter(self)
-        return self._place
+        return self._taken()[0]
+
+    @property
+    def slot(self) -> int:
+        """Of the pool; errors as there."""
+        return self._taken()[1]
 
     @property
     def memory(self) -> DeviceMemory:
-        """The buffer; errors as of `place`."""
-        return self.place[0].memory
+        """The buffer; errors as of `pool`."""
+        return self.pool.memory
 
     def drop_last(self, count: int) -> None:
         """Leaves the rows where they are; new tokens are written over them."""
         self.lengths = [length - count for length in self.lengths]
+
+    def _taken(self) -> tuple[EnginePool, int]:
+        if self.place is None:
+            pool = self._find()
+            self.place = pool, pool.enter(self)
+        return self.place
 
 
 class EngineDecoder:
@@ -156,7 +178,10 @@ class EngineDecoder:
         require_logits(rows, self._engine.shapes["logits"][1])
         for step in steps:
             require_rows(max(step.cache.lengths), len(step.embeds), self.rows)
-        planned = runs(steps, self.max_batch, lambda cache: id(cache.place[0]), self._chunks)
+        single = [step.cache for step in steps if len(step.embeds) == 1]
+        for cache, pool in moves(single, self.max_batch):
+            pool.receive(cache)
+        planned = runs(steps, self.max_batch, lambda cache: id(cache.pool), self._chunks)
         return run_all(steps, planned, rows, self._step)
 
     def prefill(
@@ -196,7 +221,7 @@ class EngineDecoder:
     def _step(self, steps: Sequence[Step]) -> list[npt.NDArray[np.float32]]:
         """One run of the engine: logits [1, V] of each sequence."""
         engine, count, caches = self._engine, len(steps[0].embeds), [step.cache for step in steps]
-        pool, slots = caches[0].place[0], [cache.place[1] for cache in caches]
+        pool, slots = caches[0].pool, [cache.slot for cache in caches]
         begin, crowded = starts(pool, slots, count, self.rows)
         told = caches[0].lengths if self.max_batch == 1 else begin
         feeds = inputs(steps, slots, self.max_batch, self.dtype)
