@@ -1,6 +1,7 @@
 """Several sequences in one run say what each says alone: prompts of unequal lengths, pictures, some that join and leave."""
 
 import gc
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from checkpoints import write_tiny
 
 import fico_export
-from fico_export.errors import ConfigError, EngineError
+from fico_export.bundle.manifest import Manifest
+from fico_export.errors import BundleError, ConfigError, EngineError
 from fico_export.runtime.backends.base import Step
 from fico_export.runtime.backends.ort import decoder as runtime_decoder
 from fico_export.runtime.prompt import Message
@@ -143,6 +145,22 @@ def test_sequences_join_and_leave_in_any_order(vlm, prompts):
     for sequence, prompt in zip((a, c, d, e), (prompts[0], prompts[2], prompts[3], prompts[4]), strict=True):
         require_equal(vlm, sequence, alone(vlm, prompt, len(sequence.tokens)))
     assert gone == alone(vlm, prompts[1], len(gone)).tokens
+
+
+def test_prompts_of_one_token_run_together_from_empty_caches(vlm, prompts):
+    old, new = Sequence(vlm, prompts[1]), [Sequence(vlm, prompt[:1]) for prompt in prompts[2:4]]
+    go(vlm, *new)
+    go(vlm, old)
+    last = Sequence(vlm, prompts[0][:1])
+    go(vlm, last, old, *new, times=3)
+
+    for sequence, prompt in (
+        (old, prompts[1]),
+        (new[0], prompts[2][:1]),
+        (new[1], prompts[3][:1]),
+        (last, prompts[0][:1]),
+    ):
+        require_equal(vlm, sequence, alone(vlm, prompt, len(sequence.tokens)))
 
 
 def test_more_than_one_run_takes_are_run_in_several(vlm, prompts, monkeypatch):
@@ -334,6 +352,19 @@ def test_runs_of_single_tokens_and_of_prompts():
     found = runs(steps, 2, lambda cache: cache.pool, lambda count: [3, count - 3])
 
     assert found == [([1], [3, 2]), ([0, 3], [1]), ([4], [1]), ([2], [1])]
+
+
+def test_the_manifest_says_how_many(vlm):
+    """One where it says nothing, as those of earlier versions; and what a graph holds is held against it."""
+    written = json.loads((vlm.folder / "manifest.json").read_text())
+    assert written["max_batch"] == written["request"]["max_batch"] == BATCH
+    if vlm.manifest.cache_rows is None:
+        del written["max_batch"]
+        assert Manifest.parse(json.dumps(written), "it").max_batch == 1
+    else:
+        written["max_batch"] = 2
+        with pytest.raises(BundleError, match="and max_batch is 2"):
+            Manifest.parse(json.dumps(written), "it")
 
 
 @pytest.mark.parametrize(

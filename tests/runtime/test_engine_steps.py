@@ -6,6 +6,7 @@ The engine is a toy whose logits count and add up what it was shown, so that a p
 
 import ctypes
 import gc
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -459,3 +460,15 @@ def test_a_batch_that_fails_leaves_every_cache_as_it_was(pair):
 def test_logits_after_every_token_are_refused(pair):
     with pytest.raises(ConfigError, match="after the last one alone"):
         pair.step([step(pair.new_cache(), embeds(2), 0)], rows="all")
+
+
+def test_a_cache_keeps_no_engine_in_memory(made_up, tmp_path):
+    """`--low-memory` drops the decoder between turns, and the conversation goes on."""
+    decoder = decoder_of(Raw(made_up, in_place=True), tmp_path)
+    cache, held = decoder.new_cache(), weakref.ref(decoder)
+    decoder.step([step(cache, embeds(2), 0)])
+    del decoder
+    gc.collect()
+
+    assert held() is None
+    assert cache.lengths == [2, 2]

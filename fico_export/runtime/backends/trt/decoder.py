@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from weakref import WeakSet
 
 import numpy as np
@@ -142,9 +143,11 @@ class EngineDecoder:
         self._past = manifest.graph(manifest.decoder_name).past
         self._layout = cache_layout(manifest)
         self.max_batch = self._layout.batch
-        self._stream = self._engine.device.stream
-        self._buffers = Buffers(self._layout.size, self._stream)
-        self._pools: WeakSet[EnginePool] = WeakSet()
+        stream = self._engine.device.stream
+        self._buffers = Buffers(self._layout.size, stream)
+        pool = partial(EnginePool, self._buffers, self._layout, stream)
+        # Of no engine: caches live on where a decoder is dropped to make room.
+        self._find = partial(with_room, WeakSet[EnginePool](), pool)
         self._lanes: dict[tuple[str, int, bool], Lane] = {}
         self.dtype = self._engine.dtype("inputs_embeds")
 
@@ -155,7 +158,7 @@ class EngineDecoder:
 
     def new_cache(self) -> EngineCache:
         """An empty cache; it takes no memory yet."""
-        return EngineCache(self._pool, self._layers)
+        return EngineCache(self._find, self._layers)
 
     def close(self) -> None:
         """Nothing: engines go with this object, and caches hold none."""
@@ -234,10 +237,6 @@ class EngineDecoder:
         for cache in caches:
             cache.lengths = [length + count for length in cache.lengths]
         return [np.asarray(logits[slot], np.float32) for slot in slots]
-
-    def _pool(self) -> EnginePool:
-        """One with room, or a new one."""
-        return with_room(self._pools, lambda: EnginePool(self._buffers, self._layout, self._stream))
 
     def _lane(self, engine: Engine, profile: int, past: Sequence[str], *, graphs: bool) -> Lane:
         key = (engine.name, profile, graphs)
