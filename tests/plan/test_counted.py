@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import hollow
 import numpy as np
@@ -215,6 +216,15 @@ def test_llava_7b_has_half_a_mebibyte_of_cache_per_token(llava_7b):
 
     (cache,) = [part.bytes.likely for part in fixed.memory if part.name == "KV cache"]
     assert cache == 1024 * 2**19
+
+
+def test_each_sequence_of_a_batch_has_a_cache(llava_7b):
+    asked = PlanRequest(method="none", target="trt-10.3", precision="fp16", max_context=1024)
+    one, four = (advice.plan(llava_7b, replace(asked, max_batch=batch)) for batch in (1, 4))
+    caches = [next(p.bytes.likely for p in made.memory if p.name == "KV cache") for made in (one, four)]
+
+    assert caches[1] == 4 * caches[0]
+    assert four.needed.likely - one.needed.likely == 3 * caches[0]
 
 
 def test_llava_7b_in_int4_has_the_published_size(llava_7b):

@@ -5,6 +5,8 @@ The engine is a toy whose logits count and add up what it was shown, so that a p
 """
 
 import ctypes
+import gc
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -400,6 +402,19 @@ def test_two_sequences_run_together_and_a_third_in_a_run_of_its_own(pair, made_u
     assert made_up.launched > 0
 
 
+def test_caches_of_two_pools_come_together(pair):
+    tokens, caches = embeds(5), [pair.new_cache() for _ in range(4)]
+    pair.step([step(c, tokens[:2], 0) for c in caches])
+    left = caches[0], caches[3]
+    del caches
+    gc.collect()
+    for n in (2, 3, 4):
+        said = pair.step([step(c, tokens[n][None], n) for c in left])
+        assert [s.tolist() for s in said] == [expected(tokens[: n + 1], range(n + 1))] * 2
+
+    assert left[0].memory is left[1].memory
+
+
 def test_a_full_cache_stays_whole_beside_another(pair):
     tokens, full, other = embeds(ROWS), pair.new_cache(), pair.new_cache()
     pair.step([step(full, tokens[:-1], 0)])
@@ -416,7 +431,7 @@ def test_a_full_cache_stays_whole_beside_another(pair):
 def test_a_slot_is_lent_again_as_new(pair):
     tokens, stays, leaves = embeds(4), pair.new_cache(), pair.new_cache()
     pair.step([step(stays, tokens[:1], 0), step(leaves, tokens[:2], 0)])
-    (memory, size), slot = (leaves.memory, pair._layout.slot_bytes(ROWS)), leaves.place[1]
+    (memory, size), slot = (leaves.memory, pair._layout.slot_bytes(ROWS)), leaves.slot
     for offset in pair._layout.offsets[:-1]:
         ctypes.memset(
             memory.address + offset + slot * size, 0xFF, size
@@ -425,7 +440,7 @@ def test_a_slot_is_lent_again_as_new(pair):
     comes = pair.new_cache()
     said = pair.step([step(comes, tokens[:1], 0), step(stays, tokens[1:2], 1)])
 
-    assert comes.place[1] == slot
+    assert comes.slot == slot
     assert [s.tolist() for s in said] == [expected(tokens[:1], range(1)), expected(tokens[:2], range(2))]
 
 
@@ -445,3 +460,15 @@ def test_a_batch_that_fails_leaves_every_cache_as_it_was(pair):
 def test_logits_after_every_token_are_refused(pair):
     with pytest.raises(ConfigError, match="after the last one alone"):
         pair.step([step(pair.new_cache(), embeds(2), 0)], rows="all")
+
+
+def test_a_cache_keeps_no_engine_in_memory(made_up, tmp_path):
+    """`--low-memory` drops the decoder between turns, and the conversation goes on."""
+    decoder = decoder_of(Raw(made_up, in_place=True), tmp_path)
+    cache, held = decoder.new_cache(), weakref.ref(decoder)
+    decoder.step([step(cache, embeds(2), 0)])
+    del decoder
+    gc.collect()
+
+    assert held() is None
+    assert cache.lengths == [2, 2]

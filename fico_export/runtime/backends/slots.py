@@ -12,6 +12,11 @@ class Placed(Protocol):
 
     lengths: list[int]
 
+    @property
+    def pool(self) -> Any:
+        """Whose slot it has."""
+        ...
+
 
 PlacedT = TypeVar("PlacedT", bound=Placed)
 
@@ -29,9 +34,9 @@ class Slots(Generic[PlacedT]):
         self._taken: set[int] = set()
 
     @property
-    def vacant(self) -> bool:
-        """Whether a cache may enter."""
-        return len(self._caches) < self.count
+    def vacant(self) -> int:
+        """How many caches may enter."""
+        return self.count - len(self._caches)
 
     def enter(self, cache: PlacedT) -> int:
         """The first slot that is free, taken."""
@@ -41,6 +46,10 @@ class Slots(Generic[PlacedT]):
         self._taken.add(slot)
         self._caches[slot] = cache
         return slot
+
+    def leave(self, slot: int) -> None:
+        """The cache that was there has gone to another pool."""
+        self._caches.pop(slot, None)
 
     def clear(self, slot: int) -> None:
         """Make a slot as new: rows that are not filled get no weight, but nothing times NaN would be NaN."""
@@ -58,6 +67,28 @@ def with_room(slots: WeakSet[SlotsT], make: Callable[[], SlotsT]) -> SlotsT:
     """One of these that a cache may enter, or a new one, which is held for as long as a cache of it lives."""
     found = next((each for each in slots if each.vacant), None) or make()
     slots.add(found)
+    return found
+
+
+def moves(caches: Sequence[PlacedT], most: int) -> list[tuple[PlacedT, Any]]:
+    """Which caches are to go to which pool, so that those of few pools run together; none where that saves no run.
+
+    Caches that rest stay where they are, and so gather apart from those that run.
+    """
+    by_pool: dict[int, list[PlacedT]] = {}
+    for cache in caches:
+        by_pool.setdefault(id(cache.pool), []).append(cache)
+    groups = sorted(by_pool.values(), key=len)
+    vacant = {id(group[0].pool): group[0].pool.vacant for group in groups}
+    found: list[tuple[PlacedT, Any]] = []
+    while len(groups) > -(-len(caches) // most):
+        leaving, *groups = groups
+        room = [group[0].pool for group in reversed(groups) for _ in range(vacant[id(group[0].pool)])]
+        if len(room) < len(leaving):
+            break
+        for cache, pool in zip(leaving, room, strict=False):
+            vacant[id(pool)] -= 1
+            found.append((cache, pool))
     return found
 
 

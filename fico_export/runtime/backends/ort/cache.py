@@ -42,6 +42,10 @@ class Store(Protocol):
         """
         ...
 
+    def gather(self, caches: Sequence[Any]) -> None:
+        """Put caches that are about to run where they can run together."""
+        ...
+
     def together(self, cache: Any) -> Hashable:
         """What caches that can run together have in common."""
         ...

@@ -87,6 +87,8 @@ class Decoder:
         self._require_positions(steps)
         for step in steps:
             self._store.reserve(step.cache, len(step.embeds))
+        if single := [step.cache for step in steps if len(step.embeds) == 1]:
+            self._store.gather(single)
         planned = runs(steps, self.max_batch, self._store.together, _pieces)
         return run_all(steps, planned, rows, lambda cut: self._step(cut, rows))
 

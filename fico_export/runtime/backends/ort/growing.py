@@ -85,6 +85,9 @@ class GrowingStore:
     def reserve(self, cache: GrowingCache, count: int) -> None:
         """Nothing: each step makes tensors of its own."""
 
+    def gather(self, caches: Sequence[GrowingCache]) -> None:
+        """Nothing: a run puts them together."""
+
     def together(self, cache: GrowingCache) -> Hashable:
         """All can."""
         return None

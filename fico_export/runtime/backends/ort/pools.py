@@ -19,7 +19,7 @@ from fico_export.bundle.manifest import Graph
 from fico_export.errors import InputError
 from fico_export.runtime.backends.base import Array, present_of, require_rows
 from fico_export.runtime.backends.ort.cache import Bound, with_logits
-from fico_export.runtime.backends.slots import Slots, starts, with_room
+from fico_export.runtime.backends.slots import Slots, moves, starts, with_room
 
 LEAST_ROWS = 256
 
@@ -47,11 +47,15 @@ class Pool(Slots[SlotCache]):
     Args:
         names: of the graph's inputs `past_key_values.{i}.key` and `.value`.
         count: B.
+
+    Attributes:
+        rows: tokens that a slot has room for.
     """
 
     def __init__(self, names: Sequence[str], count: int) -> None:
         super().__init__(count)
         self.names = names
+        self.rows = 0
         # By session: a binding keeps its session in memory, and the decoder may be closed and loaded again in a conversation.
         self.bindings: WeakKeyDictionary[ort.InferenceSession, dict[tuple[int, int], ort.IOBinding]] = (
             WeakKeyDictionary()
@@ -70,6 +74,23 @@ class Pool(Slots[SlotCache]):
         self, session: ort.InferenceSession, caches: Sequence[SlotCache], count: int
     ) -> AbstractContextManager[Bound]:
         """A binding to run `count` new tokens after each of these caches."""
+
+    @abstractmethod
+    def edited(self, i: int) -> AbstractContextManager[Array]:
+        """A buffer on the host, to be changed in the block."""
+
+    def receive(self, cache: SlotCache) -> None:
+        """Give a cache of another pool a slot of this one, with what it holds."""
+        before, slot, length = cache.pool, self.enter(cache), max(cache.lengths)
+        try:
+            for i in range(len(self.names)):
+                with self.edited(i) as buffer, before.edited(i) as source:
+                    buffer[slot, :, :length] = source[cache.slot, :, :length]
+        except BaseException:
+            self.leave(slot)
+            raise
+        before.leave(cache.slot)
+        cache.pool, cache.slot = self, slot
 
     def bind(self, session: ort.InferenceSession, values: Sequence[ort.OrtValue]) -> ort.IOBinding:
         """A binding whose past and present are these."""
@@ -100,11 +121,6 @@ class SharedPool(Pool):
         self._spare = 1 if self.count > 1 else 0
         self.buffers = [np.zeros_like(empty) for _ in names]
 
-    @property
-    def rows(self) -> int:
-        """Tokens that fit before the buffers must grow."""
-        return int(self.buffers[0].shape[2]) - self._spare
-
     def reserve(self, cache: SlotCache, count: int) -> None:
         """Let the buffers grow.
 
@@ -118,16 +134,30 @@ class SharedPool(Pool):
                 f"{length} tokens and {count} more; the model's context is {self._context}",
                 fix="shorten the prompt, start a new conversation, or export with a smaller --keep",
             )
-        if needed <= self.rows:
-            return
-        rows = min(self._context, max(LEAST_ROWS, 1 << (needed - 1).bit_length())) + self._spare
+        if needed > self.rows:
+            self._grow(needed)
+
+    def receive(self, cache: SlotCache) -> None:
+        """Grow as far as the other has."""
+        if cache.pool.rows > self.rows:
+            self._grow(cache.pool.rows)
+        super().receive(cache)
+
+    @contextmanager
+    def edited(self, i: int) -> Iterator[Array]:
+        """It is on the host."""
+        yield self.buffers[i]
+
+    def _grow(self, needed: int) -> None:
+        rows = min(self._context, max(LEAST_ROWS, 1 << (needed - 1).bit_length()))
         filled = max(self.filled())
         self.bindings.clear()
         for i, old in enumerate(self.buffers):
-            new = np.zeros((*old.shape[:2], rows, old.shape[3]), old.dtype)
+            new = np.zeros((*old.shape[:2], rows + self._spare, old.shape[3]), old.dtype)
             new[:, :, :filled] = old[:, :, :filled]
             # One layer at a time, so that no more than one is held twice.
             self.buffers[i] = new
+        self.rows = rows
 
     @contextmanager
     def bound(
@@ -192,7 +222,7 @@ class StaticPool(Pool):
     def clear(self, slot: int) -> None:
         """Fill a slot with zeros."""
         for i in range(len(self.names)):
-            with self._edited(i) as buffer:
+            with self.edited(i) as buffer:
                 buffer[slot] = 0
 
     @contextmanager
@@ -218,18 +248,18 @@ class StaticPool(Pool):
         """Put back what these slots hold from row `first` on, at the end of the block."""
         kept = []
         for i in range(len(self.names) if slots else 0):
-            with self._edited(i) as buffer:
+            with self.edited(i) as buffer:
                 kept.append([buffer[slot, :, first:].copy() for slot in slots])
         try:
             yield
         finally:
             for i, pieces in enumerate(kept):
-                with self._edited(i) as buffer:
+                with self.edited(i) as buffer:
                     for slot, rows in zip(slots, pieces, strict=True):
                         buffer[slot, :, first:] = rows
 
     @contextmanager
-    def _edited(self, i: int) -> Iterator[Array]:
+    def edited(self, i: int) -> Iterator[Array]:
         """A buffer on the host; of one on a device a copy, which is written back: right and slow."""
         if self._host:
             yield self.buffers[i]
@@ -294,6 +324,11 @@ class PoolStore:
     def reserve(self, cache: SlotCache, count: int) -> None:
         """In its pool."""
         cache.pool.reserve(cache, count)
+
+    def gather(self, caches: Sequence[SlotCache]) -> None:
+        """In as few pools as can be."""
+        for cache, pool in moves(caches, caches[0].pool.count):
+            pool.receive(cache)
 
     def together(self, cache: SlotCache) -> Hashable:
         """Its pool."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from weakref import WeakSet
 
 import numpy as np
@@ -12,12 +13,12 @@ import numpy.typing as npt
 from fico_export.bundle.manifest import Manifest
 from fico_export.errors import EngineError, InputError
 from fico_export.runtime.backends.base import Array, Step, present_of, require_rows
-from fico_export.runtime.backends.slots import Slots, starts, with_room
+from fico_export.runtime.backends.slots import Slots, moves, starts, with_room
 from fico_export.runtime.backends.steps import Rows, inputs, require_logits, run_all, runs
 from fico_export.runtime.backends.trt.cuda import DeviceMemory, Stream
 from fico_export.runtime.backends.trt.engine import Engine
 from fico_export.runtime.backends.trt.lane import Lane
-from fico_export.runtime.backends.trt.placement import Layout
+from fico_export.runtime.backends.trt.placement import Copy2D, Layout
 from fico_export.runtime.backends.trt.profiles import chunk_sizes, largest
 
 
@@ -58,39 +59,61 @@ class EnginePool(Slots["EngineCache"]):
         for start, size in self._layout.slot(slot):
             self._stream.clear(self.memory, start, size)
 
+    def receive(self, cache: EngineCache) -> None:
+        """Give a cache of another pool a slot of this one, with what it holds."""
+        before, left, slot = cache.pool, cache.slot, self.enter(cache)
+        pieces = zip(self._layout.slot(slot), self._layout.slot(left), strict=True)
+        whole = [Copy2D(to, size, source, size, size, 1) for (to, size), (source, _) in pieces]
+        try:
+            self._stream.place(self.memory, before.memory, whole)
+        except BaseException:
+            self.leave(slot)
+            raise
+        before.leave(left)
+        cache.place = self, slot
+
 
 class EngineCache:
     """Keys and values of a conversation, in a slot that it takes when the first token comes.
 
     Attributes:
         lengths: tokens in the cache of each layer.
+        place: pool and slot, once it has one.
     """
 
     def __init__(self, find: Callable[[], EnginePool], layers: int) -> None:
         self._find = find
-        self._place: tuple[EnginePool, int] | None = None
+        self.place: tuple[EnginePool, int] | None = None
         self.lengths = [0] * layers
 
     @property
-    def place(self) -> tuple[EnginePool, int]:
-        """The pool, and the slot in it.
+    def pool(self) -> EnginePool:
+        """Whose slot it has.
 
         Raises:
             EngineError: the GPU has no room for one.
         """
-        if self._place is None:
-            pool = self._find()
-            self._place = pool, pool.enter(self)
-        return self._place
+        return self._taken()[0]
+
+    @property
+    def slot(self) -> int:
+        """Of the pool; errors as there."""
+        return self._taken()[1]
 
     @property
     def memory(self) -> DeviceMemory:
-        """The buffer; errors as of `place`."""
-        return self.place[0].memory
+        """The buffer; errors as of `pool`."""
+        return self.pool.memory
 
     def drop_last(self, count: int) -> None:
         """Leaves the rows where they are; new tokens are written over them."""
         self.lengths = [length - count for length in self.lengths]
+
+    def _taken(self) -> tuple[EnginePool, int]:
+        if self.place is None:
+            pool = self._find()
+            self.place = pool, pool.enter(self)
+        return self.place
 
 
 class EngineDecoder:
@@ -120,9 +143,11 @@ class EngineDecoder:
         self._past = manifest.graph(manifest.decoder_name).past
         self._layout = cache_layout(manifest)
         self.max_batch = self._layout.batch
-        self._stream = self._engine.device.stream
-        self._buffers = Buffers(self._layout.size, self._stream)
-        self._pools: WeakSet[EnginePool] = WeakSet()
+        stream = self._engine.device.stream
+        self._buffers = Buffers(self._layout.size, stream)
+        pool = partial(EnginePool, self._buffers, self._layout, stream)
+        # Of no engine: caches live on where a decoder is dropped to make room.
+        self._find = partial(with_room, WeakSet[EnginePool](), pool)
         self._lanes: dict[tuple[str, int, bool], Lane] = {}
         self.dtype = self._engine.dtype("inputs_embeds")
 
@@ -133,7 +158,7 @@ class EngineDecoder:
 
     def new_cache(self) -> EngineCache:
         """An empty cache; it takes no memory yet."""
-        return EngineCache(self._pool, self._layers)
+        return EngineCache(self._find, self._layers)
 
     def close(self) -> None:
         """Nothing: engines go with this object, and caches hold none."""
@@ -156,7 +181,10 @@ class EngineDecoder:
         require_logits(rows, self._engine.shapes["logits"][1])
         for step in steps:
             require_rows(max(step.cache.lengths), len(step.embeds), self.rows)
-        planned = runs(steps, self.max_batch, lambda cache: id(cache.place[0]), self._chunks)
+        single = [step.cache for step in steps if len(step.embeds) == 1]
+        for cache, pool in moves(single, self.max_batch):
+            pool.receive(cache)
+        planned = runs(steps, self.max_batch, lambda cache: id(cache.pool), self._chunks)
         return run_all(steps, planned, rows, self._step)
 
     def prefill(
@@ -201,7 +229,7 @@ class EngineDecoder:
     def _step(self, steps: Sequence[Step]) -> list[npt.NDArray[np.float32]]:
         """One run of the engine: logits [1, V] of each sequence."""
         engine, count, caches = self._engine, len(steps[0].embeds), [step.cache for step in steps]
-        pool, slots = caches[0].place[0], [cache.place[1] for cache in caches]
+        pool, slots = caches[0].pool, [cache.slot for cache in caches]
         begin, crowded = starts(pool, slots, count, self.rows)
         told = caches[0].lengths if self.max_batch == 1 else begin
         feeds = inputs(steps, slots, self.max_batch, self.dtype, self._planes)
@@ -214,10 +242,6 @@ class EngineDecoder:
         for cache in caches:
             cache.lengths = [length + count for length in cache.lengths]
         return [np.asarray(logits[slot], np.float32) for slot in slots]
-
-    def _pool(self) -> EnginePool:
-        """One with room, or a new one."""
-        return with_room(self._pools, lambda: EnginePool(self._buffers, self._layout, self._stream))
 
     def _lane(self, engine: Engine, profile: int, past: Sequence[str], *, graphs: bool) -> Lane:
         key = (engine.name, profile, graphs)
