@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fico_export.bundle import graph_names
 from fico_export.bundle.engines import Sizes
 from fico_export.bundle.external import external_files
 from fico_export.bundle.manifest import Graph, Manifest
@@ -71,7 +72,7 @@ def plan(bundle: Path, manifest: Manifest, graphs: Sequence[str] = (), *, profil
 
 def wanted(manifest: Manifest) -> list[str]:
     """The graphs that a runtime needs engines of: it reads the rows of an embedding table by itself."""
-    spared = {"embed_tokens"} if manifest.embedding is not None else set()
+    spared = {graph_names.EMBEDDING} if manifest.embedding is not None else set()
     return [name for name in manifest.graphs if name not in spared]
 
 
@@ -99,7 +100,7 @@ def _require_static_cache(bundle: Path, manifest: Manifest, name: str) -> None:
     shapes = graph.shapes()
     for past in graph.past:
         if isinstance(shapes[past][2], str):
-            others = [other for other in wanted(manifest) if not other.startswith("decoder_")]
+            others = [other for other in wanted(manifest) if other not in graph_names.DECODERS]
             alone = f", or build the rest: --graph {' --graph '.join(others)}" if others else ""
             raise ConfigError(
                 f"{name} of {bundle} has a cache that grows (target {manifest.target}); an engine needs a static one",
@@ -118,7 +119,7 @@ def _profiles(manifest: Manifest, name: str, rows: int | None, count: int) -> li
     if SEQUENCE not in free:
         return [fixed]
     most = min(rows or manifest.decoder.context, manifest.decoder.context)
-    if name == "decoder_prefill":
+    if name == graph_names.PREFILL:
         least = (
             manifest.reduction.handed_over + 2
         )  # a reducing prefill has a picture and a word on either side of it

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from fico_export.bundle import graph_names
+
 if TYPE_CHECKING:
     from fico_export.bundle.manifest import Manifest
 
 # Tensors without which a graph is of no use.
 _VISION = {"pixel_values", "image_features"}
 _NEEDED = {
-    "embed_tokens": {"input_ids", "inputs_embeds"},
-    "decoder_model_merged": {"inputs_embeds", "logits"},
-    "decoder_with_past": {"inputs_embeds", "logits"},
-    "decoder_prefill": {"inputs_embeds", "logits"},
+    graph_names.EMBEDDING: {"input_ids", "inputs_embeds"},
+    graph_names.DECODER: {"inputs_embeds", "logits"},
+    graph_names.WITH_PAST: {"inputs_embeds", "logits"},
+    graph_names.PREFILL: {"inputs_embeds", "logits"},
 }
 
 

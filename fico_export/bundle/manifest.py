@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError
 
 from fico_export import documents, extras
+from fico_export.bundle import graph_names
 from fico_export.bundle.bounds import (
     MAX_FILES,
     BundlePath,
@@ -319,7 +320,7 @@ class Manifest(Record):
     @property
     def decoder_name(self) -> str:
         """The graph that runs tokens after a cache."""
-        return "decoder_with_past" if self.reduction.in_decoder else "decoder_model_merged"
+        return graph_names.WITH_PAST if self.reduction.in_decoder else graph_names.DECODER
 
     @property
     def cache_rows(self) -> int | None:

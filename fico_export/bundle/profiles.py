@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from fico_export.bundle import graph_names
 from fico_export.bundle.bounds import Count, GraphName, Label, Positive, Record
 
 MAX_AXES = 4
@@ -101,7 +102,7 @@ def of_schema_3(content: dict[str, Any]) -> dict[str, Any]:
 def _square(side: Any, grid: Any, visual_tokens: Any, handed_over: Any, patch_size: Any) -> dict[str, Any]:
     return {
         "name": "square",
-        "graph": "vision_encoder",
+        "graph": graph_names.VISION,
         "tile_grid": (1, 1),
         "tiles": 1,
         "patch_grid": grid,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 import torch
 
+from fico_export.bundle import graph_names
 from fico_export.bundle.manifest import Quantization
 from fico_export.bundle.profiles import Profile
 from fico_export.devices.targets import Target
@@ -109,9 +110,9 @@ def graph_jobs(
 
     first = of_images(model.profile)
     jobs = [first, *(of_images(profile, first) for profile in model.profiles[1:])]
-    jobs.append(job("embed_tokens", model.embed_tokens, floats))
+    jobs.append(job(graph_names.EMBEDDING, model.embed_tokens, floats))
     if clip := model.clip if plan.reads("clip_text") else None:
-        jobs.append(job("clip_text", clip.text_graph, floats, static=True))
+        jobs.append(job(graph_names.CLIP_TEXT, clip.text_graph, floats, static=True))
     config, inside = model.decoder_config, plan.at(Site.DECODER_LAYER)
     form, opset = (
         decoders.form(target.decoder, per_layer=inside is not None),
@@ -124,7 +125,7 @@ def graph_jobs(
         return [
             *jobs,
             job(
-                "decoder_model_merged",
+                graph_names.DECODER,
                 lambda dtype: form.module(few, dtype, max_context, False, max_batch),
                 decoder,
                 opset=opset,
@@ -132,13 +133,13 @@ def graph_jobs(
             ),
         ]
     with_past = job(
-        "decoder_with_past",
+        graph_names.WITH_PAST,
         lambda dtype: form.module(config, dtype, max_context, True, 1),
         decoder,
         opset=opset,
     )
     prefill = job(
-        "decoder_prefill",
+        graph_names.PREFILL,
         lambda dtype: Prefill(config, inside, model.profile.token_grid, dtype),
         decoder,
         shares=with_past,

@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from fico_export.bundle import files, manifest
+from fico_export.bundle import files, graph_names, manifest
 from fico_export.bundle.output import written_folder
 from fico_export.devices import catalog, targets
 from fico_export.errors import ConfigError
@@ -156,7 +156,7 @@ def _write_graphs(
             progress.stage(f"write {job.name}", weights.unwritten_bytes(graph))
             weights.save(graph, folder / job.file, progress.advance)
         graphs[job.name] = _describe(job, graph)
-        if job.name == "embed_tokens":
+        if job.name == graph_names.EMBEDDING:
             embedding = _table(graph)
         progress.stage(f"check {job.name}")
         checks.check_graph(

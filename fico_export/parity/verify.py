@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fico_export.bundle import graph_names
 from fico_export.bundle.manifest import Manifest
 from fico_export.devices.memory import available_bytes
 from fico_export.errors import EngineError
@@ -84,7 +85,7 @@ def verify_bundle(folder: Path, checkpoint: SourceModel, *, progress: Progress) 
         return report
     copies = 3.2 if manifest.reduction.in_decoder else 2.2
     if note := _no_room(checkpoint, copies):
-        for graph in ("tower", *(name for name in manifest.graphs if name != "vision_encoder"), "answers"):
+        for graph in ("tower", *(name for name in manifest.graphs if name != graph_names.VISION), "answers"):
             report.checks.append(Check(graph, "compared with transformers", None, None, True, note))
         return report
     if checkpoint.clip is not None:
@@ -137,7 +138,7 @@ def _int4(report: Report, vlm: Vlm, exact: SourceModel, checkpoint: SourceModel,
     if not inside:
         return
     if note := _no_room(checkpoint, 1.2):
-        report.checks.append(Check("decoder_prefill", "compared with torch", None, None, True, note))
+        report.checks.append(Check(graph_names.PREFILL, "compared with torch", None, None, True, note))
         return
     progress.stage("verify decoder_prefill")
     reduction = vlm.manifest.reduction
@@ -198,10 +199,10 @@ def _vision(
         f"scores tie in {len(tied)} of {len(pixels)} pictures: torch parts with itself there" if tied else ""
     )
     report.checks.append(
-        Check("vision_encoder", "kept-index agreement", agreements[worst], floors[worst], True, note)
+        Check(graph_names.VISION, "kept-index agreement", agreements[worst], floors[worst], True, note)
     )
     if pairs or tied:
-        _compare(report, "vision_encoder", pairs or tied)
+        _compare(report, graph_names.VISION, pairs or tied)
 
 
 def _own_agreement(
@@ -238,7 +239,7 @@ def _embed(report: Report, vlm: Vlm, reference: Embedder) -> None:
     ids = _token_ids(vlm.manifest, 32)
     expected = reference.embed(ids)
     # The graph, and the rows that our runtime reads without it.
-    _compare(report, "embed_tokens", [(vlm.embed_by_graph(ids), expected), (vlm.embed(ids), expected)])
+    _compare(report, graph_names.EMBEDDING, [(vlm.embed_by_graph(ids), expected), (vlm.embed(ids), expected)])
 
 
 def _clip_text(report: Report, vlm: Vlm, folder: Path) -> None:
@@ -247,7 +248,7 @@ def _clip_text(report: Report, vlm: Vlm, folder: Path) -> None:
     for prompt in (QUESTION, QUESTION * 20):
         rows = clip_text_rows(folder, vlm.clip_text.segments(prompt))
         pairs.append((vlm.clip_text(prompt), rows.mean(0, keepdims=True)))
-    _compare(report, "clip_text", pairs)
+    _compare(report, graph_names.CLIP_TEXT, pairs)
 
 
 def _decoder(report: Report, vlm: Vlm, reference: AnyReference) -> None:
@@ -288,8 +289,8 @@ def _prefill(report: Report, vlm: Vlm, reference: Embedder, reduced: ReducedRefe
             (logits,) = vlm.decoder.step([Step(cache, vlm.embed([token]), where)])
             pairs.append((logits[None], reduced.append(reference.embed([token]), where)[None]))
     threshold = INDEX_AGREEMENT[report.precision]
-    report.checks.append(Check("decoder_prefill", "kept-index agreement", min(agreements), threshold, True))
-    _compare(report, "decoder_prefill", pairs)
+    report.checks.append(Check(graph_names.PREFILL, "kept-index agreement", min(agreements), threshold, True))
+    _compare(report, graph_names.PREFILL, pairs)
 
 
 def _token_ids(manifest: Manifest, count: int) -> list[int]:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fico_export import documents, tokenizer
+from fico_export.bundle import graph_names
 from fico_export.bundle.manifest import CLIP_TOKENIZER, Manifest
 from fico_export.errors import BundleError, EngineError
 from fico_export.runtime.backends.base import Session
@@ -26,7 +27,7 @@ class ClipText:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, session: Session) -> None:
-        graph = manifest.graph("clip_text")
+        graph = manifest.graph(graph_names.CLIP_TEXT)
         path, fix = folder / manifest.require(CLIP_TOKENIZER), "export or copy the bundle again"
         text = documents.read_text(path, error=BundleError, fix=fix)
         self._tokenizer = tokenizer.read(text, str(path), error=BundleError, fix=fix)

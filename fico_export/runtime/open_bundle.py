@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fico_export import documents
-from fico_export.bundle import files, generation_config
+from fico_export.bundle import files, generation_config, graph_names
 from fico_export.bundle.manifest import Manifest
 from fico_export.bundle.profiles import Profile
 from fico_export.devices.memory import give_back
@@ -113,8 +113,8 @@ class OpenBundle:
     def clip_text(self) -> ClipText:
         """CLIP's text tower, of a bundle whose method compares the picture with the prompt in CLIP's space."""
         return self._opened(
-            "clip_text",
-            lambda graphs: ClipText(self.folder, self.manifest, graphs.session("clip_text")),
+            graph_names.CLIP_TEXT,
+            lambda graphs: ClipText(self.folder, self.manifest, graphs.session(graph_names.CLIP_TEXT)),
         )
 
     def _vision(self, profile: Profile) -> Session:

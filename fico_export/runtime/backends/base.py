@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fico_export.bundle import graph_names
 from fico_export.bundle.manifest import Manifest
 from fico_export.devices.nvidia import Runtime
 from fico_export.errors import FicoError, InputError
@@ -167,8 +168,8 @@ class Backend:
 def loading_steps(manifest: Manifest) -> list[list[str]]:
     """Names of the graphs to load, in groups: those of one step, which are needed together."""
     names = [*manifest.graphs]
-    decoder = [name for name in names if name.startswith("decoder_")]
-    by_rows = ["embed_tokens"] if manifest.embedding else []
+    decoder = [name for name in names if name in graph_names.DECODERS]
+    by_rows = [graph_names.EMBEDDING] if manifest.embedding else []
     return [decoder, *([name] for name in names if name not in (*decoder, *by_rows))]
 
 

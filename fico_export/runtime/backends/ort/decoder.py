@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from fico_export.bundle import graph_names
 from fico_export.bundle.manifest import Manifest
 from fico_export.errors import EngineError, InputError
 from fico_export.runtime.backends.base import Array, Cache, Step, present_of, require_rows
@@ -46,7 +47,7 @@ class Decoder:
         self._store = self._make_store(manifest)
         self._prefill: ort.InferenceSession | None = None
         if self.reduces:
-            file = manifest.graph("decoder_prefill").file
+            file = manifest.graph(graph_names.PREFILL).file
             self._prefill = open_session(folder / file, provider, threads)
 
     def new_cache(self) -> Cache:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fico_export.bundle import graph_names
 from fico_export.bundle.manifest import Manifest
 from fico_export.devices.memory import available_bytes
 from fico_export.errors import ConfigError
@@ -50,4 +51,6 @@ def needed_bytes(manifest: Manifest, graphs: Sequence[str]) -> int:
 
 def _is_fp16(manifest: Manifest, graph: str) -> bool:
     """Whether a graph's weights are: of an INT4 bundle, all but the decoder's."""
-    return manifest.precision == "fp16" or (manifest.precision == "int4" and not graph.startswith("decoder_"))
+    return manifest.precision == "fp16" or (
+        manifest.precision == "int4" and graph not in graph_names.DECODERS
+    )

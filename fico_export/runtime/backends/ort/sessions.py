@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from fico_export.bundle import graph_names
 from fico_export.bundle.manifest import Manifest
 from fico_export.devices.memory import give_back
 from fico_export.errors import ConfigError, EngineError
@@ -61,4 +62,4 @@ def open_embedding(folder: Path, manifest: Manifest, threads: int) -> ort.Infere
     Raises:
         EngineError: as of `open_session`.
     """
-    return open_session(folder / manifest.graph("embed_tokens").file, CPU, threads)
+    return open_session(folder / manifest.graph(graph_names.EMBEDDING).file, CPU, threads)

@@ -10,6 +10,7 @@ from weakref import WeakSet
 import numpy as np
 import numpy.typing as npt
 
+from fico_export.bundle import graph_names
 from fico_export.bundle.manifest import Manifest
 from fico_export.errors import EngineError, InputError
 from fico_export.runtime.backends.base import Array, Step, present_of, require_rows
@@ -139,7 +140,7 @@ class EngineDecoder:
         self.reduces = manifest.reduction.in_decoder
         self._layers, self._planes, self._graphs = manifest.decoder.layers, manifest.planes, graphs
         self._engine = open_engine(manifest.decoder_name)
-        self._starter = open_engine("decoder_prefill") if self.reduces else None
+        self._starter = open_engine(graph_names.PREFILL) if self.reduces else None
         self._past = manifest.graph(manifest.decoder_name).past
         self._layout = cache_layout(manifest)
         self.max_batch = self._layout.batch

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from fico_export.bundle import graph_names
 from fico_export.bundle.engine_check import (
     Host,
     builds_of,
@@ -93,7 +94,7 @@ class Engines:
 
 def needed_graphs(manifest: Manifest) -> list[str]:
     """Graphs that must be engines: all but the lookup of embeddings, which stays in host memory."""
-    return [name for name in manifest.graphs if name != "embed_tokens"]
+    return [name for name in manifest.graphs if name != graph_names.EMBEDDING]
 
 
 def fitting_build(folder: Path, manifest: Manifest, backend: str) -> Build:

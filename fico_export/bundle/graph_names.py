@@ -1,0 +1,15 @@
+"""Names of a bundle's graphs, in the manifest and, with a suffix for the precision, of their files."""
+
+from __future__ import annotations
+
+VISION = "vision_encoder"
+"""Of the first profile; that of another profile has the profile's name after it."""
+
+EMBEDDING = "embed_tokens"
+CLIP_TEXT = "clip_text"
+DECODER = "decoder_model_merged"
+PREFILL = "decoder_prefill"
+"""With `WITH_PAST`, in the place of `DECODER` where the decoder reduces visual tokens."""
+
+WITH_PAST = "decoder_with_past"
+DECODERS = (DECODER, PREFILL, WITH_PAST)
