@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fico_export.models.clip_text import Clip
     from fico_export.models.source import Architecture, SourceModel
     from fico_export.parity.report import Report
-    from fico_export.runtime.images import ImageSource
+    from fico_export.runtime.inputs.images import ImageSource
     from fico_export.runtime.vlm import Vlm
 
 OriginT = TypeVar("OriginT", "SourceModel", "Clip")
@@ -175,7 +175,7 @@ def report(
     """
     from fico_export import models
     from fico_export.report.write import ReportRequest, write_report
-    from fico_export.runtime.images import image_list
+    from fico_export.runtime.inputs.images import image_list
 
     def checkpoint(folder: Path, manifest: Manifest) -> SourceModel:
         source = manifest.model.source
@@ -260,8 +260,8 @@ def _require_answerable(checkpoint: SourceModel, progress: Progress) -> None:
     """
     from PIL import Image
 
-    from fico_export.runtime.preprocess import ImageProcessor
-    from fico_export.runtime.prompt import Message, PromptFormatter
+    from fico_export.runtime.inputs.preprocess import ImageProcessor
+    from fico_export.runtime.inputs.prompt import Message, PromptFormatter
 
     texts = checkpoint.files()
     for text in texts.warnings:

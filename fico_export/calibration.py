@@ -13,13 +13,13 @@ from fico_export.errors import ConfigError
 from fico_export.exporter.stream import Tokens
 from fico_export.models.decoders.base import EMBEDDINGS
 from fico_export.models.source import SourceModel
-from fico_export.runtime.image_sources import beside
-from fico_export.runtime.images import ImageFeatures, ImageSource, load_image
-from fico_export.runtime.layout import Layout
-from fico_export.runtime.layouts.base import NONE
-from fico_export.runtime.positions import as_input
-from fico_export.runtime.preprocess import ImageProcessor
-from fico_export.runtime.prompt import Message, PromptFormatter
+from fico_export.runtime.inputs.image_sources import beside
+from fico_export.runtime.inputs.images import ImageFeatures, ImageSource, load_image
+from fico_export.runtime.inputs.layout import Layout
+from fico_export.runtime.inputs.layouts.base import NONE
+from fico_export.runtime.inputs.positions import as_input
+from fico_export.runtime.inputs.preprocess import ImageProcessor
+from fico_export.runtime.inputs.prompt import Message, PromptFormatter
 
 _LINE = '{"image": "picture.png", "prompt": "What is in the picture?"}'
 

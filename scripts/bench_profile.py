@@ -28,7 +28,7 @@ from fico_export.profile.measure import PAUSE_SECONDS, ProfileRequest, profile
 from fico_export.profile.picture import PROMPT, drawn
 from fico_export.profile.subject import Subject
 from fico_export.profile.worker import Job
-from fico_export.runtime import generation
+from fico_export.runtime import conversation, scheduler
 from fico_export.runtime.sampling import Sampling
 from fico_export.runtime.vlm import Vlm
 
@@ -71,7 +71,8 @@ def main() -> None:
 
 def overhead(args: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
     """Time per token as it is profiled over that without the stages' clocks, by the wall's time and the CPU's."""
-    generation._Clock = NoClock  # type: ignore[assignment, misc]
+    conversation._Clock = NoClock  # type: ignore[assignment, misc]
+    scheduler._note_time = lambda sequence, ms: None
     bare = fico_export.load(args.bundle, backend="ort-cpu", threads=args.threads)
     job = Job(str(args.bundle.resolve()), None, PROMPT, "ort-cpu", args.threads, tempfile.gettempdir())
     profiled: dict[int, list[dict[str, Any]]] = {args.new_tokens: [], 1: []}

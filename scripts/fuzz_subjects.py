@@ -23,8 +23,8 @@ from fico_export.bundle.recipe import Recipe
 from fico_export.bundle.unpack import unpack
 from fico_export.demo.checkpoint import write_random_checkpoint
 from fico_export.logs.read import read_logs
-from fico_export.runtime.images import load_image
-from fico_export.runtime.prompt import Message, PromptFormatter
+from fico_export.runtime.inputs.images import load_image
+from fico_export.runtime.inputs.prompt import Message, PromptFormatter
 from fico_export.runtime.vlm import Vlm
 
 MANIFEST = "manifest.json"

@@ -26,7 +26,7 @@ from fico_export.exporter.stream import Streamed, Tokens
 from fico_export.models.source import SourceModel
 from fico_export.models.weights import Weights
 from fico_export.progress import Silent
-from fico_export.runtime.prompt import PromptFormatter
+from fico_export.runtime.inputs.prompt import PromptFormatter
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "demo" / "golden.json"
 EMBEDDINGS = "language_model.embed_tokens.weight"

@@ -57,7 +57,7 @@ class Profile(Record):
 
 
 class LayoutRecord(Record):
-    """How a prompt shows an image: a rule of `runtime/layouts/`, with the numbers that it goes by.
+    """How a prompt shows an image: a rule of `runtime/inputs/layouts/`, with the numbers that it goes by.
 
     Attributes:
         rule: file name of the rule.

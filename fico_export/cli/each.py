@@ -14,7 +14,7 @@ from fico_export.cli.console import StageProgress, print_json, say
 from fico_export.errors import ImageWarning, InputError
 
 if TYPE_CHECKING:
-    from fico_export.runtime.images import ImageSource
+    from fico_export.runtime.inputs.images import ImageSource
 
 _FAILED = 1
 
@@ -47,7 +47,7 @@ def run_each(images: Sequence[ImageSource], ask: Callable[[ImageSource], dict[st
 
 
 def _line(image: ImageSource, ask: Callable[[ImageSource], dict[str, Any]]) -> dict[str, Any]:
-    from fico_export.runtime.image_sources import label_of
+    from fico_export.runtime.inputs.image_sources import label_of
 
     line: dict[str, Any] = {"image": label_of(image)}
     with warnings.catch_warnings(record=True) as caught:

@@ -16,8 +16,8 @@ from fico_export.cli.console import say
 from fico_export.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from fico_export.runtime.deep_images import Range
-    from fico_export.runtime.images import ImageSource
+    from fico_export.runtime.inputs.deep_images import Range
+    from fico_export.runtime.inputs.images import ImageSource
 
 STDIN = "-"
 _NAMES_SHOWN = 5
@@ -48,7 +48,7 @@ def image_range(text: str | None) -> Range | None:
     Raises:
         ConfigError: they are not two finite numbers, the lower first.
     """
-    from fico_export.runtime.deep_images import check_range
+    from fico_export.runtime.inputs.deep_images import check_range
 
     if text is None:
         return None
@@ -75,7 +75,7 @@ def opened(values: Sequence[str] | None) -> list[ImageSource]:
 
 def paths_of(sources: Sequence[ImageSource | None]) -> list[Path]:
     """The files among the sources, which a result must not replace."""
-    from fico_export.runtime.image_sources import path_of
+    from fico_export.runtime.inputs.image_sources import path_of
 
     return [path for source in sources if source is not None and (path := path_of(source)) is not None]
 
@@ -135,7 +135,7 @@ def image_warnings_said() -> Iterator[None]:
 
 
 def _standard_input() -> ImageSource:
-    from fico_export.runtime.image_sources import read_source
+    from fico_export.runtime.inputs.image_sources import read_source
 
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError(
@@ -149,7 +149,7 @@ def _standard_input() -> ImageSource:
 
 
 def _is_folder(source: ImageSource) -> bool:
-    from fico_export.runtime.image_sources import path_of
+    from fico_export.runtime.inputs.image_sources import path_of
 
     try:
         path = path_of(source)
@@ -159,7 +159,7 @@ def _is_folder(source: ImageSource) -> bool:
 
 
 def _in_folder(folder: Path, *, recursive: bool) -> list[ImageSource]:
-    from fico_export.runtime.image_kinds import looks_like_image
+    from fico_export.runtime.inputs.image_kinds import looks_like_image
 
     try:
         every = sorted(folder.rglob("*") if recursive else folder.iterdir())

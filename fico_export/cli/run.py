@@ -40,7 +40,7 @@ from fico_export.errors import ConfigError
 
 if TYPE_CHECKING:
     from fico_export.runtime.answer import Answer
-    from fico_export.runtime.images import ImageSource
+    from fico_export.runtime.inputs.images import ImageSource
     from fico_export.runtime.vlm import Vlm
 
 
@@ -89,7 +89,7 @@ def command(
 
     How tokens are chosen is what the checkpoint's generation_config.json says; flags win over it.
     """
-    from fico_export.runtime.prompt import Message
+    from fico_export.runtime.inputs.prompt import Message
     from fico_export.runtime.vlm import Vlm
 
     if recursive and not each:

@@ -68,7 +68,7 @@ def command(
     from fico_export.bundle.output import require_writable, written_file
     from fico_export.report.kept import kept
     from fico_export.report.overlay import fitted, lit, marked
-    from fico_export.runtime.images import load_image
+    from fico_export.runtime.inputs.images import load_image
     from fico_export.runtime.vlm import Vlm
 
     source = opened([image])[0]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fico_export.runtime.answer import Answer
     from fico_export.runtime.conversation import Conversation
-    from fico_export.runtime.deep_images import Range
+    from fico_export.runtime.inputs.deep_images import Range
     from fico_export.runtime.sampling import Sampling
     from fico_export.runtime.vlm import Vlm
 
@@ -81,8 +81,8 @@ class Talk:
         Raises:
             InputError: it cannot be used.
         """
-        from fico_export.runtime.image_sources import label_of
-        from fico_export.runtime.images import load_image
+        from fico_export.runtime.inputs.image_sources import label_of
+        from fico_export.runtime.inputs.images import load_image
 
         if name == "-":
             raise InputError(

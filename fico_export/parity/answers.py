@@ -22,7 +22,7 @@ from fico_export.parity.prompts import (
 )
 from fico_export.parity.reference import AnyReference, ReducedReference
 from fico_export.parity.report import PROCESSED, Check
-from fico_export.runtime.positions import following
+from fico_export.runtime.inputs.positions import following
 from fico_export.runtime.sampling import GREEDY
 from fico_export.runtime.vlm import Vlm
 

@@ -19,8 +19,8 @@ from fico_export.models.decoders.base import EMBEDDINGS, DecoderConfig
 from fico_export.models.weights import Weights
 from fico_export.parity.report import Check, Report
 from fico_export.progress import Progress
-from fico_export.runtime.layouts.base import Index
-from fico_export.runtime.positions import as_input
+from fico_export.runtime.inputs.layouts.base import Index
+from fico_export.runtime.inputs.positions import as_input
 
 
 def rounded(folder: Path, checkpoint: Weights, record: Quantization) -> Weights:

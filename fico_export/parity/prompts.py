@@ -11,8 +11,8 @@ from PIL import Image
 
 from fico_export.parity.int4 import StreamedReference
 from fico_export.parity.reference import AnyReference
-from fico_export.runtime.layouts.base import NONE
-from fico_export.runtime.prompt import Message
+from fico_export.runtime.inputs.layouts.base import NONE
+from fico_export.runtime.inputs.prompt import Message
 from fico_export.runtime.vlm import Vlm
 
 Embedder = AnyReference | StreamedReference  # all have the embedding table

@@ -19,8 +19,8 @@ from fico_export.models.parts.transformers_quiet import quiet_transformers
 from fico_export.models.source import SourceModel
 from fico_export.reducers.base.plan import ReductionPlan
 from fico_export.reducers.base.reducer import Site
-from fico_export.runtime.layouts.base import Index
-from fico_export.runtime.positions import as_input
+from fico_export.runtime.inputs.layouts.base import Index
+from fico_export.runtime.inputs.positions import as_input
 
 
 class Reference:

@@ -35,8 +35,8 @@ from fico_export.parity.reference import (
 from fico_export.parity.report import Check, Report
 from fico_export.progress import Progress
 from fico_export.runtime.backends.base import Step
-from fico_export.runtime.images import Pixels
-from fico_export.runtime.positions import following
+from fico_export.runtime.inputs.images import Pixels
+from fico_export.runtime.inputs.positions import following
 from fico_export.runtime.sampling import GREEDY
 from fico_export.runtime.vlm import Vlm
 

@@ -23,8 +23,8 @@ from fico_export.progress import Progress, Silent
 from fico_export.runtime.backends import AUTO
 from fico_export.runtime.backends.base import Backend, loading_steps
 from fico_export.runtime.backends.choice import choose
-from fico_export.runtime.image_sources import ImageSource, label_of, read_source
-from fico_export.runtime.images import load_image
+from fico_export.runtime.inputs.image_sources import ImageSource, label_of, read_source
+from fico_export.runtime.inputs.images import load_image
 
 # ONNX Runtime's threads spin on for some 20 ms after a run, and would take the cores from the bundle whose turn is next.
 PAUSE_SECONDS = 0.05

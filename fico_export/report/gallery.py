@@ -16,7 +16,7 @@ from fico_export.bundle.profiles import Profile
 from fico_export.report.geometry import patches_of
 from fico_export.report.kept import Kept, kept
 from fico_export.report.overlay import fitted, flows, lit, merged_into
-from fico_export.runtime.image_sources import ImageSource, label_of, path_of
+from fico_export.runtime.inputs.image_sources import ImageSource, label_of, path_of
 from fico_export.runtime.vlm import Vlm
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fico_export.bundle.profiles import Profile
-from fico_export.runtime.layouts.base import Box, Tile
+from fico_export.runtime.inputs.layouts.base import Box, Tile
 
 UNSEEN = -1
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fico_export.errors import InputError
 from fico_export.report.geometry import View, patches_of, view
-from fico_export.runtime.images import ImageSource, load_image
+from fico_export.runtime.inputs.images import ImageSource, load_image
 from fico_export.runtime.vlm import Vlm
 
 

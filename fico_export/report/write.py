@@ -18,8 +18,8 @@ from fico_export.progress import Progress
 from fico_export.report import charts, evidence
 from fico_export.report.gallery import Item, Tracer, item
 from fico_export.report.page import Bundle, Content, render
-from fico_export.runtime.image_sources import ImageSource, path_of
-from fico_export.runtime.images import load_image
+from fico_export.runtime.inputs.image_sources import ImageSource, path_of
+from fico_export.runtime.inputs.images import load_image
 from fico_export.runtime.vlm import Vlm
 
 if TYPE_CHECKING:

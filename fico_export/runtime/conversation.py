@@ -16,12 +16,12 @@ import numpy.typing as npt
 from fico_export.errors import ConfigError, InputError
 from fico_export.runtime import scheduler
 from fico_export.runtime.answer import Answer, Stream, Wish
-from fico_export.runtime.images import ImageFeatures, Images, Pixels, Range, image_list
-from fico_export.runtime.layout import LaidOut, require_room
-from fico_export.runtime.layouts.base import NONE
+from fico_export.runtime.inputs.images import ImageFeatures, Images, Pixels, Range, image_list
+from fico_export.runtime.inputs.layout import LaidOut, require_room
+from fico_export.runtime.inputs.layouts.base import NONE
+from fico_export.runtime.inputs.prompt import Message
 from fico_export.runtime.open_bundle import OpenBundle
 from fico_export.runtime.prefix import Prefix, Rows
-from fico_export.runtime.prompt import Message
 from fico_export.runtime.sampling import Sampler, Sampling
 from fico_export.runtime.sequence import Sequence as Running
 from fico_export.runtime.streaming import StopStrings

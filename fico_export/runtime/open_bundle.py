@@ -22,13 +22,13 @@ from fico_export.errors import BundleError, ConfigError, EngineError, InputError
 from fico_export.runtime.backends import AUTO
 from fico_export.runtime.backends.base import AnyDecoder, Graphs, Session, loading_steps
 from fico_export.runtime.backends.choice import choose
-from fico_export.runtime.clip_text import ClipText
-from fico_export.runtime.embedding import open_table, rows
-from fico_export.runtime.images import ImageFeatures, ImageSource, Pixels, Range, load_image
-from fico_export.runtime.layout import Layout
-from fico_export.runtime.layouts.base import Size
-from fico_export.runtime.preprocess import ImageProcessor
-from fico_export.runtime.prompt import PromptFormatter
+from fico_export.runtime.inputs.clip_text import ClipText
+from fico_export.runtime.inputs.embedding import open_table, rows
+from fico_export.runtime.inputs.images import ImageFeatures, ImageSource, Pixels, Range, load_image
+from fico_export.runtime.inputs.layout import Layout
+from fico_export.runtime.inputs.layouts.base import Size
+from fico_export.runtime.inputs.preprocess import ImageProcessor
+from fico_export.runtime.inputs.prompt import PromptFormatter
 from fico_export.runtime.sampling import Sampler, Sampling
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fico_export.runtime.backends.base import Array, Cache, Step
-from fico_export.runtime.layouts.base import Index
+from fico_export.runtime.inputs.layouts.base import Index
 from fico_export.runtime.open_bundle import OpenBundle
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fico_export.runtime.answer import Answer, Stream
 from fico_export.runtime.conversation import Conversation
-from fico_export.runtime.images import Images, Range
+from fico_export.runtime.inputs.images import Images, Range
 from fico_export.runtime.open_bundle import OpenBundle
 from fico_export.runtime.sampling import Sampling
 

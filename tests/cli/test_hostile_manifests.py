@@ -170,7 +170,7 @@ def test_files_of_the_users_own_do_not_stop_a_run_and_are_named(fico, own):
         ({"profiles__0__patch_size": 15}, ["contradicts itself", "15 px in 112 px"]),
         ({"profiles__0__tiles": 10**9}, ["profiles.0.tiles"]),
         ({"profiles__0__tiles": 2}, ["contradicts itself"]),
-        ({"profiles__0__graph": "embed_tokens"}, ["contradicts itself", "has no pixel_values"]),
+        ({"profiles__0__graph": "embed_tokens"}, ["contradicts itself", "has no image_features"]),
         ({"profiles": []}, ["profiles"]),
         ({"layout__rule": "../../evil"}, ["layout.rule"]),
         ({"layout__numbers": {"newline": -1}}, ["layout.numbers.newline"]),

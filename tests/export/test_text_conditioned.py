@@ -22,8 +22,8 @@ from fico_export.exporter.lint import lint
 from fico_export.models.clip_text import open_clip
 from fico_export.models.parts.transformers_quiet import quiet_transformers
 from fico_export.runtime.backends.ort.sessions import open_session
-from fico_export.runtime.clip_text import ClipText
-from fico_export.runtime.preprocess import ImageProcessor
+from fico_export.runtime.inputs.clip_text import ClipText
+from fico_export.runtime.inputs.preprocess import ImageProcessor
 
 PROMPTS = ("What is in the picture?", "the the the", "Where is the RED sign, and what does it say? 42 🐈", "")
 

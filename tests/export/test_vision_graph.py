@@ -23,7 +23,7 @@ from fico_export.exporter import checks, trace, weights
 from fico_export.exporter.lint import lint
 from fico_export.parity.verify import pictures
 from fico_export.reducers.base.reducer import Site
-from fico_export.runtime.preprocess import ImageProcessor
+from fico_export.runtime.inputs.preprocess import ImageProcessor
 
 BUDGETS = (1, 2, 16, 33, 64, 128, 192, 575, 576)
 METHODS = [name for name in reducers.names() if name != "none" and reads_the_picture_alone(name)]

@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor
 
 from fico_export import models
 from fico_export.errors import ConfigError
-from fico_export.runtime.preprocess import ImageProcessor
+from fico_export.runtime.inputs.preprocess import ImageProcessor
 
 SIZES = {"size": {"shortest_edge": 112}, "crop_size": {"height": 112, "width": 112}, "resample": 3}
 

@@ -9,7 +9,7 @@ import torch
 from fico_export import models
 from fico_export.parity import verify
 from fico_export.parity.report import Report
-from fico_export.runtime.images import Pixels
+from fico_export.runtime.inputs.images import Pixels
 
 
 def outcome(checkpoint, method, change, precision="fp32"):

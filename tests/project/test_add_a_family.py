@@ -22,7 +22,7 @@ from fico_export.demo.checkpoint import write_tokenizer
 from fico_export.errors import ConfigError
 from fico_export.models import families
 from fico_export.report.kept import view_of
-from fico_export.runtime.prompt import Message
+from fico_export.runtime.inputs.prompt import Message
 
 ROOT = Path(__file__).parents[2]
 (SOURCE,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/add-a-family.md").read_text(), re.DOTALL)

@@ -12,10 +12,10 @@ from fico_export.errors import InputError
 from fico_export.report import kept as keeping
 from fico_export.report.geometry import UNSEEN, patches_of, view
 from fico_export.report.overlay import DARK, fitted, flows, lit, merged_into
-from fico_export.runtime.images import ImageFeatures
-from fico_export.runtime.layout import Layout
-from fico_export.runtime.layouts.base import Tile
-from fico_export.runtime.preprocess import ImageProcessor
+from fico_export.runtime.inputs.images import ImageFeatures
+from fico_export.runtime.inputs.layout import Layout
+from fico_export.runtime.inputs.layouts.base import Tile
+from fico_export.runtime.inputs.preprocess import ImageProcessor
 
 PLAIN = {"do_normalize": False, "do_rescale": False, "image_mean": 0}
 CROPS = {

@@ -13,7 +13,7 @@ from fico_export.bundle.manifest import Manifest
 from fico_export.errors import BundleError, ConfigError, EngineError
 from fico_export.runtime.backends.base import Step
 from fico_export.runtime.backends.ort import decoder as runtime_decoder
-from fico_export.runtime.prompt import Message
+from fico_export.runtime.inputs.prompt import Message
 
 BATCH, ROWS, TURNS = 4, 160, 12
 STATIC = {"max_context": ROWS}

@@ -17,7 +17,7 @@ from fico_export.errors import ConfigError, InputError
 from fico_export.exporter.graphs import graph_jobs
 from fico_export.exporter.lint import lint, read
 from fico_export.models.decoders.reducing import Prefill, WithPast
-from fico_export.runtime.prompt import Message
+from fico_export.runtime.inputs.prompt import Message
 
 QUESTION = "What is in this picture?"
 LAYERS = 6

@@ -9,7 +9,7 @@ from image_files import png_of, ramp, saved, tiff_of
 from PIL import Image
 
 from fico_export.errors import ConfigError, ImageWarning, InputError
-from fico_export.runtime.images import load_image
+from fico_export.runtime.inputs.images import load_image
 
 FILES = {
     "16-bit PNG": lambda: (ramp("u2", 700, 3000), png_of),

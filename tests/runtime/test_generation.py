@@ -8,7 +8,7 @@ from checkpoints import write_tiny
 
 import fico_export
 from fico_export.errors import ConfigError, InputError
-from fico_export.runtime.prompt import Message
+from fico_export.runtime.inputs.prompt import Message
 from fico_export.runtime.sampling import Sampling
 
 QUESTION = "What is in the picture?"

@@ -13,7 +13,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import fico_export
 from fico_export.models.parts.transformers_quiet import quiet_transformers
-from fico_export.runtime.prompt import Message
+from fico_export.runtime.inputs.prompt import Message
 
 pytestmark = pytest.mark.slow
 

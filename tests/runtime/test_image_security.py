@@ -31,7 +31,7 @@ from image_files import (
 from PIL import Image
 
 from fico_export.errors import ImageWarning, InputError
-from fico_export.runtime.images import MAX_PIXELS, load_image
+from fico_export.runtime.inputs.images import MAX_PIXELS, load_image
 
 EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
 %%BoundingBox: 0 0 20 20
@@ -102,7 +102,7 @@ CHILD = r"""
 import json, re, sys, time
 from pathlib import Path
 from fico_export.errors import ImageWarning, InputError
-from fico_export.runtime.images import load_image
+from fico_export.runtime.inputs.images import load_image
 began = time.process_time()
 try:
     load_image(sys.argv[1])

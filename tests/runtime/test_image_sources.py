@@ -16,9 +16,9 @@ from image_files import directory, saved
 from PIL import Image, features
 
 from fico_export.errors import InputError
-from fico_export.runtime import image_sources
-from fico_export.runtime.image_sources import beside, label_of, name_of
-from fico_export.runtime.images import ImageFeatures, image_list, load_image
+from fico_export.runtime.inputs import image_sources
+from fico_export.runtime.inputs.image_sources import beside, label_of, name_of
+from fico_export.runtime.inputs.images import ImageFeatures, image_list, load_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3)).astype(np.uint8)
 PNG = saved(Image.fromarray(PIXELS), "PNG")

@@ -18,9 +18,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from fico_export.errors import ConfigError, InputError
-from fico_export.runtime import images
-from fico_export.runtime.images import load_image
-from fico_export.runtime.preprocess import ImageProcessor
+from fico_export.runtime.inputs import images
+from fico_export.runtime.inputs.images import load_image
+from fico_export.runtime.inputs.preprocess import ImageProcessor
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 CLIP = {

@@ -202,7 +202,7 @@ def test_a_stopped_answer_is_the_turn_as_far_as_it_was_shown(plain):
 
 def continued(vlm, texts, count):
     """Token ids of the answer to the last of some texts, from the decoder alone, without conversation or cache reuse."""
-    from fico_export.runtime.prompt import Message
+    from fico_export.runtime.inputs.prompt import Message
 
     roles = [("user", "assistant")[i % 2] for i in range(len(texts))]
     ids = expanded(vlm.formatter, [Message(*pair) for pair in zip(roles, texts, strict=True)], 16)
@@ -393,7 +393,7 @@ def test_a_system_message_comes_before_all_turns_and_stays_when_they_are_forgott
     ],
 )
 def test_a_system_message_that_the_template_does_not_take_is_refused(plain, template, what):
-    from fico_export.runtime.prompt import PromptFormatter
+    from fico_export.runtime.inputs.prompt import PromptFormatter
 
     refusing = (
         "{% for m in messages %}{% if m.role == 'system' %}"

@@ -10,11 +10,11 @@ from report_records import manifest as manifest_of
 from fico_export.bundle.manifest import Manifest
 from fico_export.bundle.profiles import LayoutRecord, Profile, square
 from fico_export.errors import BundleError, InputError
-from fico_export.runtime import layouts
-from fico_export.runtime.images import ImageFeatures
-from fico_export.runtime.layout import Layout, require_room
-from fico_export.runtime.layouts.base import NONE, Block
-from fico_export.runtime.positions import COMPACT, ORIGINAL, as_input, following
+from fico_export.runtime.inputs import layouts
+from fico_export.runtime.inputs.images import ImageFeatures
+from fico_export.runtime.inputs.layout import Layout, require_room
+from fico_export.runtime.inputs.layouts.base import NONE, Block
+from fico_export.runtime.inputs.positions import COMPACT, ORIGINAL, as_input, following
 
 IMAGE = 3
 NEWLINE = 13

@@ -8,7 +8,7 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from fico_export.errors import ConfigError
-from fico_export.runtime.preprocess import ImageProcessor
+from fico_export.runtime.inputs.preprocess import ImageProcessor
 
 CLIP = {
     "image_processor_type": "CLIPImageProcessor",

@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 
 from fico_export.bundle.manifest import Tokens
 from fico_export.errors import ConfigError, InputError
-from fico_export.runtime.prompt import Message, PromptFormatter
+from fico_export.runtime.inputs.prompt import Message, PromptFormatter
 from fico_export.runtime.streaming import StopStrings, StreamDecoder
 
 CONVERSATIONS = {

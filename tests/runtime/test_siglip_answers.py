@@ -14,7 +14,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 import fico_export
 from fico_export.errors import ConfigError
-from fico_export.runtime.preprocess import ImageProcessor
+from fico_export.runtime.inputs.preprocess import ImageProcessor
 
 pytestmark = pytest.mark.slow
 

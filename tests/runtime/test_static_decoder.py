@@ -16,7 +16,7 @@ from fico_export.errors import ConfigError, InputError
 from fico_export.exporter import trace, weights
 from fico_export.models.decoders.in_place import InPlaceAttention, InPlaceDecoder
 from fico_export.runtime.backends.ort import decoder as runtime_decoder
-from fico_export.runtime.prompt import Message
+from fico_export.runtime.inputs.prompt import Message
 
 TARGETS = {"legacy": "trt-10.3", "modern": "rtx"}
 QUESTION = "What is in this picture?"

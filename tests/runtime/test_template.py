@@ -10,7 +10,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from fico_export.errors import ConfigError
-from fico_export.runtime.template import MAX_SOURCE, ChatTemplate
+from fico_export.runtime.inputs.template import MAX_SOURCE, ChatTemplate
 
 MESSAGES = [
     {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
@@ -122,7 +122,7 @@ def test_a_template_without_end_is_stopped(name):
 def test_all_of_them_together_take_little_memory():
     """In a process that cannot have more than 2 GB."""
     code = (
-        "import json, sys\nfrom fico_export.errors import ConfigError\nfrom fico_export.runtime.template import ChatTemplate\n"
+        "import json, sys\nfrom fico_export.errors import ConfigError\nfrom fico_export.runtime.inputs.template import ChatTemplate\n"
         "for template in json.load(sys.stdin):\n    try:\n        ChatTemplate(template).render(messages=[])\n        sys.exit(template)\n"
         "    except ConfigError as error:\n        assert 'stopped' in error.what, error.what\n"
     )

@@ -9,7 +9,7 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from fico_export import models
 from fico_export.errors import CheckpointError
-from fico_export.runtime.prompt import Message, PromptFormatter
+from fico_export.runtime.inputs.prompt import Message, PromptFormatter
 
 # transformers leaves the files of named templates open.
 pytestmark = [

@@ -10,7 +10,7 @@ from fico_export import extras
 from fico_export.errors import BundleError
 
 if TYPE_CHECKING:
-    from fico_export.runtime.layouts.base import Rule
+    from fico_export.runtime.inputs.layouts.base import Rule
 
 
 def names() -> list[str]:

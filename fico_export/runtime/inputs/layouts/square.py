@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from fico_export.bundle.profiles import Profile
-from fico_export.runtime.layouts.base import Block, Rule, Size, Tile, first
+from fico_export.runtime.inputs.layouts.base import Block, Rule, Size, Tile, first
 
 
 def cut(image: Image.Image, profile: Profile, resample: Image.Resampling) -> list[Image.Image]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fico_export.errors import ConfigError, InputError, unknown_name
-from fico_export.runtime.images import MAX_PIXELS
+from fico_export.runtime.inputs.images import MAX_PIXELS
 
 MAX_VALUE = 1e6
 """Largest number that pixels are shifted by, divided by, or multiplied with."""

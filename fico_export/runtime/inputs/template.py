@@ -22,7 +22,7 @@ import jinja2.utils
 import jinja2.visitor
 
 from fico_export.errors import ConfigError
-from fico_export.runtime import bounds
+from fico_export.runtime.inputs import bounds
 
 MAX_SOURCE = 2**16
 """Characters of the longest template that is compiled: twice the longest that is published."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fico_export.runtime.layouts.base import Block, Index
+from fico_export.runtime.inputs.layouts.base import Block, Index
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from fico_export import tokenizer
 from fico_export.bundle.manifest import Tokens
 from fico_export.errors import ConfigError, FicoError, InputError
-from fico_export.runtime.template import ChatTemplate
+from fico_export.runtime.inputs.template import ChatTemplate
 
 MAX_TEXT = 2**20
 """Characters of the longest message: some 250,000 tokens."""

@@ -14,9 +14,9 @@ import PIL
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from fico_export.errors import InputError
-from fico_export.runtime import image_bounds, image_kinds
-from fico_export.runtime.deep_images import has_deep_values
-from fico_export.runtime.image_bounds import MAX_PIXELS, BoundedReader, ExcessError, TiffHeader
+from fico_export.runtime.inputs import image_bounds, image_kinds
+from fico_export.runtime.inputs.deep_images import has_deep_values
+from fico_export.runtime.inputs.image_bounds import MAX_PIXELS, BoundedReader, ExcessError, TiffHeader
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """What Pillow is let read. Its other readers are of old formats, and one of them starts a program (EPS)."""

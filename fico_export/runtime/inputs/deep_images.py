@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fico_export.errors import ConfigError, ImageWarning, InputError
-from fico_export.runtime.image_bounds import TiffHeader
+from fico_export.runtime.inputs.image_bounds import TiffHeader
 
 Range = tuple[float, float]
 """The values that become black and white."""

@@ -15,12 +15,12 @@ from PIL import Image
 from fico_export.bundle.manifest import Manifest
 from fico_export.bundle.profiles import LayoutRecord, Profile
 from fico_export.errors import BundleError, InputError
-from fico_export.runtime import layouts
 from fico_export.runtime.backends.base import require_rows
-from fico_export.runtime.images import ImageFeatures, Pixels
-from fico_export.runtime.layouts.base import NONE, Block, Index, Size, Tile
-from fico_export.runtime.positions import POLICIES
-from fico_export.runtime.preprocess import ImageProcessor
+from fico_export.runtime.inputs import layouts
+from fico_export.runtime.inputs.images import ImageFeatures, Pixels
+from fico_export.runtime.inputs.layouts.base import NONE, Block, Index, Size, Tile
+from fico_export.runtime.inputs.positions import POLICIES
+from fico_export.runtime.inputs.preprocess import ImageProcessor
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fico_export.errors import InputError
-from fico_export.runtime.deep_images import (
+from fico_export.runtime.inputs.deep_images import (
     Range,
     check_range,
     deep_values,
@@ -20,10 +20,10 @@ from fico_export.runtime.deep_images import (
     is_deep,
     to_8_bits,
 )
-from fico_export.runtime.image_bounds import MAX_PIXELS
-from fico_export.runtime.image_decode import decode, settle
-from fico_export.runtime.image_sources import ImageSource, path_of, read_source
-from fico_export.runtime.layouts.base import Block, Size
+from fico_export.runtime.inputs.image_bounds import MAX_PIXELS
+from fico_export.runtime.inputs.image_decode import decode, settle
+from fico_export.runtime.inputs.image_sources import ImageSource, path_of, read_source
+from fico_export.runtime.inputs.layouts.base import Block, Size
 
 __all__ = [
     "MAX_PIXELS",
