@@ -99,7 +99,7 @@ def graph_jobs(
         )
 
     def of_images(profile: Profile, shares: GraphJob | None = None) -> GraphJob:
-        planned = plan_for(model, plan, profile)
+        planned = model.plan_for(plan, profile)
         return job(
             profile.graph,
             lambda dtype: model.vision(planned, dtype, profile),
@@ -145,13 +145,6 @@ def graph_jobs(
         shares=with_past,
     )
     return [*jobs, with_past, prefill]
-
-
-def plan_for(model: SourceModel, plan: ReductionPlan, profile: Profile) -> ReductionPlan:
-    """What a plan that was made for images of the first profile is for those of another."""
-    if profile == model.profile:
-        return plan
-    return model.plan(plan.method, None if plan.method == "none" else plan.keep, plan.settings, profile)
 
 
 def _kinds(precision: str, quantization: Quantization | None) -> tuple[str, str, str]:

@@ -19,7 +19,7 @@ from fico_export.bundle.output import written_folder
 from fico_export.devices import catalog, targets
 from fico_export.errors import ConfigError
 from fico_export.exporter import awq, checks, context, precision, quantize, stream, trace, weights
-from fico_export.exporter.graphs import GraphJob, graph_jobs, plan_for
+from fico_export.exporter.graphs import GraphJob, graph_jobs
 from fico_export.exporter.links import Links, link_files, written_bytes
 from fico_export.models import clip_text
 from fico_export.models.source import Files, SourceModel
@@ -317,7 +317,7 @@ def _manifest(
         ),
         tokens=model.tokens,
         profiles=[
-            profile.model_copy(update={"handed_over": plan_for(model, plan, profile).handed_over})
+            profile.model_copy(update={"handed_over": model.plan_for(plan, profile).handed_over})
             for profile in model.profiles
         ],
         layout=model.layout,

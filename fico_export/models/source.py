@@ -90,6 +90,12 @@ class Architecture:
         """The first."""
         return self.profiles[0]
 
+    def plan_for(self, plan: ReductionPlan, profile: Profile) -> ReductionPlan:
+        """What a plan that was made for images of the first profile is for those of another."""
+        if profile == self.profile:
+            return plan
+        return self.plan(plan.method, None if plan.method == "none" else plan.keep, plan.settings, profile)
+
     def embed_tokens(self, dtype: torch.dtype) -> EmbedTokens:
         """The embedding graph's module, parameters uninitialised."""
         return EmbedTokens(self.decoder_config, dtype)

@@ -13,6 +13,7 @@ import torch
 
 from fico_export.bundle import graph_names
 from fico_export.bundle.manifest import Manifest
+from fico_export.bundle.profiles import Profile
 from fico_export.devices.memory import available_bytes
 from fico_export.errors import EngineError
 from fico_export.models.source import SourceModel
@@ -78,7 +79,9 @@ def verify_bundle(folder: Path, checkpoint: SourceModel, *, progress: Progress) 
     progress.stage("verify vision_encoder")
     vlm = Vlm(folder, backend="ort-cpu", lazy=True)  # the decoder only once memory was found to suffice
     pixels = [vlm.preprocess(picture) for picture in pictures(PICTURES)]
-    _vision(report, manifest, checkpoint, vlm, pixels)
+    for profile in checkpoint.profiles:
+        if shown := [each for each in pixels if vlm.layout.profile(each.size).name == profile.name]:
+            _vision(report, manifest, checkpoint, vlm, profile, shown)
 
     if manifest.quantization is not None:
         _int4(report, vlm, exact, checkpoint, progress)
@@ -159,12 +162,13 @@ def _vision(
     manifest: Manifest,
     checkpoint: SourceModel,
     vlm: Vlm,
+    profile: Profile,
     pixels: list[Pixels],
 ) -> None:
     reduction = manifest.reduction
     plan = checkpoint.plan(reduction.method, reduction.keep, reduction.options)
     with torch.device("meta"):
-        module = checkpoint.vision(plan, torch.float32)
+        module = checkpoint.vision(checkpoint.plan_for(plan, profile), torch.float32, profile)
     module = checkpoint.with_weights(module)
     text = vlm.read_prompt(QUESTION)
     wide = {
@@ -199,10 +203,10 @@ def _vision(
         f"scores tie in {len(tied)} of {len(pixels)} pictures: torch parts with itself there" if tied else ""
     )
     report.checks.append(
-        Check(graph_names.VISION, "kept-index agreement", agreements[worst], floors[worst], True, note)
+        Check(profile.graph, "kept-index agreement", agreements[worst], floors[worst], True, note)
     )
     if pairs or tied:
-        _compare(report, graph_names.VISION, pairs or tied)
+        _compare(report, profile.graph, pairs or tied)
 
 
 def _own_agreement(

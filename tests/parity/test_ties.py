@@ -31,7 +31,7 @@ def outcome(checkpoint, method, change, precision="fp32"):
     shape = model.profile.input_shape
     pixels = [Pixels(np.random.RandomState(i).randn(*shape).astype(np.float32), shape[2:]) for i in range(2)]
     report = Report("bundle", precision)
-    verify._vision(report, manifest, model, vlm, pixels)
+    verify._vision(report, manifest, model, vlm, model.profile, pixels)
     return report
 
 

@@ -3,13 +3,16 @@
 import functools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
@@ -70,6 +73,29 @@ def write_checkpoint(folder):
     (folder / "config.json").write_text(json.dumps(raw))
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
+
+
+@pytest.fixture(scope="module")
+def two_profiles(duo, tmp_path_factory):
+    """The same family with a profile of one tile besides, for images that are not wide, and its checkpoint."""
+    source = SOURCE.replace("profiles=(only,)", "profiles=(only, square)").replace('"duo"', '"duo_both"')
+    source = source.replace(
+        "    def plan(\n",
+        """    square = only.model_copy(
+        update={
+            "name": "one-tile", "graph": "vision_encoder_one_tile", "tile_grid": (1, 1), "tiles": 1,
+            "input_shape": (1, *only.input_shape[1:]), "visual_tokens": cells, "handed_over": cells,
+        }
+    )
+
+    def plan(\n""",
+    )
+    (Path(families.__path__[-1]) / "duo_both.py").write_text(source)
+    folder = shutil.copytree(duo, tmp_path_factory.mktemp("both") / "checkpoint")
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | {"model_type": "duo_both"}))
+    yield folder
+    sys.modules.pop("fico_export.models.families.duo_both", None)
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +227,32 @@ def test_every_decoder_form_answers_alike(target, bundle, photographs):
     answers = [vlm.generate(QUESTION, photographs[:1], max_new_tokens=6).token_ids for vlm in (want, got)]
 
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(("method", "keep"), [("none", None), ("dpp", 8)])
+def test_a_profile_for_each_shape_of_image_has_a_graph_of_its_own_on_the_same_weights(
+    method, keep, two_profiles, tmp_path
+):
+    folder = fico_export.export(two_profiles, keep, method=method, out=tmp_path / "both")  # and is verified
+    manifest, vlm = Manifest.load(folder), fico_export.load(folder)
+    wide, square = Image.new("RGB", (400, 200), "red"), Image.new("RGB", (300, 280), "red")
+    graphs = [manifest.graphs[profile.graph] for profile in manifest.profiles]
+
+    assert [profile.handed_over for profile in manifest.profiles] == ([32, 16] if keep is None else [8, 8])
+    assert [len(vlm.encode_image(image).features) for image in (wide, square)] == (
+        [32, 16] if keep is None else [8, 8]
+    )
+    assert [vlm.encode_image(image).span for image in (wide, square)] == [8, 4]
+    stored = [{w.location for w in external(folder / graph.file)} for graph in graphs]
+    assert stored[0] == stored[1]
+    answer = vlm.generate(QUESTION, [wide, square], max_new_tokens=4)
+    assert answer.visual_tokens == sum(profile.handed_over for profile in manifest.profiles)
+
+
+def external(path):
+    """Weights of a graph that lie in files beside it."""
+    values = ir.load(path).graph.initializers.values()
+    return [value.const_value for value in values if isinstance(value.const_value, ir.ExternalTensor)]
 
 
 def test_each_tile_keeps_its_share_and_the_kept_cells_are_drawn_in_their_tiles(bundle, photographs, tmp_path):

@@ -8,14 +8,25 @@ Numbers: `newline`, the id of a text token after each row of cells; none by defa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from fico_export.bundle.profiles import Profile
-from fico_export.runtime.inputs.layouts.base import NONE, Block, Rule, Size, Tile, first
+from fico_export.runtime.inputs.layouts.base import NONE, Block, Rule, Size, Tile
+
+
+def choose(profiles: Sequence[Profile], size: Size) -> Profile:
+    """The profile whose whole grid has the shape nearest to the image's; of equals, the first."""
+
+    def stretch(profile: Profile) -> float:
+        (rows, columns), (height, width) = profile.tile_grid, profile.size
+        return abs(math.log(columns * width * size[1] / (rows * height * size[0])))
+
+    return min(profiles, key=stretch)
 
 
 def cut(image: Image.Image, profile: Profile, resample: Image.Resampling) -> list[Image.Image]:
@@ -63,4 +74,4 @@ def _with_column(x: Any, fill: Any) -> Any:
     return np.concatenate([x, np.broadcast_to(fill, (len(x), 1))], axis=1)
 
 
-RULE = Rule(choose=first, cut=cut, tiles=tiles, block=block)
+RULE = Rule(choose=choose, cut=cut, tiles=tiles, block=block)
