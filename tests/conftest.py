@@ -1,5 +1,6 @@
 """Fixtures: checkpoints and bundles are made once a session; GPU tests skip without a GPU, unless told not to."""
 
+import gc
 import hashlib
 import inspect
 import os
@@ -17,6 +18,13 @@ from tracing import traced_once
 
 import fico_export
 from fico_export.devices import gpu
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: to look through it for garbage, again and again, takes time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_configure():

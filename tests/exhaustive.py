@@ -1,4 +1,5 @@
-"""What takes minutes and seldom finds what the rest does not: FP16 graphs and engines of methods that have no operator of their own.
+"""What takes minutes and seldom finds what the rest does not: FP16 graphs, engines, and a budget of all tokens but one, of methods
+that have no operator of their own.
 
 FICO_EXHAUSTIVE=1 tests them too.
 """
@@ -10,7 +11,9 @@ import pytest
 ASKED = os.environ.get("FICO_EXHAUSTIVE") == "1"
 
 # Every operator of their graphs is in that of a method that is not here. A method that is added is not here either.
-ALIKE = {"cls-topk", "ficoco-vl", "hiprune", "pool", "random", "visionzip", "vispruner", "zooprune"}
+ALIKE = {
+    "cls-topk", "divprune", "evit", "ficoco-vl", "hiprune", "pool", "pyramiddrop", "random", "visionzip", "vispruner", "zooprune",
+}  # fmt: skip
 
 
 def of_each(methods, *rest):

@@ -40,9 +40,10 @@ def _enter(application: str, name: str, arguments: Sequence[str] | None, alone: 
 
         take_over()
         code = app.invoke(getattr(app, application), name, given)
+        stop.done()
     except BaseException as error:
+        stop.done()
         code = _failed_early(error)
-    stop.done()
     sys.exit(code)
 
 

@@ -6,6 +6,7 @@ a callback. So it is also remembered: what fails after it has been interrupted, 
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
@@ -29,6 +30,7 @@ def listen(at_once: Callable[[], None]) -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
+    atexit.register(_ignore)  # the first to be registered is the last to be called
     if os.name == "posix":
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
@@ -60,6 +62,13 @@ def _interrupt(*_: object) -> None:
     if not came() and not _done.is_set():  # a later one must not cut the cleaning up short
         _came.set()
         raise KeyboardInterrupt
+
+
+def _ignore() -> None:
+    """Python puts its handlers back as it ends, but for what is ignored: a late signal would take the exit code's place."""
+    for number in _SIGNALS:
+        if signal.getsignal(number) == _interrupt:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _watch(reader: int, at_once: Callable[[], None]) -> None:

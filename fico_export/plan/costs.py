@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -181,6 +182,7 @@ def _peak(rows: int, channels: int, hidden: int, scores: int, size: int) -> tupl
     return residual + max(mlp, qkv), residual + max(mlp, qkv + scores)
 
 
+@cache  # every device asks for the same
 def _decoder_flops(config: DecoderConfig, new: int, past: int) -> Mapping[str, int]:
     with torch.device("meta"):
         module = PlainDecoder(config, torch.float16)

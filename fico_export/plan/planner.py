@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Literal
 
 from fico_export.devices.catalog import Device, PowerMode
@@ -39,11 +40,16 @@ class PlanRequest(ExportOptions):
 
 @dataclass(frozen=True)
 class Work:
-    """A request's plan, and the FLOPs of a picture and of the prompt, which no precision and no device changes."""
+    """A request's plan, and the FLOPs of a picture and of the prompt, which no precision and no device changes.
+
+    Bytes of the vision graph follow from how they are stored, which few devices have otherwise than the last.
+    """
 
     plan: ReductionPlan
     vision: Flops
     prefill: Flops
+    vision_weights: Callable[[Storage], int]
+    vision_activations: Callable[[Storage], tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,13 @@ def count(model: Architecture, request: PlanRequest) -> Work:
     """
     assert request.method is not None
     made = model.plan(request.method, request.keep, request.settings)
-    return Work(made, costs.vision_flops(model, made), costs.prefill_flops(model, made, request.text_tokens))
+    return Work(
+        made,
+        costs.vision_flops(model, made),
+        costs.prefill_flops(model, made, request.text_tokens),
+        cache(partial(costs.vision_weights, model, made)),
+        cache(partial(costs.vision_activations, model, made)),
+    )
 
 
 def estimate(model: Architecture, request: PlanRequest, device: Device | None, work: Work) -> Estimate:
@@ -153,7 +165,7 @@ def estimate(model: Architecture, request: PlanRequest, device: Device | None, w
     made = work.plan
     rows = _rows(model, made, request, target)
     decoder, head = costs.decoder_weights(model.decoder_config, storage)
-    weights = Weights(costs.vision_weights(model, made, storage), decoder, head)
+    weights = Weights(work.vision_weights(storage), decoder, head)
     stages = _stages(model, work, target, storage, weights, rows)
     memory = _memory(model, work, request, target, storage, weights, rows, device)
     needed = sum((part.bytes for part in memory), Range(0, 0, 0))
@@ -234,7 +246,7 @@ def _memory(
     columns = prompt + (max(rows) if _form(target, made).apart and not inside else 0)
     head_rows = 1 if _last_row_only(target, made) else prompt
     activations = [
-        costs.vision_activations(model, made, storage),
+        work.vision_activations(storage),
         costs.prefill_activations(config, prompt, columns, head_rows, storage),
     ]
     least, most = sum(a for a, _ in activations), sum(a for _, a in activations)  # engines keep their own

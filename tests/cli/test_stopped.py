@@ -72,6 +72,13 @@ def generate(self, *args, **options):
     ctypes.CDLL(None).system(b"echo rendering >&2; exec sleep 150 >/dev/null 2>&1")
 jinja2.Template.generate = generate
 """
+# The last moments of a process: Python's own last words, and the C library's, when there is no Python any more.
+AT_EXIT = "import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.NUMBER)"
+AFTER_PYTHON = """
+import ctypes, signal
+libc = ctypes.CDLL(None)
+libc.__cxa_atexit(ctypes.cast(libc["raise"], ctypes.c_void_p), ctypes.c_void_p(signal.NUMBER), None)
+"""
 
 
 def _patched(patch, *arguments):
@@ -126,9 +133,31 @@ def test_a_signal_at_any_moment_of_an_answer_ends_as_interrupted(bundle, number)
         if process.returncode == -number:  # before Python had reached the first line of the command
             assert wait == 0.1
             continue
+        said = json.loads(out)
         assert process.returncode == 130, err
-        assert json.loads(out)["exit"] == 130
+        assert said.get("exit") == 130 or said["finish_reason"]  # interrupted between its answer and its end
         assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("moment", [AT_EXIT, AFTER_PYTHON], ids=["at-exit", "after-python"])
+def test_a_signal_after_the_answer_leaves_its_exit_code(moment, bundle):
+    """Python puts its handlers back as it ends: what comes then would kill the process."""
+    patch = moment.replace("NUMBER", "SIGTERM")
+    answered = in_own_process(
+        _patched(patch, "run", bundle, "--prompt", "What?", "--max-new-tokens", 2, "--json")
+    )
+
+    assert answered.code == 0, answered.err
+    assert answered.json["finish_reason"]
+    assert "Traceback" not in answered.err
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_after_a_refusal_leaves_its_exit_code(name, tmp_path):
+    refused = in_own_process(_patched(AFTER_PYTHON.replace("NUMBER", name), "run", tmp_path, "--json"))
+
+    assert refused.code == 2, refused.err
+    assert refused.json["exit"] == 2
 
 
 def test_a_second_signal_ends_at_once_what_does_not_clean_up(bundle):

@@ -40,14 +40,24 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """64 visual tokens, no more layers than the methods' own settings take: for what has nothing to do with numbers."""
-    return write_tiny(tmp_path_factory.mktemp("checkpoint") / "small", text={"num_hidden_layers": 4}, seed=3)
+def shallow(tmp_path_factory):
+    """No more layers than the methods' own settings take, for each takes time to trace: what bundles are made of."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "shallow"
+    return write_tiny(folder, vision=GRID24, text={"num_hidden_layers": 4}, seed=3)
+
+
+def in_transformers(folder):
+    return LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
 def model(checkpoint):
-    return LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    return in_transformers(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def shallow_model(shallow):
+    return in_transformers(shallow)
 
 
 def prompt_of(vlm, model, picture):
@@ -62,9 +72,9 @@ def prompt_of(vlm, model, picture):
 
 @pytest.mark.parametrize("method", decoder_side.METHODS)
 def test_answers_kept_tokens_and_caches_equal_the_reference(
-    method, checkpoint, model, make_bundle, photographs
+    method, shallow, shallow_model, make_bundle, photographs
 ):
-    folder = make_bundle(checkpoint, 64, method=method, verify=False)
+    folder = make_bundle(shallow, 64, method=method, verify=False)
     vlm = fico_export.load(folder)
     for graph in vlm.manifest.graphs.values():  # every parser takes what this method alone has
         inferred = read(folder / graph.file)
@@ -73,8 +83,8 @@ def test_answers_kept_tokens_and_caches_equal_the_reference(
     for picture, new_tokens in zip(
         photographs[:2], (4, 1), strict=True
     ):  # the reference takes seconds a token
-        embeds, start, positions = prompt_of(vlm, model, picture)
-        want = decoder_side.generate(model, embeds, start, 576, positions, method, 64, new_tokens)
+        embeds, start, positions = prompt_of(vlm, shallow_model, picture)
+        want = decoder_side.generate(shallow_model, embeds, start, 576, positions, method, 64, new_tokens)
         logits, cache, kept = vlm.decoder.prefill(embeds.numpy(), np.asarray([positions]), start)
         text = len(positions) - 576
 
@@ -114,11 +124,11 @@ def nearly_tied(ids, want):
     return want.logits[at][want.ids[at]] - want.logits[at][ids[at]] < 1e-5 * np.abs(want.logits[at]).max()
 
 
-def test_a_wrong_budget_parts_from_the_reference(checkpoint, model, make_bundle, photographs):
+def test_a_wrong_budget_parts_from_the_reference(shallow, shallow_model, make_bundle, photographs):
     """The comparison above can fail."""
-    vlm = fico_export.load(make_bundle(checkpoint, 64, method="fastv", verify=False))
-    embeds, start, positions = prompt_of(vlm, model, photographs[0])
-    want = decoder_side.generate(model, embeds, start, 576, positions, "fastv", 16, 1)
+    vlm = fico_export.load(make_bundle(shallow, 64, method="fastv", verify=False))
+    embeds, start, positions = prompt_of(vlm, shallow_model, photographs[0])
+    want = decoder_side.generate(shallow_model, embeds, start, 576, positions, "fastv", 16, 1)
     logits, _, _ = vlm.decoder.prefill(embeds.numpy(), np.asarray([positions]), start)
 
     assert np.abs(logits - want.logits[0]).max() > 1e-3 * np.abs(want.logits).max()
@@ -160,8 +170,8 @@ def test_a_budget_of_all_tokens_is_method_none(method, checkpoint):
     assert graphs[0] == graphs[1]
 
 
-def test_a_bundle_with_a_budget_of_all_tokens_answers_as_none(small, make_bundle, photographs):
-    bundles = [make_bundle(small, 64, method=method, verify=False) for method in ("fastv", "none")]
+def test_a_bundle_with_a_budget_of_all_tokens_answers_as_none(shallow, make_bundle, photographs):
+    bundles = [make_bundle(shallow, 576, method=method, verify=False) for method in ("fastv", "none")]
     ids = [
         fico_export.load(b).generate(QUESTION, photographs[:1], max_new_tokens=32).token_ids for b in bundles
     ]
@@ -170,8 +180,8 @@ def test_a_bundle_with_a_budget_of_all_tokens_answers_as_none(small, make_bundle
 
 
 @pytest.fixture(scope="module")
-def vlm(checkpoint, make_bundle):
-    return fico_export.load(make_bundle(checkpoint, 64, method="fastv", verify=False))
+def vlm(shallow, make_bundle):
+    return fico_export.load(make_bundle(shallow, 64, method="fastv", verify=False))
 
 
 def test_a_further_turn_goes_on_from_the_shortened_caches(vlm, photographs):
@@ -199,8 +209,8 @@ def test_another_question_about_the_same_picture_reduces_anew(vlm, photographs):
     assert again.token_ids == vlm.generate("How many?", [picture], max_new_tokens=4).token_ids
 
 
-def test_text_before_the_picture_and_no_picture_at_all(vlm, checkpoint, make_bundle, photographs):
-    plain = fico_export.load(make_bundle(checkpoint, verify=False))
+def test_text_before_the_picture_and_no_picture_at_all(vlm, shallow, make_bundle, photographs):
+    plain = fico_export.load(make_bundle(shallow, 576, method="none", verify=False))
     assert (
         vlm.generate("Hello", max_new_tokens=8).token_ids
         == plain.generate("Hello", max_new_tokens=8).token_ids
@@ -224,15 +234,15 @@ def test_a_second_picture_is_refused(vlm, photographs):
 
 
 @pytest.mark.parametrize(("method", "precision"), [("ficoco-vl", "fp32"), ("fastv", "fp16")])
-def test_export_verifies_the_reducing_decoder(method, precision, small, make_bundle):
-    report = fico_export.verify(make_bundle(small, 32, method=method, precision=precision))
+def test_export_verifies_the_reducing_decoder(method, precision, shallow, make_bundle):
+    report = fico_export.verify(make_bundle(shallow, 64, method=method, precision=precision))
 
     assert not report.failed
     assert {"decoder_prefill", "decoder_with_past", "answers"} <= {check.graph for check in report.checks}
 
 
-def test_the_two_decoder_graphs_share_one_file_of_weights(small, make_bundle):
-    folder = make_bundle(small, 16, method="fastv", copy_weights=True, verify=False)
+def test_the_two_decoder_graphs_share_one_file_of_weights(shallow, make_bundle):
+    folder = make_bundle(shallow, 64, method="fastv", copy_weights=True, verify=False)
     names = {path.name for path in (folder / "onnx").iterdir()}
 
     names_of_axes = {
