@@ -222,11 +222,13 @@ class ExportOptions:
 
     def repeated(self) -> dict[str, Any]:
         """What makes the same bundle again elsewhere: the options that were given, without those of one machine."""
-        given = {o.name: getattr(self, o.name) for o in options(type(self)) if not o.about.local}
+        taken = [o for o in options(type(self)) if not o.about.local]
+        given = {o.name: getattr(self, o.name) for o in taken}
+        defaults = {o.name: o.default for o in taken if o.name not in _BY_POSITION}
         return {
             name: str(value) if isinstance(value, Path) else value
             for name, value in given.items()
-            if value not in (None, {})
+            if value not in (None, {}) and value != defaults.get(name)
         }
 
 
