@@ -2,7 +2,6 @@
 
 import gc
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -328,32 +327,6 @@ def test_a_batch_of_the_same_sequences_is_not_put_together_again(form, vlm, prom
     assert len(sequences[2].cache.batch.pads) == 1  # it keeps nothing of the others
 
 
-def test_three_axes_of_position_ids():
-    """A graph of one axis takes [B, S]; of three, [A, B, S]."""
-    from fico_export.runtime.backends.steps import inputs
-
-    step = Step(None, np.ones((2, 4), np.float32), np.array([[5, 6], [7, 8], [9, 10]]))
-    given = inputs([step], [1], 3, np.dtype(np.float32))
-
-    assert given["position_ids"].shape == (3, 3, 2)
-    assert given["position_ids"][:, 1].tolist() == step.positions.tolist()
-    assert given["inputs_embeds"].sum() == 8
-    one = inputs([step._replace(positions=step.positions[:1])], [0], 1, np.dtype(np.float16))
-    assert one["position_ids"].tolist() == [[5, 6]]
-
-
-def test_runs_of_single_tokens_and_of_prompts():
-    from fico_export.runtime.backends.steps import runs
-
-    def step(count, pool):
-        return Step(SimpleNamespace(pool=pool), np.zeros((count, 2)), np.zeros((1, count), np.int64))
-
-    steps = [step(1, "a"), step(5, "a"), step(1, "b"), step(1, "a"), step(1, "a")]
-    found = runs(steps, 2, lambda cache: cache.pool, lambda count: [3, count - 3])
-
-    assert found == [([1], [3, 2]), ([0, 3], [1]), ([4], [1]), ([2], [1])]
-
-
 def test_the_manifest_says_how_many(vlm):
     """One where it says nothing, as those of earlier versions; and what a graph holds is held against it."""
     written = json.loads((vlm.folder / "manifest.json").read_text())
@@ -365,27 +338,6 @@ def test_the_manifest_says_how_many(vlm):
         written["max_batch"] = 2
         with pytest.raises(BundleError, match="and max_batch is 2"):
             Manifest.parse(json.dumps(written), "it")
-
-
-@pytest.mark.parametrize(
-    ("pools", "moved"),
-    [
-        ([(4, 0)], 0),
-        ([(1, 3), (3, 1)], 1),  # running, vacant
-        ([(2, 0), (2, 0)], 0),  # full of caches that rest
-        ([(4, 0), (4, 0), (1, 3)], 0),  # nine take three runs wherever they are
-        ([(1, 1), (1, 1), (1, 2)], 2),
-    ],
-)
-def test_caches_move_where_that_saves_a_run(pools, moved):
-    from fico_export.runtime.backends.slots import moves
-
-    running = []
-    for count, vacant in pools:
-        pool = SimpleNamespace(vacant=vacant)
-        running += [SimpleNamespace(pool=pool) for _ in range(count)]
-
-    assert len(moves(running, BATCH)) == moved
 
 
 @pytest.mark.parametrize(
