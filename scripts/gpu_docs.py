@@ -71,8 +71,8 @@ def _part(part: dict[str, Any]) -> Iterator[str]:
         if step["outcome"] == "done" and step["step"] == "profile":
             yield from _table(numbers)
             yield ""
-        if step["outcome"] == "done" and step["step"] == "batch of 4":
-            yield from map(_batch, numbers["bundles"])
+        if numbers and step["step"].startswith("batch of "):
+            yield from map(_batch, numbers)
             yield ""
     yield from broken
     yield from _commands(part["steps"])
@@ -95,11 +95,11 @@ def _table(profile: dict[str, Any]) -> Iterator[str]:
     yield f"| ratio | {ratios['vision'][1]:.2f} | {ratios['ttft'][1]:.2f} | {faster} |"
 
 
-def _batch(bundle: dict[str, Any]) -> str:
-    if "why_not" in bundle:
-        return f"A batch with K = {bundle['keep']}: not measured, {bundle['why_not']}."
-    apart = f", against {bundle['apart_ms']:.2f} ms one by one" if "apart_ms" in bundle else ""
-    return f"A batch with K = {bundle['keep']}: {bundle['together_ms']:.2f} ms{apart}."
+def _batch(row: dict[str, Any]) -> str:
+    return (
+        f"{row['batch']} sequences together, `{row['form']}`: {row['together tok/s']:.0f} tokens/s, against "
+        f"{row['one by one tok/s']:.0f} one by one; {row['same tokens']} of {row['tokens']} tokens are the same."
+    )
 
 
 def _commands(steps: list[dict[str, Any]]) -> list[str]:

@@ -19,6 +19,7 @@ from fico_export.errors import unknown_name
 
 ROOT = Path(__file__).parents[1]
 KEEP = 64
+BATCH = 4
 PRECISION = "fp16"
 METHOD = "ficoco-v"
 
@@ -109,7 +110,11 @@ def model(day: Day) -> Part:
 
 def ort(day: Day) -> Part:
     """ONNX Runtime, its CUDA provider."""
-    steps = [*exports(day, "portable"), profile(day, "portable", "ort-cuda"), batch(day, "portable")]
+    steps = [
+        *exports(day, "portable", batch=BATCH),
+        profile(day, "portable", "ort-cuda"),
+        *batches(day, "portable"),
+    ]
     return Part("ort", 150, steps)
 
 
@@ -164,7 +169,7 @@ def newest_target(installed: str | None) -> str:
     return max((name for name in known if known[name] <= least), key=known.__getitem__, default="trt-10.3")
 
 
-def exports(day: Day, target: str) -> list[Step]:
+def exports(day: Day, target: str, *, batch: int = 1) -> list[Step]:
     """A bundle with all visual tokens and one with K; not compared with torch, as the runtime is measured."""
     common = [
         "fico",
@@ -175,6 +180,8 @@ def exports(day: Day, target: str) -> list[Step]:
         PRECISION,
         "--target",
         target,
+        "--max-batch",
+        str(batch),
         "--no-verify",
         "--json",
     ]
@@ -209,13 +216,18 @@ def profile(day: Day, target: str, backend: str) -> Step:
     )
 
 
-def batch(day: Day, target: str) -> Step:
-    """Four images in one run of the vision graph, against four runs of one."""
-    bundles = [str(_bundle(day, target, kept)) for kept in ("all", KEEP)]
+def batches(day: Day, target: str) -> list[Step]:
+    """Four sequences decoded together, against one by one, after prompts about as long as with all visual tokens and with K."""
     backend = "ort-cpu" if day.rehearse else "ort-cuda"
-    return Step(
-        "batch of 4", ["python", "scripts/gpu_batch.py", *bundles, "--backend", backend], needed=False
-    )
+    common = ["python", "scripts/bench_batch.py", "--backend", backend, "--repeats", "2", "--json"]
+    return [
+        Step(
+            f"batch of {BATCH}",
+            [*common, "--bundle", str(_bundle(day, target, kept)), "--prompt", str(mean * 2 // (BATCH + 1))],
+            needed=False,
+        )
+        for kept, mean in (("all", 600), (KEEP, 100))
+    ]
 
 
 def _bundle(day: Day, target: str, kept: int | str) -> Path:

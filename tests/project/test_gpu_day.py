@@ -136,9 +136,9 @@ RESULTS = {
                     {"keep": k, "visual_tokens": 576, "method": m, "stages": {"vision": {"median": v}}, "ttft": {"median": t},
                      "tokens_per_second": s} for k, m, v, t, s in ((576, "none", 8.0, 40.0, 100.0), (64, "ficoco-v", 6.0, 20.0, 125.0))],
                 "ratios": {"vision": [1.0, 0.75], "ttft": [1.0, 0.5]}}},
-            {"step": "batch of 4", "command": "python scripts/gpu_batch.py a b", "outcome": "done", "numbers": {
-                "bundles": [{"keep": 64, "why_not": "the vision graph takes 1 image a run"},
-                            {"keep": 576, "together_ms": 20.0, "apart_ms": 32.0}]}}]},
+            {"step": "batch of 4", "command": "python scripts/bench_batch.py", "outcome": "failed", "error": "exit 1:", "numbers": [
+                {"batch": 4, "form": "portable-64", "together tok/s": 300.4, "one by one tok/s": 100.2, "tokens": 128,
+                 "same tokens": 127}]}]},
         {"part": "rtx", "skipped": "tensorrt_rtx is not installed", "steps": []},
     ],
 }  # fmt: skip
@@ -157,8 +157,9 @@ def test_results_become_the_page(tmp_path):
     )
     assert "| 64 of 576, `ficoco-v` | 6.00 | 20.00 | 125.0 |\n| ratio | 0.75 | 0.50 | 1.25 |" in page
     assert "1 failed, 30 passed." in page
-    assert "takes 1 image a run" in page
-    assert "K = 576: 20.00 ms, against 32.00 ms one by one." in page
+    assert (
+        "4 sequences together, `portable-64`: 300 tokens/s, against 100 one by one; 127 of 128 tokens" in page
+    )
     assert "### TensorRT-RTX\n\nNot run: tensorrt_rtx is not installed." in page
     assert "fico profile a b\n" in page
     assert page.startswith("# Page\n")
