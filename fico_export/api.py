@@ -151,12 +151,12 @@ def report(
     backend: str = "auto",
     progress: Progress | None = None,
 ) -> Path:
-    """Write one self-contained HTML page about bundles: latency, memory, graphs, environment, and what they keep of pictures.
+    """Write one self-contained HTML page about bundles: latency, memory, graphs, environment, and what they keep of images.
 
     Args:
         bundles: their folders.
         out: the page's file.
-        images: the picture or pictures to show what is kept of.
+        images: the image or images to show what is kept of.
         prompt: the question, for bundles whose method reads it.
         profiles: what `fico profile` wrote; by default what lies in the bundles' folders.
         evaluation: results.json of `scripts/evaluate.py`.
@@ -171,7 +171,7 @@ def report(
     Raises:
         BundleError: a bundle is missing or damaged.
         ConfigError: a profile is of other bundles, a file cannot be read or written, or matplotlib is missing.
-        InputError: not a picture, or no prompt for a bundle that reads it.
+        InputError: not an image, or no prompt for a bundle that reads it.
     """
     from fico_export import models
     from fico_export.report.write import ReportRequest, write_report
@@ -253,7 +253,7 @@ def _sizes(weights: dict[str, int]) -> str:
 
 
 def _require_answerable(checkpoint: SourceModel, progress: Progress) -> None:
-    """Have the runtime prepare a prompt with a picture, before hours are spent on graphs it could not use.
+    """Have the runtime prepare a prompt with an image, before hours are spent on graphs it could not use.
 
     Raises:
         ConfigError: the tokenizer, the chat template or the image processor cannot be used.
@@ -284,7 +284,7 @@ def _require_answerable(checkpoint: SourceModel, progress: Progress) -> None:
     height, width = ImageProcessor.from_config(texts.preprocessor)(Image.new("RGB", (3, 2))).shape[2:]
     if (height, width) != sees:
         raise CheckpointError(
-            f"preprocessor_config.json makes pictures of {width}×{height}, the tower sees {sees[1]}×{sees[0]}",
+            f"preprocessor_config.json makes images of {width}×{height}, the tower sees {sees[1]}×{sees[0]}",
             fix="use preprocessor_config.json and config.json of one checkpoint",
         )
 

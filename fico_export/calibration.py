@@ -1,4 +1,4 @@
-"""Calibration prompts: what the decoder is given for pictures and questions like those it will be asked."""
+"""Calibration prompts: what the decoder is given for images and questions like those it will be asked."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ def read_prompts(path: Path, checkpoint: SourceModel) -> list[Tokens]:
     All visual tokens go in, whatever the bundle's method keeps: which channels are large is the same for any part of them.
 
     Args:
-        path: of the .jsonl file; pictures are found relative to it.
+        path: of the .jsonl file; images are found relative to it.
         checkpoint: whose tower, tokenizer and embeddings make the sequences.
 
     Raises:
         ConfigError: the file cannot be read, or a line is not such an object.
-        InputError: a picture cannot be used.
+        InputError: an image cannot be used.
     """
     entries = list(_lines(path))
     return list(sequences(checkpoint, ((beside(path.parent, image), prompt) for image, prompt in entries)))
 
 
 def sequences(checkpoint: SourceModel, entries: Iterable[tuple[ImageSource, str]]) -> Iterator[Tokens]:
-    """The decoder's input for each picture and question, all visual tokens in it.
+    """The decoder's input for each image and question, all visual tokens in it.
 
     Raises:
-        InputError: a picture cannot be used.
+        InputError: an image cannot be used.
     """
     texts = checkpoint.files()
     formatter = PromptFormatter(texts.tokenizer, texts.chat_template, checkpoint.tokens)

@@ -4,7 +4,7 @@
     ├── ConfigError           exit 2: the request was wrong; nothing was written
     │   ├── CheckpointError   the model's files cannot be used
     │   ├── BundleError       the bundle is missing, damaged, or from another version
-    │   ├── InputError        the picture or the prompt cannot be used
+    │   ├── InputError        the image or the prompt cannot be used
     │   ├── LogError          a log of another tool cannot be read
     │   └── DiskError         the disk has no room for what was asked
     ├── ExportError           torch → ONNX failed, or broke a rule of the graph
@@ -53,7 +53,7 @@ class BundleError(ConfigError):
 
 
 class InputError(ConfigError):
-    """The picture or the prompt cannot be used."""
+    """The image or the prompt cannot be used."""
 
 
 class LogError(ConfigError):

@@ -162,7 +162,11 @@ class ExportOptions:
     ] = None
     max_batch: Annotated[
         int,
-        About("Most sequences that the decoder runs together. Default: 1.", metavar="B", planned=True),
+        About(
+            "Number of sequences that the decoder runs together, at most. Default: 1.",
+            metavar="B",
+            planned=True,
+        ),
     ] = 1
     positions: Annotated[
         Literal["compact", "original"] | None,

@@ -32,7 +32,7 @@ def main(
     full: Annotated[Path, typer.Argument(help="Bundle with all visual tokens.")],
     reduced: Annotated[Path, typer.Argument(help="Bundle with the kept ones.")],
     scene: Annotated[int, typer.Option(help="Index of the held-out scene.")] = 10,
-    out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("engines/demo.png"),
+    out: Annotated[Path, typer.Option(help="Where the image goes.")] = Path("engines/demo.png"),
     repeats: Annotated[int, typer.Option(help="Runs that the times are medians of.")] = 5,
 ) -> None:
     """Ask both bundles in alternation."""
@@ -79,7 +79,7 @@ def main(
 
 
 def _map(picture: Image.Image, kept: np.ndarray, grid: tuple[int, int]) -> Text:
-    """The grid of visual tokens in the picture's colours, ■ for a kept one."""
+    """The grid of visual tokens in the image's colours, ■ for a kept one."""
     rows, columns = grid
     colours = np.asarray(picture.resize((columns, rows), Image.Resampling.BOX)).reshape(-1, 3)
     text, lit = Text(), set(kept.tolist())
@@ -91,7 +91,7 @@ def _map(picture: Image.Image, kept: np.ndarray, grid: tuple[int, int]) -> Text:
 
 
 def _beside(picture: Image.Image, kept: np.ndarray, grid: tuple[int, int]) -> Image.Image:
-    """The picture, and the picture with every dropped token's patch darkened, three times as large."""
+    """The image, and the image with every dropped token's patch darkened, three times as large."""
     light = np.full(grid[0] * grid[1], 50, np.uint8)
     light[kept] = 255
     size = (3 * picture.width, 3 * picture.height)

@@ -163,7 +163,7 @@ def export(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def answer(arguments: argparse.Namespace) -> dict[str, float]:
-    """Load, answer about a picture, then prefill and decode by themselves."""
+    """Load, answer about an image, then prefill and decode by themselves."""
     import numpy as np
     from PIL import Image
 

@@ -5,8 +5,8 @@
     python scripts/check_greedy.py CHECKPOINT_FOLDER --new-tokens 64 --pictures 2 --bundle engines/my-bundle
 
 Exports the checkpoint with `--method none --precision fp32` (or takes the bundle given), asks it about scikit-image's
-pictures through the runtime, and compares the token ids with those of `LlavaForConditionalGeneration.generate` in FP32:
-one picture, a follow-up question in the same conversation, two pictures in one prompt, and text alone.
+images through the runtime, and compares the token ids with those of `LlavaForConditionalGeneration.generate` in FP32:
+one image, a follow-up question in the same conversation, two images in one prompt, and text alone.
 The two models are never in memory together. Exits 1 on any difference, with the reference's lead at that token:
 a lead near zero is a tie that rounding decides.
 """
@@ -41,12 +41,12 @@ QUESTIONS = (
     "Read any text that you see.",
 )
 FOLLOW_UP = "And what might happen next?"
-COMPARE = "What do these two pictures have in common?"
+COMPARE = "What do these two images have in common?"
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One question, the pictures it is about, and what to call it."""
+    """One question, the images it is about, and what to call it."""
 
     label: str
     prompt: str
@@ -89,7 +89,7 @@ def main() -> int:
 
 
 def conversations(count: int) -> list[list[Turn]]:
-    """For each picture: asked twice, shown beside the next one, and a question without it."""
+    """For each image: asked twice, shown beside the next one, and a question without it."""
     talks = []
     for i in range(count):
         picture, other = PICTURES[i], PICTURES[(i + 1) % len(PICTURES)]

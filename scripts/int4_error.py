@@ -85,7 +85,7 @@ def errors(checkpoint: SourceModel | None) -> None:
 
 
 def perplexity() -> None:
-    """Of the golden answers, given picture and question; channels are calibrated on scenes that are asked nothing of."""
+    """Of the golden answers, given image and question; channels are calibrated on scenes that are asked nothing of."""
     checkpoint = models.load(demo.FOLDER)
     config, weights = checkpoint.decoder_config, checkpoint.checkpoint
     texts = checkpoint.files()

@@ -151,6 +151,6 @@ def make_bundle(shared):
 
 @pytest.fixture(scope="session")
 def photographs():
-    """Five pictures, public domain or free: portrait, landscape, square, grey turned RGB."""
+    """Five images, public domain or free: portrait, landscape, square, grey turned RGB."""
     arrays = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket(), data.camera()]
     return [Image.fromarray(array).convert("RGB") for array in arrays]

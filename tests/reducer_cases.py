@@ -65,7 +65,7 @@ class Inputs:
 
 
 def random_inputs(seed: int, *, grid=(24, 24), live=None, channels=64, has_cls=True, batch=1) -> Inputs:
-    """Clustered tokens, so that some are near-duplicates as in pictures; `live` of the grid's cells are left."""
+    """Clustered tokens, so that some are near-duplicates as in images; `live` of the grid's cells are left."""
     generator = torch.Generator().manual_seed(seed)
     cells = grid[0] * grid[1]
     n = live or cells

@@ -15,10 +15,10 @@ from fico_export.errors import BundleError, ConfigError, unknown_name
 SEQUENCE = "sequence_length"
 _BATCH = "batch_size"
 # Positions that a prompt is handed over in: the runtime's own pieces are as long. Where a cache is shorter, all of it, which is 65 at
-# least, for an export refuses fewer rows than a picture and 64 words. TensorRT-RTX 1.7 cannot build an FP16 decoder of the form
+# least, for an export refuses fewer rows than an image and 64 words. TensorRT-RTX 1.7 cannot build an FP16 decoder of the form
 # `in-place` whose longest piece is 2 to 64 positions and whose cache has 1024 rows or more (Myelin: "Error while verifying IR", at an iota).
 _PREFILL = 512
-_PROMPT = 64  # words about a picture, to guess the likeliest length of a prompt by
+_PROMPT = 64  # words about an image, to guess the likeliest length of a prompt by
 # StringStringEntryProto of TensorProto.external_data: key (field 1) `location`, then value (field 2) and its length.
 
 
@@ -122,10 +122,10 @@ def _profiles(manifest: Manifest, name: str, rows: int | None, count: int) -> li
     if name == graph_names.PREFILL:
         least = (
             manifest.reduction.handed_over + 2
-        )  # a reducing prefill has a picture and a word on either side of it
+        )  # a reducing prefill has an image and a word on either side of it
         if most < least:
             raise ConfigError(
-                f"a picture of {least - 2} visual tokens does not fit the {most} rows of the cache of {manifest.name}",
+                f"an image of {least - 2} visual tokens does not fit the {most} rows of the cache of {manifest.name}",
                 fix=f"export again with --max-context of {least + _PROMPT} or more",
             )
         return [{**fixed, SEQUENCE: (least, min(least + _PROMPT, most), most)}]

@@ -90,7 +90,7 @@ def without_folders(sources: Sequence[ImageSource]) -> list[ImageSource]:
         if _is_folder(source):
             raise InputError(
                 f"--image {str(source)!r} is a folder",
-                fix="add --each to ask about every image in it, or give one picture file in it",
+                fix="add --each to ask about every image in it, or give one image file in it",
             )
     return list(sources)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fico_export.plan.roofline import Range
 
 _MOST_TOKENS = 2**24  # more than any model's context
-_NOTE = "estimates: likely (range); without the host's part, which prepares the picture and the prompt"
+_NOTE = "estimates: likely (range); without the host's part, which prepares the image and the prompt"
 
 
 @export_flags(

@@ -50,7 +50,7 @@ def command(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Write one self-contained page: latency, memory, graphs, environment, and what is kept of pictures."""
+    """Write one self-contained page: latency, memory, graphs, environment, and what is kept of images."""
     from fico_export.api import report
 
     with StageProgress() as progress:

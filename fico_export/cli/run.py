@@ -1,4 +1,4 @@
-"""`fico run`: a picture and a question in, an answer out."""
+"""`fico run`: an image and a question in, an answer out."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def command(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Ask a bundle about pictures, or without any.
+    """Ask a bundle about images, or without any.
 
     How tokens are chosen is what the checkpoint's generation_config.json says; flags win over it.
     """

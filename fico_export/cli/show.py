@@ -1,4 +1,4 @@
-"""`fico show`: what a bundle keeps of a picture, drawn over it."""
+"""`fico show`: what a bundle keeps of an image, drawn over it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fico_export.runtime.vlm import Vlm
 
 _UNFOLLOWED = "decoder layer"  # the site whose merges --merges cannot draw
-_LONGEST_PX = 640  # smaller pictures are drawn larger, so that a patch can be seen
+_LONGEST_PX = 640  # smaller images are drawn larger, so that a patch can be seen
 
 
 def command(
@@ -60,7 +60,7 @@ def command(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Draw a picture with the tokens that are kept of it lit, and the others darkened; what the tower does not see is hatched.
+    """Draw an image with the tokens that are kept of it lit, and the others darkened; what the tower does not see is hatched.
 
     With --merges, a line leads from each dropped token to the one that holds most of it, and those that hold others have a frame.
     """

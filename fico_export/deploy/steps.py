@@ -131,7 +131,7 @@ STEPS = (
         "verify", "verify", "parity with the checkpoint", _verify,
         lambda r: f"{len(r.get('checks', []))} checks passed",
     ),
-    Step("answer", "run", "an answer about a drawn picture, whatever it is", _answer, _answer_line),
+    Step("answer", "run", "an answer about a drawn image, whatever it is", _answer, _answer_line),
     Step("profile", "profile", "latencies", lambda c: [c.folder], lambda r: "see its JSON"),
 )  # fmt: skip
 NAMES = tuple(step.name for step in STEPS)

@@ -24,7 +24,7 @@ def cache_rows(target: Target, plan: ReductionPlan, context: int, asked: int | N
         asked: --max-context; None for `DEFAULT`, or the model's context where that is less.
 
     Raises:
-        ConfigError: --max-context for a cache that grows, beyond the model's context, or too small for a picture and some text.
+        ConfigError: --max-context for a cache that grows, beyond the model's context, or too small for an image and some text.
     """
     if not target.static_cache:
         if asked is None:
@@ -42,7 +42,7 @@ def cache_rows(target: Target, plan: ReductionPlan, context: int, asked: int | N
         # Of a method inside the decoder, --keep changes nothing of it.
         fix = "a smaller --keep, with a method that acts before the decoder"
         raise ConfigError(
-            f"a KV cache of {rows} rows, and a picture takes {plan.handed_over} beside the text's {TEXT_ROWS} at least",
+            f"a KV cache of {rows} rows, and an image takes {plan.handed_over} beside the text's {TEXT_ROWS} at least",
             fix=f"--max-context {least} or more" if least <= context else fix,
         )
     return rows

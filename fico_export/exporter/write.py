@@ -200,7 +200,7 @@ def _require_clip(model: SourceModel, plan: ReductionPlan) -> None:
     """Refuse a plan that reads the text in CLIP's space without a CLIP model, and a CLIP model that nothing reads."""
     if plan.reads("clip_text") and model.clip is None:
         raise ConfigError(
-            f"--method {plan.method} compares the picture with the prompt in CLIP's space, and no CLIP model was named",
+            f"--method {plan.method} compares the image with the prompt in CLIP's space, and no CLIP model was named",
             fix=f"--clip-text MODEL, the CLIP model that the vision tower comes from: {', '.join(clip_text.ALIASES)}, "
             "a hub id or a folder",
         )

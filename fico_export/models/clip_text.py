@@ -1,4 +1,4 @@
-"""The text tower of a CLIP model: the graph that a prompt goes through where a method compares it with the picture.
+"""The text tower of a CLIP model: the graph that a prompt goes through where a method compares it with the image.
 
 | tensor | shape | dtype |
 |---|---|---|

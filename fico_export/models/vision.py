@@ -44,7 +44,7 @@ class Reduce(nn.Module):
 
 
 class ClipSpace(nn.Module):
-    """From the tower's channels to the space that CLIP's pictures and texts share, as the checkpoint names it."""
+    """From the tower's channels to the space that CLIP's images and texts share, as the checkpoint names it."""
 
     def __init__(self, inputs: int, outputs: int, norm_eps: float, dtype: torch.dtype) -> None:
         super().__init__()

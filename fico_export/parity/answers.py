@@ -102,7 +102,7 @@ def compare_answers(vlm: Vlm, folder: Path, given: Sequence[Given]) -> list[Chec
         parted = next((i for i in range(steps) if not _taken(answer, theirs, i)), steps)
         other = [i for i in range(steps) if i >= len(theirs) or not _alike(ours[i], theirs[i])]
         equal, alike = equal + parted, alike + steps - len(other)
-        where = f"with {len(answer.pictures)} pictures"
+        where = f"with {len(answer.pictures)} images"
         if parted < steps:
             notes[0] = f"{where} the answers part at token {parted}"
         if other:

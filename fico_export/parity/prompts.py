@@ -1,4 +1,4 @@
-"""The pictures and the question that a bundle is compared on, and the prompts made of them."""
+"""The images and the question that a bundle is compared on, and the prompts made of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NEW_TOKENS = 8
 
 
 def pictures(count: int) -> list[Image.Image]:
-    """Pictures of many sizes with smooth, flat and noisy parts, the same on every machine."""
+    """Images of many sizes with smooth, flat and noisy parts, the same on every machine."""
     made = []
     for i in range(count):
         generator = np.random.RandomState(i)
@@ -54,14 +54,14 @@ def pictures(count: int) -> list[Image.Image]:
 
 
 def fits(vlm: Vlm, shown: Sequence[Image.Image]) -> bool:
-    """Whether a static cache has room for a prompt with these pictures and its answer; every export's has for one."""
+    """Whether a static cache has room for a prompt with these images and its answer; every export's has for one."""
     rows = vlm.manifest.cache_rows
     length = len(ids(vlm, len(shown))) + sum(vlm.layout.rows(image.size) - 1 for image in shown)
     return len(shown) < 2 or rows is None or length + NEW_TOKENS <= rows
 
 
 def lay_out(vlm: Vlm, shown: Sequence[Image.Image], reference: Embedder) -> Prompt:
-    """The prompt about these pictures, each as the bundle's vision graph makes it."""
+    """The prompt about these images, each as the bundle's vision graph makes it."""
     encoded = [vlm.encode_image(image, QUESTION) for image in shown]
     laid_out = vlm.layout.lay_out(ids(vlm, len(shown)), encoded)
     visual = laid_out.visual != NONE
@@ -72,10 +72,10 @@ def lay_out(vlm: Vlm, shown: Sequence[Image.Image], reference: Embedder) -> Prom
 
 
 def ids(vlm: Vlm, count: int) -> list[int]:
-    """Token ids of the prompt with so many pictures, one image token for each."""
+    """Token ids of the prompt with so many images, one image token for each."""
     return vlm.formatter.encode([Message("user", QUESTION, count)])
 
 
 def whole_ids(vlm: Vlm, shown: Sequence[Image.Image]) -> list[int]:
-    """Token ids of the prompt as ``generate`` has them: N visual tokens a picture."""
+    """Token ids of the prompt as ``generate`` has them: N visual tokens an image."""
     return vlm.layout.whole_ids(ids(vlm, len(shown)), [image.size for image in shown])

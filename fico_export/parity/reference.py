@@ -42,7 +42,7 @@ class Reference:
             return np.asarray(self._model.get_input_embeddings()(torch.tensor(token_ids, dtype=torch.int64)))
 
     def image_features(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """All N features [N, D] of one picture [1, 3, S, S]."""
+        """All N features [N, D] of one image [1, 3, S, S]."""
         with torch.inference_mode():
             features = self._model.get_image_features(torch.from_numpy(pixels))
         # transformers has returned a tensor, a list of tensors, and an output object over its versions.
@@ -108,7 +108,7 @@ def clip_text_rows(folder: Path, input_ids: npt.NDArray[np.int64]) -> npt.NDArra
         )
     with torch.inference_mode():
         output = loaded.eval().get_text_features(torch.from_numpy(input_ids))
-    # As with pictures: a tensor or an output object, by the version.
+    # As with images: a tensor or an output object, by the version.
     rows = getattr(output, "pooler_output", output)
     return np.asarray(rows / rows.norm(dim=-1, keepdim=True))
 
@@ -117,7 +117,7 @@ class ReducedReference:
     """A decoder that reduces visual tokens, in torch and FP32: one prompt at a time, then token after token.
 
     Attributes:
-        kept: [K] which of the picture's tokens are left after the last prompt.
+        kept: [K] which of the image's tokens are left after the last prompt.
     """
 
     kept: npt.NDArray[np.int64]

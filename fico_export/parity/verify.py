@@ -1,4 +1,4 @@
-"""Each graph of a bundle against torch and transformers, on several pictures; then whole answers, token by token."""
+"""Each graph of a bundle against torch and transformers, on several images; then whole answers, token by token."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ COSINE = {"fp32": 0.99999, "fp16": 0.99, "int4": 0.99}
 # A row can differ much in FP16 without a fault: a token merged into the other of two targets that nearly tie.
 MIN_ROW_COSINE = {"fp32": 0.9999, "fp16": None, "int4": None}
 INDEX_AGREEMENT = {"fp32": 1.0, "fp16": 0.95, "int4": 0.9}
-# A change of the picture that moves its features about three times as far as the precision's rounding does (measured).
+# A change of the image that moves its features about three times as far as the precision's rounding does (measured).
 NUDGE = {"fp32": 3e-6, "fp16": 3e-3, "int4": 3e-3}
 NUDGES = 4
 NUDGE_SLACK = 0.05  # of the tokens: four nudges do not find the worst outcome
@@ -199,9 +199,7 @@ def _vision(
             same = floors[-1] == floor
             (pairs if same else tied).append((got.features[mine], expected[theirs]))
     worst = min(range(len(pixels)), key=lambda i: agreements[i] - floors[i])
-    note = (
-        f"scores tie in {len(tied)} of {len(pixels)} pictures: torch parts with itself there" if tied else ""
-    )
+    note = f"scores tie in {len(tied)} of {len(pixels)} images: torch parts with itself there" if tied else ""
     report.checks.append(
         Check(profile.graph, "kept-index agreement", agreements[worst], floors[worst], True, note)
     )
@@ -216,7 +214,7 @@ def _own_agreement(
     kept: npt.NDArray[np.int64],
     nudge: float,
 ) -> float:
-    """Share of the tokens kept that torch itself still keeps when the picture changes by a nudge; below 1, scores tie."""
+    """Share of the tokens kept that torch itself still keeps when the image changes by a nudge; below 1, scores tie."""
     generator = np.random.RandomState(0)
     shares = []
     for _ in range(NUDGES):
@@ -280,7 +278,7 @@ def _pieces(report: Report, vlm: Vlm, ids: list[int], expected: npt.NDArray[np.f
 
 
 def _prefill(report: Report, vlm: Vlm, reference: Embedder, reduced: ReducedReference) -> None:
-    """A prompt with a picture through the graph that reduces, and two tokens after it, against torch."""
+    """A prompt with an image through the graph that reduces, and two tokens after it, against torch."""
     agreements, pairs = [], []
     for picture in pictures(PICTURES):
         embeds, positions, start = lay_out(vlm, [picture], reference)

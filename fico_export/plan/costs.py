@@ -51,7 +51,7 @@ class Storage:
 
 
 def vision_flops(model: Architecture, plan: ReductionPlan) -> Flops:
-    """One picture: `embedding` of patches, `tower`, `reducer`, `projector`.
+    """One image: `embedding` of patches, `tower`, `reducer`, `projector`.
 
     Raises:
         ConfigError: a method compares in CLIP's space, whose width another model's config has.
@@ -77,7 +77,7 @@ def vision_flops(model: Architecture, plan: ReductionPlan) -> Flops:
 
 
 def prefill_flops(model: Architecture, plan: ReductionPlan, text_tokens: int) -> Flops:
-    """A prompt of one picture and `text_tokens` others: `layers`, `reducer`, `head`.
+    """A prompt of one image and `text_tokens` others: `layers`, `reducer`, `head`.
 
     The head is of every row, and of the last one alone where the decoder reduces.
     """

@@ -40,7 +40,7 @@ class PlanRequest(ExportOptions):
 
 @dataclass(frozen=True)
 class Work:
-    """A request's plan, and the FLOPs of a picture and of the prompt, which no precision and no device changes.
+    """A request's plan, and the FLOPs of an image and of the prompt, which no precision and no device changes.
 
     Bytes of the vision graph follow from how they are stored, which few devices have otherwise than the last.
     """

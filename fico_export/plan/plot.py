@@ -1,4 +1,4 @@
-"""A sweep as a picture: time to the first token and tokens a second over K, a line for each precision, their ranges shaded."""
+"""A sweep as a chart: time to the first token and tokens a second over K, a line for each precision, their ranges shaded."""
 
 from __future__ import annotations
 

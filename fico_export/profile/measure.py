@@ -75,7 +75,7 @@ def profile(folders: Sequence[str | Path], request: ProfileRequest, progress: Pr
         progress: told of each step.
 
     Raises:
-        ConfigError: the request, a bundle, the picture or the prompt cannot be used, or memory is too small.
+        ConfigError: the request, a bundle, the image or the prompt cannot be used, or memory is too small.
         EngineError: a graph cannot be loaded or run, or the process that ran it ended.
     """
     progress = progress or Silent()

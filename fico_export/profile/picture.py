@@ -1,4 +1,4 @@
-"""The picture that a profile asks about where none is given: drawn by code, the same on every machine."""
+"""The image that a profile asks about where none is given: drawn by code, the same on every machine."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class Run(Record):
         iterations, warm_up: answers per bundle that count, and before them.
         in_turn: whether the bundles were measured one after another in place of in alternation, for want of memory: the ratios
             then hold the machine's drift too.
-        picture, prompt: what was asked about; None for the picture drawn by code.
+        picture, prompt: what was asked about; None for the image drawn by code.
         ratios: by measure (a stage, ttft, tpot, end_to_end), the median of each bundle over that of the first; a measure that
             the first spent no time in is left out.
     """

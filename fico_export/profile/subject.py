@@ -20,7 +20,7 @@ class Subject:
     """Runs a job's bundle: `answer` and `finish`, as `worker.Worker` has them. To be closed, or used in a `with`.
 
     Raises:
-        FicoError: what the bundle, the picture or the backend is refused for.
+        FicoError: what the bundle, the image or the backend is refused for.
         EngineError: the process ended by itself, such as for lack of memory.
     """
 

@@ -1,7 +1,7 @@
 """DART at the embeddings: the tokens least similar to a few pivots (EMNLP 2025).
 
 Source: arXiv 2502.11494; the embedding-level form of NVIDIA's TensorRT-Edge-LLM, from its documentation.
-Differs from the reference: pivots come from the picture alone, not from the prompt; no layer of the decoder runs first.
+Differs from the reference: pivots come from the image alone, not from the prompt; no layer of the decoder runs first.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """FiCoCo-L: filter, correlate and compress in the decoder's layers, by attention to the text (AAAI 2026).
 
 Source: arXiv 2411.17686; kawhiiiileo/FiCoCo@bb3172b, llava/model/language_model/FiCoCo_L.py.
-Differs from the reference: attention from a picture to the text behind it is zero under a causal mask, so logits before mask and
+Differs from the reference: attention from an image to the text behind it is zero under a causal mask, so logits before mask and
     softmax are read, as the code does. The code's visual span begins at the first token of the prompt, and its merging
     does not divide; this is what the paper intends. Tokens keep their position ids.
 """

@@ -2,7 +2,7 @@
 
 Source: arXiv 2411.17686; kawhiiiileo/FiCoCo@8995e93, llava/model/multimodal_encoder/FiCoCo_V.py.
 Differs from the reference: the released code cannot have produced the paper's figures (it loses the CLS token,
-    scrambles the order, merges into wrong rows and keeps state between pictures), so this is the method the paper
+    scrambles the order, merges into wrong rows and keeps state between images), so this is the method the paper
     intends. Where paper and code differ by choice, both are options: `--set lam=0.65 --set first_layer=12` reads
     as the code, `--set attention=softmax --set normalize=false` as the paper. The quantile is the top-k that it equals.
 """

@@ -1,4 +1,4 @@
-"""HoloV: the budget is spread over pieces of the picture by attention and variety (NeurIPS 2025).
+"""HoloV: the budget is spread over pieces of the image by attention and variety (NeurIPS 2025).
 
 Source: arXiv 2510.02912; obananas/HoloV@1d2e65e, llava/model/utils.py.
 Differs from the reference: a piece's quota beyond its size goes to the most attended tokens left, not to zeros.
@@ -75,7 +75,7 @@ REDUCER = Reducer(
     apply=apply,
     site=Site.ENCODER_OUTPUT,
     source="arXiv 2510.02912; github.com/obananas/HoloV",
-    filter="a quota for each piece of the picture, by attention and variance; within it, attention from CLS",
+    filter="a quota for each piece of the image, by attention and variance; within it, attention from CLS",
     options=HolovOptions,
     cues=frozenset({"cls_attention"}),
     whole_grid=True,

@@ -1,4 +1,4 @@
-"""MMTok: the K tokens that best cover both the prompt's words and the picture itself (ICLR 2026).
+"""MMTok: the K tokens that best cover both the prompt's words and the image itself (ICLR 2026).
 
 Source: arXiv 2508.18264; no code read.
 Differs from the reference: the text is the user's prompt without the words of the chat template around it.
@@ -32,7 +32,7 @@ class MmtokOptions(TextOptions):
         0.5,
         ge=0,
         le=1,
-        description="share of the words in what is covered, the rest is the picture's (paper 0.5)",
+        description="share of the words in what is covered, the rest is the image's (paper 0.5)",
     )
 
 

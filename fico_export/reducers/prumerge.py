@@ -1,7 +1,7 @@
 """PruMerge+ at a fixed budget: attended tokens and evenly spaced ones, each with its neighbours' share (ICCV 2025).
 
 Source: arXiv 2403.15388; 42Shawn/LLaVA-PruMerge@097c041, llava/model/multimodal_encoder/clip_encoder.py.
-Differs from the reference: a fixed K in place of an outlier count that depends on the picture; a quarter of K by attention,
+Differs from the reference: a fixed K in place of an outlier count that depends on the image; a quarter of K by attention,
     the rest at an even stride, one fused token; raster order. The paper's own quirk stays: attention and keys are those of the
     layer after the features, heads not split.
 Without a CLS token, the attention received from all patches stands in.

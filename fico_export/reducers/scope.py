@@ -1,4 +1,4 @@
-"""SCOPE: tokens that cover most of the picture, weighted by attention from CLS (NeurIPS 2025).
+"""SCOPE: tokens that cover most of the image, weighted by attention from CLS (NeurIPS 2025).
 
 Source: arXiv 2510.24214; kinredon/SCOPE@6bf7306, scope/clip_encoder.py.
 Without a CLS token, the attention received from all patches stands in.

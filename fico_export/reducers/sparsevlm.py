@@ -1,4 +1,4 @@
-"""SparseVLM: words that match the picture rate its tokens at a few depths; some of the rest are merged (ICML 2025).
+"""SparseVLM: words that match the image rate its tokens at a few depths; some of the rest are merged (ICML 2025).
 
 Source: arXiv 2410.04417; Gumpest/SparseVLMs@26a5f48, llava/model/language_model/score.py.
 Differs from the reference: a budget K, approached by equal ratios, in which the merged tokens count; tokens keep their position
@@ -52,7 +52,7 @@ def apply(tokens: Tensor, cues: Cues, keep: int, options: SparsevlmOptions) -> R
 
 
 def _rating(cues: Cues) -> Tensor:
-    """[B, n] attention from the words that match the picture more than the mean word does."""
+    """[B, n] attention from the words that match the image more than the mean word does."""
     prompt = cues.prompt
     assert prompt is not None
     match = prompt.visual_embeds.to(torch.float32) @ prompt.embeds.to(torch.float32).transpose(1, 2)
@@ -79,7 +79,7 @@ REDUCER = Reducer(
     apply=apply,
     site=Site.DECODER_LAYER,
     source="arXiv 2410.04417; github.com/Gumpest/SparseVLMs",
-    filter="attention from the words that match the picture best, at several depths",
+    filter="attention from the words that match the image best, at several depths",
     correlate="the nearest of some density peaks among the best that were dropped",
     compress="mean",
     options=SparsevlmOptions,

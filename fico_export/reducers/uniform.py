@@ -1,4 +1,4 @@
-"""Uniform sampling: every N/K-th token in raster order, whatever the picture."""
+"""Uniform sampling: every N/K-th token in raster order, whatever the image."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Source: arXiv 2412.01818; Theia-4869/VisPruner@aefa01a, llava/model/llava_arch.py.
 Differs from the reference: selected before the projector; the same tokens.
-Each round's pairs follow from the order of the last one's scores, so where two scores tie in FP32 (about one picture in four)
+Each round's pairs follow from the order of the last one's scores, so where two scores tie in FP32 (about one image in four)
     rounding decides on a good part of the second half.
 """
 

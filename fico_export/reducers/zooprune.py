@@ -2,7 +2,7 @@
 
 Source: arXiv 2509.24837; AIM-SKKU/ZOO-Prune@159f7f9, LLaVA/llava/model/llava_arch.py.
 Differs from the reference: the projector's response to a token is not measured by 128 more passes along 64 random directions,
-    drawn anew for each picture, but taken from its weights: the Frobenius norm of its derivative, as if what the hidden units
+    drawn anew for each image, but taken from its weights: the Frobenius norm of its derivative, as if what the hidden units
     add were orthogonal. On a trained projector the two correlate by 0.97 … 0.99; the passes would cost eight towers.
 """
 

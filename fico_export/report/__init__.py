@@ -1,1 +1,1 @@
-"""What a bundle keeps of a picture, drawn over it; and a page of all that is known about bundles."""
+"""What a bundle keeps of an image, drawn over it; and a page of all that is known about bundles."""

@@ -1,4 +1,4 @@
-"""The pictures of a report: kept tokens lit, where dropped ones went, and each step of a method that has several."""
+"""The images of a report: kept tokens lit, where dropped ones went, and each step of a method that has several."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Item:
-    """One picture in one bundle; `notes` says what is missing, and why."""
+    """One image in one bundle; `notes` says what is missing, and why."""
 
     bundle: str
     image: str
@@ -60,16 +60,16 @@ class Item:
 
 
 def item(vlm: Vlm, image: ImageSource, prompt: str | None, tracer: Tracer | None) -> Item:
-    """One picture in one bundle.
+    """One image in one bundle.
 
     Args:
         vlm: the bundle.
-        image: a picture, as `load_image` takes it.
+        image: an image, as `load_image` takes it.
         prompt: for a method that reads it.
-        tracer: follows the tokens of a picture in torch; None where the checkpoint is not there.
+        tracer: follows the tokens of an image in torch; None where the checkpoint is not there.
 
     Raises:
-        InputError: not a picture, or no prompt where one is needed.
+        InputError: not an image, or no prompt where one is needed.
     """
     path = path_of(image)
     name = path.name if path is not None else label_of(image)
@@ -90,7 +90,7 @@ def item(vlm: Vlm, image: ImageSource, prompt: str | None, tracer: Tracer | None
     merged, notes = _merged(found, trace, vlm.layout.profile(pixels.size), scale)
     if reduction.in_decoder:
         notes.append(
-            "What the layers of the decoder drop or merge is only in the picture of what is kept: it is not followed step by step."
+            "What the layers of the decoder drop or merge is only in the image of what is kept: it is not followed step by step."
         )
     return Item(vlm.manifest.name, name, facts, whole, merged, _steps(found, trace), notes)
 
@@ -126,7 +126,7 @@ def _merged(found: Kept, trace: Trace, profile: Profile, scale: float) -> tuple[
             f"The map is of torch in FP32, which keeps {len(mine & theirs)} of the bundle's {len(theirs)} patches."
         )
     drawn = flows(found.picture, found.view, live, share, scale)
-    return _shown(drawn, f"Where the dropped patches of the picture went: {caption}", caption), notes
+    return _shown(drawn, f"Where the dropped patches of the image went: {caption}", caption), notes
 
 
 def _steps(found: Kept, trace: Trace) -> list[Shown]:

@@ -1,8 +1,8 @@
-"""From the tower's patches back to the pixels of the picture that they were cut from.
+"""From the tower's patches back to the pixels of the image that they were cut from.
 
 A pixel belongs to the patch that holds its centre; what was cropped away, or lies in padding, belongs to none.
 Where the merger joins patches, a cell is what it makes one visual token of. Tiles may overlap, as a thumbnail does.
-Letters: T tiles, N cells of all of them, tile by tile and row by row; H, W of a picture, at a scale of its own where it is
+Letters: T tiles, N cells of all of them, tile by tile and row by row; H, W of an image, at a scale of its own where it is
 drawn larger or smaller.
 """
 
@@ -22,11 +22,11 @@ UNSEEN = -1
 
 @dataclass(frozen=True)
 class View:
-    """Where the cells of a tower's tiles lie in a picture.
+    """Where the cells of a tower's tiles lie in an image.
 
     Attributes:
         grid: rows and columns of a tile's cells.
-        boxes: all cells of each tile, in pixels of the upright picture; they reach outside where the tower sees padding.
+        boxes: all cells of each tile, in pixels of the upright image; they reach outside where the tower sees padding.
     """
 
     grid: tuple[int, int]
@@ -45,7 +45,7 @@ class View:
         return left, top, right, bottom
 
     def patch_of_pixels(self, width: int, height: int, scale: float = 1.0) -> npt.NDArray[np.int64]:
-        """The cell of each pixel in each tile, [T, H, W], of a picture drawn `scale` times as large; `UNSEEN` for none."""
+        """The cell of each pixel in each tile, [T, H, W], of an image drawn `scale` times as large; `UNSEEN` for none."""
         return np.stack([self._of_pixels(tile, width, height, scale) for tile in range(len(self.boxes))])
 
     def patch_boxes(self, scale: float = 1.0) -> npt.NDArray[np.float64]:
@@ -70,12 +70,12 @@ class View:
 
 
 def view(profile: Profile, shown: Sequence[tuple[Tile, Box]]) -> View:
-    """The cells within what the tower sees of a picture.
+    """The cells within what the tower sees of an image.
 
     What the patch size leaves of a side, at the right and lower end, is in no cell.
 
     Args:
-        profile: of the picture.
+        profile: of the image.
         shown: each tile, and what the tower sees of it, in the tile's own pixels: `ImageProcessor.crop_box` of its size.
     """
     down, across = (

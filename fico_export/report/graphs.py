@@ -24,7 +24,7 @@ class Statistics:
         reducer_nodes: of these, the reducer's own.
         operators: nodes by operator, most frequent first.
         weight_bytes: bytes of weights by type.
-        flops: of one picture in a graph of fixed shapes; else of the products with weights, for one token.
+        flops: of one image in a graph of fixed shapes; else of the products with weights, for one token.
         per_token: whether `flops` is the latter.
     """
 

@@ -1,4 +1,4 @@
-"""What a bundle keeps of a picture: runs the vision graph, and prefill where the method acts inside the decoder."""
+"""What a bundle keeps of an image: runs the vision graph, and prefill where the method acts inside the decoder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fico_export.runtime.vlm import Vlm
 
 @dataclass(frozen=True)
 class Kept:
-    """What is left of a picture.
+    """What is left of an image.
 
     Attributes:
         picture: upright, RGB.
@@ -32,21 +32,21 @@ class Kept:
 
     @property
     def outside(self) -> int:
-        """Kept patches that show nothing of the picture: those in padding."""
+        """Kept patches that show nothing of the image: those in padding."""
         shown = self.view.patch_of_pixels(*self.picture.size)
         return int(np.isin(self.patches, shown, invert=True).sum())
 
 
 def kept(vlm: Vlm, image: ImageSource, prompt: str | None = None) -> Kept:
-    """Which patches of a picture are left in the cache of the decoder's last layer.
+    """Which patches of an image are left in the cache of the decoder's last layer.
 
     Raises:
-        InputError: not a picture; or the method reads the prompt, and there is none, or too long a one.
+        InputError: not an image; or the method reads the prompt, and there is none, or too long a one.
     """
     reduction = vlm.manifest.reduction
     if prompt is None and (vlm.reads_prompt or reduction.in_decoder):
         raise InputError(
-            f"what {reduction.method} keeps of a picture depends on the prompt, and there is none",
+            f"what {reduction.method} keeps of an image depends on the prompt, and there is none",
             fix='give it: --prompt "…"',
         )
     picture = load_image(image)
@@ -64,7 +64,7 @@ def kept(vlm: Vlm, image: ImageSource, prompt: str | None = None) -> Kept:
 
 
 def view_of(vlm: Vlm, picture: Image.Image) -> View:
-    """Where the cells of a bundle's tower lie in an upright picture."""
+    """Where the cells of a bundle's tower lie in an upright image."""
     tiles = vlm.layout.tiles(picture.size)
     shown = [(tile, vlm.processor.crop_box(*tile.size)) for tile in tiles]
     return view(vlm.layout.profile(picture.size), shown)

@@ -49,7 +49,7 @@ class Application:
 
 @dataclass(frozen=True)
 class Trace:
-    """What torch in FP32 did to one picture before the decoder.
+    """What torch in FP32 did to one image before the decoder.
 
     Attributes:
         keep_index: [K] as the vision graph gives it.
@@ -60,7 +60,7 @@ class Trace:
     steps: list[Application]
 
     def weights(self, patches: int) -> npt.NDArray[np.float64] | None:
-        """[K, N] from every patch of the picture to every one left, all applications multiplied.
+        """[K, N] from every patch of the image to every one left, all applications multiplied.
 
         None where one of them is not linear. Between two applications, attention mixes what tokens hold; this follows the
         tokens.
@@ -95,7 +95,7 @@ def encoder(checkpoint: SourceModel, method: str, keep: int, options: dict[str, 
 def trace(
     module: VisionEncoder, pixels: npt.NDArray[np.float32], text: Mapping[str, npt.NDArray[Any]]
 ) -> Trace:
-    """Run a picture through the module and follow its tokens.
+    """Run an image through the module and follow its tokens.
 
     Args:
         module: of `encoder`.

@@ -1,4 +1,4 @@
-"""Drawn over a picture: what is kept of it lit, what is dropped darkened, what the tower never sees hatched.
+"""Drawn over an image: what is kept of it lit, what is dropped darkened, what the tower never sees hatched.
 
 Brightness tells kept from dropped and a hatch seen from unseen, so that nothing depends on telling colours apart.
 """
@@ -30,7 +30,7 @@ def marked() -> PngInfo:
 
 
 def fitted(size: tuple[int, int], longest: int) -> float:
-    """The scale at which the longer side of a picture of this size is `longest` pixels: a whole number if it is above 1."""
+    """The scale at which the longer side of an image of this size is `longest` pixels: a whole number if it is above 1."""
     scale = longest / max(size)
     return scale if scale < 1 else float(max(1, round(scale)))
 
@@ -42,7 +42,7 @@ def lit(
     targets: npt.NDArray[np.int64] | None = None,
     scale: float = 1.0,
 ) -> Image.Image:
-    """A picture with its kept patches as they are and the others darkened.
+    """An image with its kept patches as they are and the others darkened.
 
     Args:
         picture: upright, RGB.

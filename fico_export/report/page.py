@@ -139,7 +139,7 @@ def _measured(run: Run, content: Content) -> list[Chart]:
         else "in alternation"
     )
     about = (
-        f"Asked about {run.picture or 'a picture drawn by code'}: {run.prompt} {run.iterations} answers of each bundle, {order}, "
+        f"Asked about {run.picture or 'an image drawn by code'}: {run.prompt} {run.iterations} answers of each bundle, {order}, "
         f"after {run.warm_up} to warm up"
     )
     made = [
@@ -283,7 +283,7 @@ def _memory(bundles: Sequence[Bundle]) -> Table:
         "bundle",
         "graphs and weights on disk",
         "cache per token",
-        "cache of a picture",
+        "cache of an image",
         "… with all tokens",
         "cache when full",
     ]

@@ -1,4 +1,4 @@
-"""Gathers what is known of bundles, runs them on the pictures, and writes the page."""
+"""Gathers what is known of bundles, runs them on the images, and writes the page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fico_export.report.graphs import Statistics
 
 NO_PROFILE = "No profile was given, and none lies in the bundles. `fico profile BUNDLE…` makes one: --profile FILE.json"
-NO_PICTURE = "No picture was given: --image PICTURE"
+NO_PICTURE = "No image was given: --image PICTURE"
 
 Opener = Callable[[Path, Manifest], "SourceModel"]
 
@@ -116,13 +116,13 @@ def _gallery(
     notes: list[str],
     progress: Progress,
 ) -> list[Item]:
-    """Every picture in every bundle, by picture; bundle after bundle, so that one is in memory at a time."""
+    """Every image in every bundle, by image; bundle after bundle, so that one is in memory at a time."""
     if not request.images:
         notes.append(NO_PICTURE)
         return []
     made: list[list[Item]] = []
     for folder, manifest in bundles:
-        progress.stage(f"pictures in {manifest.name}")
+        progress.stage(f"images in {manifest.name}")
         vlm = Vlm(folder, backend=request.backend, lazy=True)
         tracer, note = _tracer(folder, manifest, checkpoint_of, required=request.require_checkpoint)
         notes += [note] if note else []
@@ -136,7 +136,7 @@ def _gallery(
 def _tracer(
     folder: Path, manifest: Manifest, checkpoint_of: Opener, *, required: bool
 ) -> tuple[Tracer | None, str]:
-    """What follows the tokens of a picture in torch; or None, and why."""
+    """What follows the tokens of an image in torch; or None, and why."""
     if find_spec("torch") is None:
         return None, f"No maps of merges: they take torch: {extras.install('export')}"
     from fico_export.report.merges import encoder, trace

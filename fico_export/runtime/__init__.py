@@ -1,1 +1,1 @@
-"""Runs bundles: pictures and prompts in, answers out. Needs numpy and ONNX Runtime, never torch."""
+"""Runs bundles: images and prompts in, answers out. Needs numpy and ONNX Runtime, never torch."""

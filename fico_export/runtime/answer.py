@@ -22,7 +22,7 @@ class Answer:
         finish_reason: eos, stop (a stop string), length (max_new_tokens), context (no room left) or stopped (`Stream.stop`);
             empty while the answer comes, and where its stream was left early.
         prompt_tokens: tokens of the whole prompt, visual ones included.
-        visual_tokens: of these, those that stand for pictures.
+        visual_tokens: of these, those that stand for images.
         cached_tokens: of these, those taken from the KV cache of earlier turns.
         stages_ms: time per stage in milliseconds.
         ttft_ms: from the request to the first token: preprocess, vision, embed and prefill.

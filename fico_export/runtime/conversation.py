@@ -33,13 +33,13 @@ class _History:
 
     messages: list[Message] = field(default_factory=list)
     features: list[ImageFeatures] = field(default_factory=list)
-    # Keys of the prompt that was reduced in the decoder: what was kept of its picture holds for all turns after it.
+    # Keys of the prompt that was reduced in the decoder: what was kept of its image holds for all turns after it.
     reduced: list[Hashable] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Turn:
-    """A turn that is ready to run: the conversation up to its question, the pictures encoded.
+    """A turn that is ready to run: the conversation up to its question, the images encoded.
 
     Attributes:
         together: how many of the prompt's first tokens are reduced together in the decoder.
@@ -97,7 +97,7 @@ class Conversation:
 
     @property
     def kept(self) -> npt.NDArray[np.int64] | None:
-        """[K] which of the tokens handed over for the picture the decoder kept, where it reduces; None before it did."""
+        """[K] which of the tokens handed over for the image the decoder kept, where it reduces; None before it did."""
         return self._prefix.kept
 
     @property
@@ -143,7 +143,7 @@ class Conversation:
         """The next turn, answered piece by piece; arguments as for `Vlm.stream`.
 
         Raises:
-            InputError: a picture or the prompt cannot be used; the conversation stays as it was.
+            InputError: an image or the prompt cannot be used; the conversation stays as it was.
             ConfigError: another answer of this conversation is under way, or it was closed.
         """
         with self._claimed():
@@ -170,7 +170,7 @@ class Conversation:
             return self._running(self._turn(prompt, images, max_new_tokens, sampling, stop))
 
     def restart(self) -> None:
-        """Forget all turns, but not what was computed: the next first turn reuses the pictures it shares with the last.
+        """Forget all turns, but not what was computed: the next first turn reuses the images it shares with the last.
 
         Raises:
             ConfigError: an answer of this conversation is under way, or it was closed.
@@ -225,7 +225,7 @@ class Conversation:
         stop: Sequence[str],
         image_range: Range | None = None,
     ) -> _Turn:
-        """The next turn, its pictures encoded."""
+        """The next turn, its images encoded."""
         if max_new_tokens is not None and max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}", fix="give at least 1")
         stops = StopStrings(stop)
@@ -270,8 +270,8 @@ class Conversation:
         expected = [(profile.handed_over, manifest.decoder.hidden_size) for profile in manifest.profiles]
         if image.features.shape not in expected:
             raise InputError(
-                f"a picture's features have the shape {image.features.shape}, this bundle's are {expected[0]}",
-                fix="encode the picture with the bundle that is to answer",
+                f"an image's features have the shape {image.features.shape}, this bundle's are {expected[0]}",
+                fix="encode the image with the bundle that is to answer",
             )
         return image
 
@@ -324,7 +324,7 @@ class Conversation:
             self._history = replace(turn.asked, messages=messages)
 
     def _rows(self, prompt: LaidOut, shown: Sequence[ImageFeatures], start: int) -> Rows:
-        """The prompt from token `start` on as the decoder takes it, pictures in their places."""
+        """The prompt from token `start` on as the decoder takes it, images in their places."""
         visual = prompt.visual[start:]
         embeds = self._bundle.embed(np.where(visual == NONE, prompt.ids[start:], 0).tolist())
         rows, planes = np.flatnonzero(visual != NONE), None
@@ -339,7 +339,7 @@ class Conversation:
     def _require_one_picture(self, count: int) -> None:
         if self._bundle.manifest.reduction.in_decoder and count > 1:
             raise InputError(
-                f"{count} pictures in a conversation; this bundle reduces inside the decoder, which takes one",
+                f"{count} images in a conversation; this bundle reduces inside the decoder, which takes one",
                 fix="start a new conversation, or export with a method that acts before the decoder",
             )
 

@@ -46,7 +46,7 @@ class OpenBundle:
         threads: CPU threads within an operator; 0 for one per core.
         lazy: load each graph when it is first used, for those who use only some.
         low_memory: load each graph when it is needed, in the place of the one before: the tower and the decoder are never in
-            memory together, and each picture takes the time to load them.
+            memory together, and each image takes the time to load them.
 
     Attributes:
         lock: held by the thread that runs the model.
@@ -111,7 +111,7 @@ class OpenBundle:
 
     @property
     def clip_text(self) -> ClipText:
-        """CLIP's text tower, of a bundle whose method compares the picture with the prompt in CLIP's space."""
+        """CLIP's text tower, of a bundle whose method compares the image with the prompt in CLIP's space."""
         return self._opened(
             graph_names.CLIP_TEXT,
             lambda graphs: ClipText(self.folder, self.manifest, graphs.session(graph_names.CLIP_TEXT)),
@@ -173,17 +173,17 @@ class OpenBundle:
         """An image as the tower is shown it; arguments as for `load_image`.
 
         Raises:
-            InputError: not a picture, or too large.
+            InputError: not an image, or too large.
         """
         return self.layout.pixels(load_image(image, image_range=image_range), self.processor)
 
     @property
     def reads_prompt(self) -> bool:
-        """Whether what is kept of a picture before the decoder depends on the question."""
+        """Whether what is kept of an image before the decoder depends on the question."""
         return bool(self._text_inputs)
 
     def read_prompt(self, prompt: str | None) -> dict[str, npt.NDArray[Any]]:
-        """What the vision graph takes of the prompt beside the picture; nothing, unless the bundle's method reads it.
+        """What the vision graph takes of the prompt beside the image; nothing, unless the bundle's method reads it.
 
         Raises:
             InputError: the graph takes a prompt and there is none, or it is too long.
@@ -192,8 +192,8 @@ class OpenBundle:
             return {}
         if prompt is None:
             raise InputError(
-                f"this bundle's method, {self.manifest.reduction.method}, reads the prompt with the picture, and there is none",
-                fix='give the question too: encode_image(picture, prompt="…")',
+                f"this bundle's method, {self.manifest.reduction.method}, reads the prompt with the image, and there is none",
+                fix='give the question too: encode_image(image, prompt="…")',
             )
         ids = self.formatter.text_ids(prompt)
         feeds: dict[str, npt.NDArray[Any]] = {}
@@ -232,15 +232,15 @@ class OpenBundle:
     def encode_image(
         self, image: ImageSource, prompt: str | None = None, *, image_range: Range | None = None
     ) -> ImageFeatures:
-        """Features [K, D] and kept positions [K] of a picture: to ask about it several times, or for a decoder of your own.
+        """Features [K, D] and kept positions [K] of an image: to ask about it several times, or for a decoder of your own.
 
         Args:
-            image: the picture.
+            image: the image.
             prompt: the question to be asked, for a bundle whose method reads it to choose what it keeps.
-            image_range: of a grey picture of more than 8 bits, the values that become black and white; its own by default.
+            image_range: of a grey image of more than 8 bits, the values that become black and white; its own by default.
 
         Raises:
-            InputError: not a picture, or too large; or no prompt where the bundle reads it, or too long a one.
+            InputError: not an image, or too large; or no prompt where the bundle reads it, or too long a one.
         """
         text = self.read_prompt(prompt)
         return self.encode_pixels(self.preprocess(image, image_range=image_range), text)

@@ -33,14 +33,14 @@ class Prefix:
     It is sound only between steps: what an exception interrupted, whichever and wherever, is dropped before the next prompt.
 
     Attributes:
-        kept: [K] which of the tokens handed over for the picture the decoder kept, where it reduces; None before it did.
+        kept: [K] which of the tokens handed over for the image the decoder kept, where it reduces; None before it did.
     """
 
     kept: npt.NDArray[np.int64] | None = None
 
     def __init__(self, bundle: OpenBundle) -> None:
         self._bundle = bundle
-        # Made when it is first needed: pictures come before, and memory may hold the tower alone.
+        # Made when it is first needed: images come before, and memory may hold the tower alone.
         self._cache: Cache | None = None
         self._keys: list[Hashable] = []
         # The first tokens that were reduced together in the decoder.
@@ -80,7 +80,7 @@ class Prefix:
         return shared
 
     def begin(self, keys: Sequence[Hashable], rows: Rows, visual_start: int) -> npt.NDArray[np.float32]:
-        """Logits [V] after tokens with one picture, reduced together; their cache replaces the old."""
+        """Logits [V] after tokens with one image, reduced together; their cache replaces the old."""
         with self._bundle.owned():
             self._sound = False
             found = self._bundle.decoder.prefill(rows.embeds, rows.positions, visual_start, rows.planes)
@@ -93,7 +93,7 @@ class Prefix:
         shared = 0
         while shared < min(len(keys) - 1, len(self._keys)) and keys[shared] == self._keys[shared]:
             shared += 1
-        # What the decoder kept of a picture depends on all tokens it was reduced with, and it reduces into an empty cache only.
+        # What the decoder kept of an image depends on all tokens it was reduced with, and it reduces into an empty cache only.
         return shared if together == self._together <= shared else 0
 
     @classmethod

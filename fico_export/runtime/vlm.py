@@ -45,14 +45,14 @@ class Vlm(OpenBundle):
 
         Args:
             prompt: the question.
-            images: the picture or pictures it is about, shown before it; or what `encode_image` made of them.
+            images: the image or images it is about, shown before it; or what `encode_image` made of them.
             max_new_tokens: at most so many tokens; by default what the bundle's generation_config.json says, or 256.
             sampling: how tokens are chosen; what it leaves open is what the bundle's generation_config.json says.
             stop: strings that end the answer; by default those of the bundle's generation_config.json.
-            image_range: of grey pictures of more than 8 bits, the values that become black and white; each picture's own by default.
+            image_range: of grey images of more than 8 bits, the values that become black and white; each image's own by default.
 
         Raises:
-            InputError: a picture or the prompt cannot be used.
+            InputError: an image or the prompt cannot be used.
         """
         return self.chat().stream(
             prompt,

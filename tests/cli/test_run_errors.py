@@ -30,7 +30,7 @@ def test_a_picture_that_is_not_there_is_named(ask, tmp_path):
 
 
 def test_a_folder_given_as_picture_is_named(ask, tmp_path):
-    ask("--image", tmp_path, words=["is a folder", "one picture file"])
+    ask("--image", tmp_path, words=["is a folder", "one image file"])
 
 
 def test_a_picture_without_bytes_is_named(ask, tmp_path):
@@ -40,15 +40,15 @@ def test_a_picture_without_bytes_is_named(ask, tmp_path):
 
 
 def test_a_file_that_is_no_picture_is_named(ask, tmp_path):
-    (tmp_path / "letter.png").write_text("Dear all, this is no picture.")
+    (tmp_path / "letter.png").write_text("Dear all, this is no image.")
 
-    ask("--image", tmp_path / "letter.png", words=["letter.png", "is not a picture", "PNG or JPEG"])
+    ask("--image", tmp_path / "letter.png", words=["letter.png", "is not an image", "PNG or JPEG"])
 
 
 def test_a_picture_of_fifty_thousand_pixels_squared_is_refused_by_its_header(ask, tmp_path):
     (tmp_path / "bomb.png").write_bytes(_png(50_000, 50_000))
 
-    ask("--image", tmp_path / "bomb.png", words=["bomb.png", "200,000,000 pixels", "scale the picture down"])
+    ask("--image", tmp_path / "bomb.png", words=["bomb.png", "200,000,000 pixels", "scale the image down"])
 
 
 def test_a_picture_that_is_cut_short_is_named(ask, tmp_path):

@@ -186,7 +186,7 @@ def watched_projector(module):
 
 
 def whole_pictures(model, all_pixels):
-    """All tokens of each picture, before and after the projector, and its sensitivity to them."""
+    """All tokens of each image, before and after the projector, and its sensitivity to them."""
     module = torch_module(model, model.plan("none", None, {}))
     with torch.inference_mode(), watched_projector(module) as given:
         after = [module(torch.from_numpy(pixels))[0] for pixels in all_pixels]

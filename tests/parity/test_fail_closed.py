@@ -32,10 +32,10 @@ def test_a_value_that_is_no_number_fails_wherever_it_stands(precision, value, pl
 
 
 def test_a_parity_error_names_the_value_and_the_threshold():
-    report = Report("bundle", "fp32", [Check("decoder", "cosine", 0.875, 0.99999, True, "on picture 2")])
+    report = Report("bundle", "fp32", [Check("decoder", "cosine", 0.875, 0.99999, True, "on image 2")])
 
     with pytest.raises(
-        ParityError, match=r"decoder: cosine is 0\.875, not at least 0\.99999\. on picture 2"
+        ParityError, match=r"decoder: cosine is 0\.875, not at least 0\.99999\. on image 2"
     ) as raised:
         require(report)
     assert "--precision fp32" in raised.value.fix

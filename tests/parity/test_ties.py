@@ -56,7 +56,7 @@ def test_another_token_fails_where_torch_keeps_its_own(tiny_checkpoint):
 
 
 def test_another_token_passes_where_torch_parts_with_itself(tiny_checkpoint, monkeypatch):
-    """A nudge so large that it is another picture stands for scores so close that any nudge decides."""
+    """A nudge so large that it is another image stands for scores so close that any nudge decides."""
     monkeypatch.setitem(verify.NUDGE, "fp32", 1.0)
     report = outcome(tiny_checkpoint, "cls-topk", one_other)
     check = report.checks[0]
@@ -64,7 +64,7 @@ def test_another_token_passes_where_torch_parts_with_itself(tiny_checkpoint, mon
     assert check.metric == "kept-index agreement"
     assert check.value == pytest.approx(15 / 16)
     assert check.threshold < check.value
-    assert check.note.startswith("scores tie in 2 of 2 pictures")
+    assert check.note.startswith("scores tie in 2 of 2 images")
 
 
 def test_a_tie_excuses_no_more_than_torch_itself_shows(tiny_checkpoint, monkeypatch):

@@ -29,7 +29,7 @@ HUGE = 65504.0  # the largest FP16 number
 
 @dataclass
 class Rows:
-    """A layer's rows: hidden states, embeddings, queries and keys [B, S, A], the picture's n of them from row 5 on."""
+    """A layer's rows: hidden states, embeddings, queries and keys [B, S, A], the image's n of them from row 5 on."""
 
     hidden: torch.Tensor
     embeds: torch.Tensor
@@ -44,7 +44,7 @@ class Rows:
 
 
 def random_rows(seed, n=576, batch=1):
-    """Clustered hidden states, so that some are near-duplicates as in pictures; queries sharp enough to choose."""
+    """Clustered hidden states, so that some are near-duplicates as in images; queries sharp enough to choose."""
     generator = torch.Generator().manual_seed(seed)
     shape = (batch, START + n + TEXT, CHANNELS)
     centres = torch.randn(batch, 12, CHANNELS, generator=generator)

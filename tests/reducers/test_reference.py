@@ -1,6 +1,6 @@
 """Every reducer equals an independent plain-loop float64 reference: same indices, features within 1e-4.
 
-Scores that tie within 1e-6 are excepted, of a decision, not of a picture: all decisions that are no tie must be the
+Scores that tie within 1e-6 are excepted, of a decision, not of an image: all decisions that are no tie must be the
 reference's. `scripts/check_reducers.py` runs every seed at every size and budget, in ONNX Runtime too.
 """
 

@@ -2,7 +2,7 @@
 
 Written from the published descriptions alone and sharing no code with the package. The decoder is written out
 too: only its weights come from transformers. There is no KV cache: for every new token the whole sequence goes
-through all layers again. Visual tokens count from 0; "text" is what follows the picture in the prompt; ties go
+through all layers again. Visual tokens count from 0; "text" is what follows the image in the prompt; ties go
 to the lower index.
 """
 
@@ -59,7 +59,7 @@ def counts(n: int, keep: int, steps: int) -> list[int]:
 
 
 def raters(visual_embeds: npt.ArrayLike, text_embeds: npt.ArrayLike) -> Bools:
-    """Text tokens [T] that SparseVLM lets score: as near to the picture as the mean text token, or nearer."""
+    """Text tokens [T] that SparseVLM lets score: as near to the image as the mean text token, or nearer."""
     visual, text = np.asarray(visual_embeds, np.float64), np.asarray(text_embeds, np.float64)
     shares = np.zeros(len(text))
     for row in visual:
@@ -361,7 +361,7 @@ def generate(
     if method is not None and method not in METHODS:
         raise ValueError(f"method {method!r} is none of {METHODS}")
     if len(positions) != len(prompt) or not 0 <= start < start + visual < len(prompt):
-        raise ValueError(f"{len(positions)} positions, picture {start} + {visual}: prompt has {len(prompt)}")
+        raise ValueError(f"{len(positions)} positions, image {start} + {visual}: prompt has {len(prompt)}")
     if new_tokens < 1:
         raise ValueError(f"{new_tokens} new tokens")
     if method is not None and not 1 <= keep <= visual:

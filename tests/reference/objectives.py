@@ -16,7 +16,7 @@ from reference.reducers import Floats, Indices
 
 @dataclass(frozen=True)
 class Picture:
-    """All tokens of one picture: before [N, C] and after the projector [N, D], and its sensitivity to them [N]."""
+    """All tokens of one image: before [N, C] and after the projector [N, D], and its sensitivity to them [N]."""
 
     before: Floats
     after: Floats

@@ -15,7 +15,7 @@ from reference.reducers import TIE, Floats, Indices, _ascending
 
 
 def relevance(clip_tokens: npt.ArrayLike, segments: npt.ArrayLike) -> Floats:
-    """CDPruner, section 3.9: mean over segments of minus the cosine, scaled to 1e-6 … 1 over one picture's tokens.
+    """CDPruner, section 3.9: mean over segments of minus the cosine, scaled to 1e-6 … 1 over one image's tokens.
 
     clip_tokens [N, P] and segments [S, P] lie in CLIP's joint space, of any length.
     """

@@ -39,7 +39,7 @@ def seen(config, size, side):
 @pytest.mark.parametrize("size", SHAPES)
 @pytest.mark.parametrize(("config", "side"), [(CROPS, 112), (PADS, 112), (SQUEEZES, 118)])
 def test_a_patch_lies_where_its_pixels_come_from(config, side, size):
-    """A picture whose colours are its coordinates, through the processor: each patch's mean colour is its box's centre."""
+    """An image whose colours are its coordinates, through the processor: each patch's mean colour is its box's centre."""
     width, height = size
     x, y = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
     picture = Image.fromarray(np.stack([x * 255, y * 255, x * 0], -1).round().astype(np.uint8))
@@ -104,7 +104,7 @@ def test_a_kept_cls_token_is_no_patch():
 
 
 def brightest(pixels, count):
-    """The patches of the processed picture with the most light, found by plain loops."""
+    """The patches of the processed image with the most light, found by plain loops."""
     means = [
         (-pixels[0, :, 14 * row : 14 * row + 14, 14 * column : 14 * column + 14].mean(), 8 * row + column)
         for row in range(8)
@@ -116,7 +116,7 @@ def brightest(pixels, count):
 @pytest.mark.parametrize("aside", [0, 1])
 @pytest.mark.parametrize("config", [CROPS, PADS])
 def test_the_interesting_cell_of_a_photograph_is_lit(config, aside):
-    """A white square in a dark 3:2 picture; the cue is planted: what is kept are the brightest patches that the tower sees."""
+    """A white square in a dark 3:2 image; the cue is planted: what is kept are the brightest patches that the tower sees."""
     array = np.full((400, 600, 3), 40, np.uint8)
     array[150:250, 350:450] = 255
     processor = ImageProcessor.from_config(config)

@@ -26,7 +26,7 @@ def picture(caption="seen"):
 
 
 def content(name="tiny"):
-    """Two bundles measured and evaluated, one picture in each."""
+    """Two bundles measured and evaluated, one image in each."""
     bundles = [records.manifest("whole", "none", 64), records.manifest(name, "uniform", 16)]
     entries = [records.measured(bundles[0], prefill=40.0), records.measured(bundles[1])]
     results = [

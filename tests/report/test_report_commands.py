@@ -159,14 +159,14 @@ def test_bad_bundles_and_pictures_are_named_and_nothing_is_written(
 
     fico(command, tmp_path / "nowhere", "--image", photograph, "--out", out).refuses("is no bundle")
     fico(command, own, "--image", photograph, "--out", out).refuses("does not have the SHA-256")
-    fico(command, bundle, "--image", tmp_path / "letter.png", "--out", out).refuses("is not a picture")
+    fico(command, bundle, "--image", tmp_path / "letter.png", "--out", out).refuses("is not an image")
     fico(command, bundle, "--image", tmp_path / "gone.png", "--out", out).refuses("there is no file")
     assert not list(tmp_path.glob("*out.*"))
 
 
 @pytest.fixture(scope="module")
 def reported(bundle, inside, tmp_path_factory):
-    """A page of two bundles with a profile and a picture, made once."""
+    """A page of two bundles with a profile and an image, made once."""
     folder = tmp_path_factory.mktemp("report")
     Image.new("RGB", (90, 60), (200, 200, 200)).save(folder / "a&b<i>.png")
     manifests = [Manifest.load(bundle), Manifest.load(inside)]
@@ -237,7 +237,7 @@ def test_report_says_what_it_has_not(fico, bundle, tmp_path, monkeypatch):
     words = Page((tmp_path / "page.html").read_text()).words
 
     assert "`fico profile BUNDLE…` makes one" in words
-    assert "No picture was given: --image PICTURE" in words
+    assert "No image was given: --image PICTURE" in words
     assert "The graphs were not read" in words
 
 

@@ -1,4 +1,4 @@
-"""Several sequences in one run say what each says alone: prompts of unequal lengths, pictures, some that join and leave."""
+"""Several sequences in one run say what each says alone: prompts of unequal lengths, images, some that join and leave."""
 
 import gc
 import json
@@ -50,7 +50,7 @@ def vlm(form, checkpoint, make_bundle):
 
 @pytest.fixture(scope="module")
 def prompts(vlm, photographs):
-    """Embeddings [S, C] of five prompts, two with a picture: of 3 to 40 tokens."""
+    """Embeddings [S, C] of five prompts, two with an image: of 3 to 40 tokens."""
     asked = [
         ("Hi", None),
         ("What is in this picture?", 0),

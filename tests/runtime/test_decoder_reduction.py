@@ -61,7 +61,7 @@ def shallow_model(shallow):
 
 
 def prompt_of(vlm, model, picture):
-    """Embeddings [S, C], position ids and the picture's first row, as the reference takes them."""
+    """Embeddings [S, C], position ids and the image's first row, as the reference takes them."""
     ids = expanded(vlm.formatter, [Message("user", QUESTION, 1)], 576)
     start = ids.index(vlm.manifest.tokens.image_id)
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_answers_kept_tokens_and_caches_equal_the_reference(
         ids = vlm.generate(QUESTION, [picture], max_new_tokens=new_tokens).token_ids
         assert ids == want.ids[: len(ids)] or nearly_tied(ids, want)
         seen.add(kept.tobytes())
-    assert len(seen) > 1  # the picture matters
+    assert len(seen) > 1  # the image matters
 
 
 @pytest.mark.parametrize(("method", "keep", "options"), OPTIONS)

@@ -249,6 +249,7 @@ def decoder_of(raw, tmp_path):
         decoder=SimpleNamespace(layers=LAYERS, kv_heads=HEADS, head_dim=DIM),
         graph=lambda name: graph,
         cache_rows=ROWS,
+        planes=0,
     )
     return EngineDecoder(manifest, lambda name: Engine(device, plan, "fico build"))
 

@@ -101,7 +101,7 @@ def test_the_last_logits_of_a_prompt_of_any_length(pair, count):
 
 @pytest.mark.parametrize("pieces", [[300], [200, 57, 1, 42], [255, 1, 1, 43], [1, 299]], ids=str)
 def test_pieces_with_gaps_in_their_positions(pair, pieces):
-    """The buffer grows in the middle; a prompt's first piece has gaps, as the kept tokens of a picture do."""
+    """The buffer grows in the middle; a prompt's first piece has gaps, as the kept tokens of an image do."""
     vlm, model = pair
     embeds = rows(300, seed=2)
     positions = np.sort(np.random.RandomState(2).choice(CONTEXT, 300, replace=False)).tolist()

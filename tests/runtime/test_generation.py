@@ -149,7 +149,7 @@ def test_a_picture_encoded_once_answers_as_the_picture_does(vlm, photographs):
 
     assert [first.token_ids, second.token_ids] == expected
     assert first.cached_tokens == 0
-    assert second.cached_tokens >= 16  # the picture was not run again
+    assert second.cached_tokens >= 16  # the image was not run again
     assert second.prompt_tokens < first.prompt_tokens + 16  # and no turn came before
 
 

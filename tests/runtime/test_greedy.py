@@ -31,7 +31,7 @@ class Reference:
             self.processor = AutoProcessor.from_pretrained(folder)
 
     def generate(self, turns, new_tokens=NEW_TOKENS):
-        """Token ids answered to [(role, text, pictures), …]."""
+        """Token ids answered to [(role, text, images), …]."""
         messages, images = [], []
         for role, text, pictures in turns:
             images += pictures
@@ -59,7 +59,7 @@ def test_one_picture(pair, photographs):
         assert answer.token_ids == reference.generate([("user", "What is in this picture?", [picture])])
         assert answer.visual_tokens == 64
         answers.add(tuple(answer.token_ids))
-    assert len(answers) > 1  # the picture matters
+    assert len(answers) > 1  # the image matters
 
 
 def test_two_pictures(pair, photographs):

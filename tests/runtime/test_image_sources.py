@@ -356,4 +356,4 @@ def test_several_images_are_a_list_of_them():
 @pytest.mark.parametrize("wrong", [7, {"image": "a.png"}, [["a.png"]], [None]], ids=str)
 def test_what_is_no_image_is_refused_by_its_kind(wrong):
     (listed,) = image_list(wrong)
-    assert "a picture cannot be a" in refusal(listed).what
+    assert "an image cannot be a" in refusal(listed).what

@@ -1,4 +1,4 @@
-"""Pictures to pixel values: every bit of transformers' Pillow processors, and each way a picture can be wrong."""
+"""Images to pixel values: every bit of transformers' Pillow processors, and each way an image can be wrong."""
 
 import io
 import struct
@@ -204,7 +204,7 @@ def test_the_crop_box_is_where_the_tower_looks(config, size):
     width, height = size
     processor = ImageProcessor.from_config({**config, "do_normalize": False, "resample": 2})
     left, top, right, bottom = processor.crop_box(width, height)
-    # A picture whose red is its column and whose green is its row: the tower reads back where it looks.
+    # An image whose red is its column and whose green is its row: the tower reads back where it looks.
     columns, rows = np.meshgrid(np.arange(width) / width * 255, np.arange(height) / height * 255)
     picture = Image.fromarray(np.stack([columns, rows, columns * 0 + 255], -1).astype(np.uint8))
     seen = processor(picture)[0]
@@ -306,9 +306,9 @@ def test_an_empty_file_is_refused(tmp_path):
 
 
 def test_text_is_not_a_picture(tmp_path):
-    (tmp_path / "note.png").write_text("not a picture")
-    assert "not a picture" in refusal(tmp_path / "note.png").what
-    assert "not a picture" in refusal(b"not a picture").what
+    (tmp_path / "note.png").write_text("not an image")
+    assert "not an image" in refusal(tmp_path / "note.png").what
+    assert "not an image" in refusal(b"not an image").what
 
 
 def test_something_else_is_not_a_picture():

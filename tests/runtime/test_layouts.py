@@ -152,7 +152,7 @@ def test_a_prompt_without_room_is_refused_by_rows_and_by_positions():
     longest = manifest.decoder.context - 65  # the image takes 64 positions, and one is left for the answer
 
     assert require_room(manifest, layout, [5] * longest + [IMAGE], [(9, 9)]) == longest + 16
-    with pytest.raises(InputError, match="takes 2048 positions, 16 tokens a picture; the model has 2048"):
+    with pytest.raises(InputError, match="takes 2048 positions, 16 tokens an image; the model has 2048"):
         require_room(manifest, layout, [5] * (longest + 1) + [IMAGE], [(9, 9)])
 
 

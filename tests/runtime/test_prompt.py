@@ -179,7 +179,7 @@ def test_text_that_is_not_unicode_is_refused(formatter):
 
 @pytest.mark.parametrize("template", ["{{ messages[0].content[-1].text }}", "{{ (image_token + ' ') * 2 }}"])
 def test_a_template_that_loses_or_doubles_a_picture_is_refused(tiny_checkpoint, template):
-    with pytest.raises(InputError, match="1 pictures") as caught:
+    with pytest.raises(InputError, match="1 images") as caught:
         formatter_of(tiny_checkpoint, template).encode(CONVERSATIONS["one picture"])
     assert caught.value.fix
 

@@ -25,7 +25,7 @@ def vlm(request, tiny_checkpoint, make_bundle):
 
 
 def test_each_answers_as_alone(vlm, photographs):
-    """Prompts of other lengths, with a picture and without, answers of other lengths, one of them sampled."""
+    """Prompts of other lengths, with an image and without, answers of other lengths, one of them sampled."""
     asked = [(QUESTIONS[i], photographs[i : i + 1] if i % 2 else [], 3 + 4 * i) for i in range(4)]
     hot = [None, Sampling(temperature=1.0, seed=7), None, None]
     alone = [

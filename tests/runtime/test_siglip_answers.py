@@ -52,7 +52,7 @@ def test_one_picture(pair, photographs):
         assert answer.token_ids == reference.generate([("user", "What is in this picture?", [picture])])
         assert answer.visual_tokens == 64
         answers.add(tuple(answer.token_ids))
-    assert len(answers) > 1  # the picture matters
+    assert len(answers) > 1  # the image matters
 
 
 def test_two_pictures_text_alone_and_a_follow_up_turn(pair, photographs):

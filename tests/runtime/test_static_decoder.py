@@ -70,7 +70,7 @@ def rows(count, seed=0):
 
 
 def test_greedy_tokens_equal_those_of_transformers(vlm, reference, photographs, monkeypatch):
-    """A picture, in chunks, and a further turn."""
+    """An image, in chunks, and a further turn."""
     monkeypatch.setattr(runtime_decoder, "CHUNK", 16)
     chat = vlm.chat()
     first = chat.ask(QUESTION, photographs[:1], max_new_tokens=STEPS)
@@ -239,7 +239,7 @@ def test_layers_of_unequal_lengths(tmp_path, make_bundle, photographs):
 
 @pytest.mark.parametrize(("target", "precision"), [("trt-10.3", "fp16"), ("trt-11", "int4")])
 def test_export_verifies(target, precision, checkpoint, make_bundle):
-    """The cache of 128 rows has room for one of the pictures that a portable bundle is asked about, not for two."""
+    """The cache of 128 rows has room for one of the images that a portable bundle is asked about, not for two."""
     options = {"block": 32, "quantize_head": "int8"} if precision == "int4" else {}
     folder = make_bundle(
         checkpoint, target=target, precision=precision, max_context=128, verify=False, **options
@@ -256,7 +256,7 @@ def test_export_verifies(target, precision, checkpoint, make_bundle):
         ("portable", 128, "grows", "trt-10.3"),
         ("ort", 128, "grows", "rtx"),
         ("rtx", CONTEXT + 1, "context is 640", "at most 640"),
-        ("rtx", 79, "a picture takes 16", "--max-context 80"),
+        ("rtx", 79, "an image takes 16", "--max-context 80"),
     ],
 )
 def test_rows_that_cannot_be_are_refused(target, rows, what, fix, checkpoint, tmp_path):

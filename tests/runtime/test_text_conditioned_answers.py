@@ -93,7 +93,7 @@ def test_a_picture_asked_about_anew_is_not_taken_from_the_cache(vlm, photographs
 def test_a_picture_without_a_question_is_refused(vlm, photographs):
     with pytest.raises(InputError, match="reads the prompt") as refused:
         vlm.encode_image(photographs[0])
-    assert 'encode_image(picture, prompt="…")' in refused.value.fix
+    assert 'encode_image(image, prompt="…")' in refused.value.fix
 
 
 def test_text_that_is_no_prompt_is_refused(vlm, photographs):

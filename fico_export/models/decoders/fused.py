@@ -74,7 +74,7 @@ class FusedNorm(RmsNorm):
 class FusedAttention(DecoderAttention):
     """Cache and causal attention in one operator.
 
-    It has a rotary embedding too, which on CPU takes the positions of a first prompt to follow each other; those of a picture's
+    It has a rotary embedding too, which on CPU takes the positions of a first prompt to follow each other; those of an image's
     kept tokens do not.
     """
 

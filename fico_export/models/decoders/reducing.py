@@ -1,17 +1,17 @@
 """The decoder of a bundle that reduces visual tokens inside it: two graphs, whose caches differ in length by layer.
 
-`decoder_prefill` runs a whole prompt with one picture in it:
+`decoder_prefill` runs a whole prompt with one image in it:
 
 | tensor | shape | dtype |
 |---|---|---|
 | inputs_embeds (in) | [1, S, C] | the bundle's precision |
 | position_ids (in) | [1, S] | int64 |
-| visual_start (in) | [1] | int64, the row where the picture's tokens begin |
+| visual_start (in) | [1] | int64, the row where the image's tokens begin |
 | logits (out) | [1, 1, V] | float32, after the last token |
-| keep_index (out) | [1, K] | int64, ascending: which of the picture's tokens the last layer's cache holds |
+| keep_index (out) | [1, K] | int64, ascending: which of the image's tokens the last layer's cache holds |
 | present.{i}.key / .value (out) | [1, kv heads, Sᵢ, D] | the bundle's precision |
 
-`decoder_with_past` runs what follows, or a prompt without a picture:
+`decoder_with_past` runs what follows, or a prompt without an image:
 
 | tensor | shape | dtype |
 |---|---|---|
@@ -144,7 +144,7 @@ class Prefill(Decoder):
         reduced, left = self.reduce[f"layer_{i}"](take(rows.hidden, visual), cues)
 
         keep = reduced.indices.shape[1]
-        # Row t of what is left: before the picture t itself, in it the kept token, after it the row n − keep further on.
+        # Row t of what is left: before the image t itself, in it the kept token, after it the row n − keep further on.
         t = torch.arange(total - (n - keep), device=start.device)
         offset = t - start
         inside = (offset >= 0) & (offset < keep)

@@ -84,7 +84,7 @@ def files(folder: Path, raw: dict[str, Any], config: Any) -> Files:
         )
     if not preprocessor:
         raise CheckpointError(
-            f"{folder} has no preprocessor_config.json, so pictures cannot be prepared",
+            f"{folder} has no preprocessor_config.json, so images cannot be prepared",
             fix="copy preprocessor_config.json (or processor_config.json) of the checkpoint into the folder",
         )
     chat = templates.find(folder, processor, settings)

@@ -17,7 +17,7 @@ from fico_export.models.layers import LayerNorm, attend, join_heads, split_heads
 
 @dataclass(frozen=True)
 class StackConfig:
-    """Shape of a stack of layers, of a picture's tower or a text's."""
+    """Shape of a stack of layers, of an image's tower or a text's."""
 
     hidden_size: int
     intermediate_size: int

@@ -17,12 +17,12 @@ from fico_export.reducers.stages.select import take
 
 @dataclass(frozen=True)
 class Prompt:
-    """The text beside the picture, as a site knows it.
+    """The text beside the image, as a site knows it.
 
     Attributes:
         embeds: [B, T, C] what goes into the decoder's first layer.
-        mask: [B, T] bool, which of the T rows are text that follows the picture; the others are anything.
-        visual_embeds: [B, N, C] likewise of the picture, before any reduction in the decoder.
+        mask: [B, T] bool, which of the T rows are text that follows the image; the others are anything.
+        visual_embeds: [B, N, C] likewise of the image, before any reduction in the decoder.
         queries: [B, T, A] in a decoder layer, of all rows of the sequence, rotated, not scaled.
         keys: [B, T, A] likewise, a key for every query head.
         visual: [B, n] int64, which of the rows are the live visual tokens.

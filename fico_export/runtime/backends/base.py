@@ -58,7 +58,7 @@ class AnyDecoder(Protocol):
     """The decoder of a bundle, which makes caches of its own and runs on no others; `ort/decoder.py` says what each does.
 
     Attributes:
-        reduces: whether a prompt with a picture must go through `prefill`, into an empty cache.
+        reduces: whether a prompt with an image must go through `prefill`, into an empty cache.
         dtype: of embeddings and caches.
         max_batch: how many sequences one run takes; more are run in several.
     """
@@ -88,7 +88,7 @@ class AnyDecoder(Protocol):
         visual_start: int,
         planes: Array | None = None,
     ) -> tuple[npt.NDArray[np.float32], Cache, npt.NDArray[np.int64]]:
-        """Logits [V], cache and kept tokens [K] of a prompt [S, C] at positions [A, S] with one picture, whose tokens are reduced on the way."""
+        """Logits [V], cache and kept tokens [K] of a prompt [S, C] at positions [A, S] with one image, whose tokens are reduced on the way."""
         ...
 
 

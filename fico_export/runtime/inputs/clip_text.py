@@ -1,4 +1,4 @@
-"""A prompt in CLIP's space, for the vision graphs that compare the picture with it."""
+"""A prompt in CLIP's space, for the vision graphs that compare the image with it."""
 
 from __future__ import annotations
 

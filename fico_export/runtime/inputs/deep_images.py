@@ -43,7 +43,7 @@ def check_range(image_range: object) -> Range | None:
 
 
 def has_deep_values(picture: Image.Image, header: TiffHeader | None) -> bool:
-    """Whether a picture is grey of over 8 bits, or of 8 with a sign.
+    """Whether an image is grey of over 8 bits, or of 8 with a sign.
 
     Args:
         picture: of any mode.
@@ -54,7 +54,7 @@ def has_deep_values(picture: Image.Image, header: TiffHeader | None) -> bool:
 
 
 def deep_values(picture: Image.Image, header: TiffHeader | None) -> Values:
-    """The values [H, W] of such a picture."""
+    """The values [H, W] of such an image."""
     values = np.asarray(picture)
     if picture.mode == "L":
         return values.view(np.int8)
@@ -71,7 +71,7 @@ def is_deep(array: Values) -> bool:
 def to_8_bits(
     values: Values, name: str, image_range: Range | None, *, white_is_zero: bool = False
 ) -> Image.Image:
-    """Scale values to an RGB picture of 8 bits, and warn where the range is the image's own.
+    """Scale values to an RGB image of 8 bits, and warn where the range is the image's own.
 
     Args:
         values: [H, W] of any kind of number. NaN becomes black.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fico_export.errors import InputError
 
 MAX_PIXELS = 200_000_000
-"""Pixels of the largest picture that is decoded, padded or resized: 600 MB as RGB."""
+"""Pixels of the largest image that is decoded, padded or resized: 600 MB as RGB."""
 
 _MAX_READS = 20_000
 _MAX_METADATA_BYTES = 20_000_000

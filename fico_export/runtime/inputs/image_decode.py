@@ -1,4 +1,4 @@
-"""The bytes of a file to an upright picture: which readers Pillow may use, within which bounds, and what its errors mean."""
+"""The bytes of a file to an upright image: which readers Pillow may use, within which bounds, and what its errors mean."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def decode(content: bytes, name: str, path: Path | None) -> tuple[Image.Image, T
         path: the file, where it is one: its name helps to say what it is.
 
     Returns:
-        The first picture, upright, as RGB unless it has deep values; and the header of a TIFF.
+        The first image, upright, as RGB unless it has deep values; and the header of a TIFF.
 
     Raises:
         InputError: it is of a format that is not read, damaged, over `MAX_PIXELS`, or asks for more than an image needs.
@@ -72,7 +72,7 @@ def decode(content: bytes, name: str, path: Path | None) -> tuple[Image.Image, T
 
 
 def settle(picture: Image.Image, name: str) -> tuple[Image.Image, TiffHeader | None]:
-    """The same of a picture that is open, which stays as it is.
+    """The same of an image that is open, which stays as it is.
 
     Raises:
         InputError: it is closed, has no pixels or over `MAX_PIXELS`, or would start a program to be read.
@@ -166,13 +166,13 @@ def _check_pixels(picture: Image.Image, name: str) -> None:
     if picture.width * picture.height > MAX_PIXELS:
         raise _too_large(f"{name}, {picture.width}×{picture.height},")
     if picture.width * picture.height == 0:
-        raise InputError(f"{name} has no pixels", fix="give a picture that has some")
+        raise InputError(f"{name} has no pixels", fix="give an image that has some")
 
 
 def _too_large(name: str) -> InputError:
     return InputError(
         f"{name} has over {MAX_PIXELS:,} pixels",
-        fix="scale the picture down first; the tower sees far fewer",
+        fix="scale the image down first; the tower sees far fewer",
     )
 
 
@@ -185,10 +185,10 @@ def _unidentified(name: str, path: Path | None, header: TiffHeader | None) -> In
     if (kind := image_kinds.by_name(path)) is not None:
         said = image_kinds.refuse(kind, name, path)
         return InputError(
-            f"{name} is not a picture, though its name says that it is {kind.what}", fix=said.fix
+            f"{name} is not an image, though its name says that it is {kind.what}", fix=said.fix
         )
     return InputError(
-        f"{name} is not a picture in a format that is read here: {', '.join(FORMATS)}, HEIC, AVIF",
+        f"{name} is not an image in a format that is read here: {', '.join(FORMATS)}, HEIC, AVIF",
         fix="convert it to PNG or JPEG",
     )
 

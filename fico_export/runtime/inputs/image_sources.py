@@ -56,7 +56,7 @@ def read_source(source: ImageSource) -> tuple[str, bytes | npt.NDArray[Any] | Im
         content = _read_stream(source, name)
     else:
         raise InputError(
-            f"a picture cannot be a {type(source).__name__}",
+            f"an image cannot be a {type(source).__name__}",
             fix="give a path, bytes, a binary file object, a NumPy array, or a PIL.Image.Image",
         )
     if not content:
@@ -69,7 +69,7 @@ def read_source(source: ImageSource) -> tuple[str, bytes | npt.NDArray[Any] | Im
 def name_of(source: object) -> str:
     """What to call a source in a message: short, printable, and never the data of a data URL."""
     if isinstance(source, Image.Image):
-        return "the picture given"
+        return "the image given"
     if isinstance(source, np.ndarray):
         return "the array given"
     if isinstance(source, bytes | bytearray | memoryview):
@@ -204,7 +204,7 @@ def _missing(text: str, name: str) -> InputError:
 def _require_file(found: os.stat_result, path: Path, name: str) -> None:
     mode = found.st_mode
     if stat.S_ISDIR(mode):
-        raise InputError(f"{name} is a folder", fix="give one picture file in it")
+        raise InputError(f"{name} is a folder", fix="give one image file in it")
     if stat.S_ISCHR(mode) and path.name.startswith("video"):
         raise InputError(
             f"{name} is a camera, not a file",
@@ -216,7 +216,7 @@ def _require_file(found: os.stat_result, path: Path, name: str) -> None:
             f"{name} is {kind}, not a file", fix="give a file, or send its bytes to `fico run … --image -`"
         )
     if found.st_size == 0:
-        raise InputError(f"{name} has no bytes", fix="copy or download the picture again")
+        raise InputError(f"{name} has no bytes", fix="copy or download the image again")
     if found.st_size > MAX_BYTES:
         raise _too_many_bytes(name)
 

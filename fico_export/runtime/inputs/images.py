@@ -1,4 +1,4 @@
-"""Pictures: a source to an upright RGB picture in memory, as transformers' ``load_image`` reads it; and one encoded."""
+"""Images: a source to an upright RGB image in memory, as transformers' ``load_image`` reads it; and one encoded."""
 
 from __future__ import annotations
 
@@ -116,21 +116,21 @@ def image_list(images: Images | None, image_range: Range | None = None) -> list[
 
 
 def load_image(source: ImageSource, *, image_range: Range | None = None) -> Image.Image:
-    """Read a picture upright and as RGB; of an animation, its first frame.
+    """Read an image upright and as RGB; of an animation, its first frame.
 
-    A grey picture of more than 8 bits is scaled to 8 by its own range, with an `ImageWarning`, or by the range given.
+    A grey image of more than 8 bits is scaled to 8 by its own range, with an `ImageWarning`, or by the range given.
 
     Args:
         source: a file, a data URL, the bytes of a file, a binary file object (one that can seek is left where it was), an array
-            of uint8 [H, W, 3] in RGB order, [H, W, 4], [H, W, 1] or [H, W], or an open picture (which is left as it is).
-        image_range: of a grey picture of more than 8 bits, the values that become black and white.
+            of uint8 [H, W, 3] in RGB order, [H, W, 4], [H, W, 1] or [H, W], or an open image (which is left as it is).
+        image_range: of a grey image of more than 8 bits, the values that become black and white.
 
     Returns:
-        An RGB picture with its EXIF rotation applied, in memory.
+        An RGB image with its EXIF rotation applied, in memory.
 
     Raises:
         ConfigError: the range is not two numbers.
-        InputError: the source is an address, missing, empty, damaged, not a picture, too large, or of 8 bits with a range given.
+        InputError: the source is an address, missing, empty, damaged, not an image, too large, or of 8 bits with a range given.
     """
     image_range = check_range(image_range)
     name, content = read_source(source)

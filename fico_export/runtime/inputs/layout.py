@@ -190,7 +190,7 @@ def require_room(manifest: Manifest, layout: Layout, ids: Sequence[int], sizes: 
     if needed >= context:
         each = max((layout.profile(size).handed_over for size in sizes), default=0)
         raise InputError(
-            f"the prompt takes {needed} positions, {each} tokens a picture; the model has {context}",
-            fix="shorten the prompt, give fewer pictures, or export with a smaller --keep",
+            f"the prompt takes {needed} positions, {each} tokens an image; the model has {context}",
+            fix="shorten the prompt, give fewer images, or export with a smaller --keep",
         )
     return length

@@ -1,9 +1,9 @@
-"""A picture to the pixels the vision tower was trained on.
+"""An image to the pixels the vision tower was trained on.
 
 Bit-equal to the Pillow processors of transformers 5 (``CLIPImageProcessorPil``, ``LlavaImageProcessorPil`` and
 ``SiglipImageProcessorPil``). The torchvision processors round differently and are not the reference.
 
-    picture   →  [pad to a square]  →  resize  →  centre crop  →  (x · factor − mean) / std
+    image   →  [pad to a square]  →  resize  →  centre crop  →  (x · factor − mean) / std
     RGB, upright  LLaVA with do_pad     Pillow     zeros outside   float32 [1, 3, H, W]
 """
 
@@ -24,7 +24,7 @@ MAX_VALUE = 1e6
 """Largest number that pixels are shifted by, divided by, or multiplied with."""
 
 MAX_EDGE = 2**13
-"""Side of the largest picture that a tower is given, in pixels."""
+"""Side of the largest image that a tower is given, in pixels."""
 
 _CLIP = {
     "size": {"shortest_edge": 224},
@@ -66,7 +66,7 @@ class ImageProcessor:
     """What ``preprocessor_config.json`` asks for, done with Pillow and numpy.
 
     Args:
-        pad_color: the colour that fills a picture to a square before it is resized; None leaves its shape.
+        pad_color: the colour that fills an image to a square before it is resized; None leaves its shape.
         size: the shortest edge, or (height, width), after resizing; None does not resize.
         resample: the resizing filter.
         crop: (height, width) of the centre crop, black where it reaches outside; None does not crop.
@@ -126,10 +126,10 @@ class ImageProcessor:
         )
 
     def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
-        """Turn a picture from `load_image` into pixel values, float32 [1, 3, H, W].
+        """Turn an image from `load_image` into pixel values, float32 [1, 3, H, W].
 
         Raises:
-            InputError: the picture has no pixels, or is so long and thin that it would grow over ``MAX_PIXELS``.
+            InputError: the image has no pixels, or is so long and thin that it would grow over ``MAX_PIXELS``.
         """
         picture = image if image.mode == "RGB" else image.convert("RGB")
         (padded_width, padded_height), (resized_width, resized_height) = self._sizes(*picture.size)
@@ -146,15 +146,15 @@ class ImageProcessor:
         return np.stack([self.table[channel][pixels[..., channel]] for channel in range(3)])[None]
 
     def crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Where in the upright picture the tower looks, to draw its patches over it.
+        """Where in the upright image the tower looks, to draw its patches over it.
 
         Of a side that the patch size does not divide, the rest at the right or lower end belongs to no patch.
 
         Returns:
-            (left, top, right, bottom) in pixels of the picture. It reaches outside where the tower sees padding.
+            (left, top, right, bottom) in pixels of the image. It reaches outside where the tower sees padding.
 
         Raises:
-            InputError: as `__call__` on a picture of this size.
+            InputError: as `__call__` on an image of this size.
         """
         (padded_width, padded_height), (resized_width, resized_height) = self._sizes(width, height)
         left, top, right, bottom = 0, 0, resized_width, resized_height
@@ -170,11 +170,9 @@ class ImageProcessor:
         )
 
     def _sizes(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(width, height) of the picture once padded, and once resized."""
+        """(width, height) of the image once padded, and once resized."""
         if width < 1 or height < 1:
-            raise InputError(
-                f"a picture of {width}×{height} has no pixels", fix="give a picture that has some"
-            )
+            raise InputError(f"an image of {width}×{height} has no pixels", fix="give an image that has some")
         padded = (width, height) if self.pad_color is None else (max(width, height),) * 2
         resized = padded
         if isinstance(self.size, tuple):
@@ -185,8 +183,8 @@ class ImageProcessor:
         for stage, (new_width, new_height) in (("padded", padded), ("resized", resized)):
             if new_width * new_height > MAX_PIXELS:
                 raise InputError(
-                    f"a picture of {width}×{height} is {new_width}×{new_height} when {stage}, over {MAX_PIXELS:,} pixels",
-                    fix="crop the picture to a part that is less long and thin",
+                    f"an image of {width}×{height} is {new_width}×{new_height} when {stage}, over {MAX_PIXELS:,} pixels",
+                    fix="crop the image to a part that is less long and thin",
                 )
         return padded, resized
 

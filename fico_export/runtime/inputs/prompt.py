@@ -36,12 +36,12 @@ LLAVA_TEMPLATE = """\
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: its pictures come before its text.
+    """One turn: its images come before its text.
 
     Args:
         role: ``system``, ``user`` or ``assistant``.
         text: what was said.
-        images: how many pictures the turn shows.
+        images: how many images the turn shows.
     """
 
     role: str
@@ -76,7 +76,7 @@ class PromptFormatter:
         self._template = ChatTemplate(LLAVA_TEMPLATE if chat_template is None else chat_template)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The prompt as text, with one image token for each picture.
+        """The prompt as text, with one image token for each image.
 
         Args:
             messages: the turns so far.
@@ -145,13 +145,13 @@ class PromptFormatter:
         return "\n".join([self.tokens.image] * message.images + [message.text])
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt as token ids, with one image token for each picture; a `Layout` says what stands there instead.
+        """The prompt as token ids, with one image token for each image; a `Layout` says what stands there instead.
 
         Args:
             messages: the turns so far, the last one asking.
 
         Raises:
-            InputError: as `render`, or the template shows more or fewer pictures than the messages have.
+            InputError: as `render`, or the template shows more or fewer images than the messages have.
             ConfigError: as `render`.
         """
         text = self.render(messages)
@@ -161,8 +161,8 @@ class PromptFormatter:
         wanted, shown = sum(message.images for message in messages), ids.count(image_id)
         if wanted != shown:
             raise InputError(
-                f"the messages have {wanted} pictures, the prompt made of them shows {shown}",
-                fix="put the pictures in a turn of the role user; a template may drop those of other roles",
+                f"the messages have {wanted} images, the prompt made of them shows {shown}",
+                fix="put the images in a turn of the role user; a template may drop those of other roles",
             )
         return ids
 
@@ -201,8 +201,8 @@ class PromptFormatter:
             )
         if self.tokens.image in text:
             raise InputError(
-                f"the text holds {self.tokens.image!r}, which stands for a picture",
-                fix="give pictures by --image (in Python images=), and drop the marker from the text",
+                f"the text holds {self.tokens.image!r}, which stands for an image",
+                fix="give images by --image (in Python images=), and drop the marker from the text",
             )
         try:
             text.encode()

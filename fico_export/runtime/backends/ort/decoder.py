@@ -27,7 +27,7 @@ class Decoder:
     """Runs prefill and decode on the decoder of a bundle, which is one graph, or two where it reduces visual tokens.
 
     Attributes:
-        reduces: whether a prompt with a picture must go through `prefill`, into an empty cache.
+        reduces: whether a prompt with an image must go through `prefill`, into an empty cache.
         dtype: of embeddings and caches.
         max_batch: how many sequences one run takes.
     """
@@ -100,16 +100,16 @@ class Decoder:
         visual_start: int,
         planes: Array | None = None,
     ) -> tuple[npt.NDArray[np.float32], Cache, npt.NDArray[np.int64]]:
-        """Run a prompt with one picture, whose tokens are reduced on the way.
+        """Run a prompt with one image, whose tokens are reduced on the way.
 
         Args:
             embeds: [S, C] in the decoder's precision.
             positions: [A, S] position ids.
-            visual_start: the row where the picture's tokens begin.
+            visual_start: the row where the image's tokens begin.
             planes: [L, S, C], as of a `Step`.
 
         Returns:
-            Logits [V] after the last token, the cache, and which of the picture's tokens [K] its last layer holds.
+            Logits [V] after the last token, the cache, and which of the image's tokens [K] its last layer holds.
 
         Raises:
             InputError: more tokens than a static cache has room for.

@@ -126,7 +126,7 @@ class EngineDecoder:
         graphs: whether decode steps run as CUDA graphs.
 
     Attributes:
-        reduces: whether a prompt with a picture must go through `prefill`, into an empty cache.
+        reduces: whether a prompt with an image must go through `prefill`, into an empty cache.
         dtype: of embeddings and caches.
         max_batch: how many sequences one run takes.
 
@@ -195,16 +195,16 @@ class EngineDecoder:
         visual_start: int,
         planes: Array | None = None,
     ) -> tuple[npt.NDArray[np.float32], EngineCache, npt.NDArray[np.int64]]:
-        """Run a prompt with one picture, whose tokens are reduced on the way.
+        """Run a prompt with one image, whose tokens are reduced on the way.
 
         Args:
             embeds: [S, C] in the decoder's precision.
             positions: [A, S] position ids.
-            visual_start: the row where the picture's tokens begin.
+            visual_start: the row where the image's tokens begin.
             planes: [L, S, C], as of a `Step`.
 
         Returns:
-            Logits [V] after the last token, the cache, and which of the picture's tokens [K] its last layer holds.
+            Logits [V] after the last token, the cache, and which of the image's tokens [K] its last layer holds.
 
         Raises:
             InputError: more tokens than the engine or the cache takes.
@@ -215,7 +215,7 @@ class EngineDecoder:
         most = largest(self._starter.profiles, "inputs_embeds")[1]
         if len(embeds) > most:
             raise InputError(
-                f"a prompt of {len(embeds)} tokens with a picture; the engine of decoder_prefill takes {most}",
+                f"a prompt of {len(embeds)} tokens with an image; the engine of decoder_prefill takes {most}",
                 fix="shorten the prompt, or build the engines again with `fico build`",
             )
         feeds = inputs([Step(None, embeds, positions, planes)], [0], 1, self.dtype, self._planes)
