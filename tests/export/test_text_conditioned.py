@@ -1,6 +1,7 @@
 """Vision graphs that read the prompt, and CLIP's text graph, against references in NumPy and transformers."""
 
 import dataclasses
+import math
 import warnings
 
 import numpy as np
@@ -58,7 +59,7 @@ def before_and_after_the_projector(model, pixels):
     )
     with torch.inference_mode():
         module(torch.from_numpy(pixels))
-    first = seen[0][0].shape[1] - model.profile.visual_tokens
+    first = seen[0][0].shape[1] - math.prod(model.profile.patch_grid)
     return [t[0, first:].double().numpy() for t in seen[0]]
 
 
