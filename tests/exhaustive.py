@@ -1,5 +1,7 @@
-"""What takes minutes and seldom finds what the rest does not: FP16 graphs, engines, and a budget of all tokens but one, of methods
-that have no operator of their own.
+"""What takes minutes and seldom finds what the rest does not.
+
+FP16 graphs, engines, and a budget of all tokens but one, of methods that have no operator of their own; FP16 graphs of methods that
+only drop, as they score in FP32; and cases that only join what other tests show apart.
 
 FICO_EXHAUSTIVE=1 tests them too.
 """

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import onnx_ir as ir
 import torch
 
 from fico_export.bundle import graph_names
 from fico_export.bundle.manifest import Quantization
-from fico_export.bundle.profiles import Profile
 from fico_export.devices.targets import Target
 from fico_export.exporter.repeat import TRACED, repeat_layers
 from fico_export.exporter.trace import trace
@@ -76,75 +76,79 @@ def graph_jobs(
         max_batch: sequences that such a decoder runs together; others have a free axis for them.
     """
     vision, floats, decoder = _kinds(precision, quantization)
+    maker = _Maker(target, quantization)
+    first, *others = [
+        maker.job(
+            profile.graph,
+            partial(model.vision, model.plan_for(plan, profile), profile=profile),
+            vision,
+            static=True,
+        )
+        for profile in model.profiles
+    ]
+    jobs = [first, *(replace(other, shares=first.file) for other in others)]
+    jobs.append(maker.job(graph_names.EMBEDDING, model.embed_tokens, floats))
+    if clip := model.clip if plan.reads("clip_text") else None:
+        jobs.append(maker.job(graph_names.CLIP_TEXT, clip.text_graph, floats, static=True))
+    return [*jobs, *_decoders(model, plan, maker, decoder, (max_context, max_batch))]
+
+
+def _decoders(
+    model: SourceModel, plan: ReductionPlan, maker: _Maker, kind: str, sizes: tuple[int | None, int]
+) -> list[GraphJob]:
+    """The decoder, or its two graphs where it reduces; `sizes` are the rows of its cache and its batch."""
+    config, inside, target = model.decoder_config, plan.at(Site.DECODER_LAYER), maker.target
+    form = decoders.form(target.decoder, per_layer=inside is not None)
+    opset, (rows, batch) = target.decoder_opset or target.opset, sizes
+    if inside is None:
+        # Layers are alike, unless something is added after some of them.
+        alike = config.planes == 0
+        few = replace(config, layers=min(config.layers, TRACED) if alike else config.layers)
+        return [
+            maker.job(
+                graph_names.DECODER,
+                lambda dtype: form.module(few, dtype, rows, False, batch),
+                kind,
+                opset=opset,
+                layers=config.layers if alike else None,
+            )
+        ]
+    with_past = maker.job(
+        graph_names.WITH_PAST, lambda dtype: form.module(config, dtype, rows, True, batch), kind, opset=opset
+    )
+    prefill = maker.job(
+        graph_names.PREFILL, lambda dtype: Prefill(config, inside, model.profile.token_grid, dtype), kind
+    )
+    return [with_past, replace(prefill, shares=with_past.file)]
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the jobs of one export."""
+
+    target: Target
+    quantization: Quantization | None
 
     def job(
+        self,
         name: str,
         make: Callable[[torch.dtype], GraphModule],
         kind: str,
         *,
         static: bool = False,
-        shares: GraphJob | None = None,
-        opset: int = target.opset,
+        opset: int | None = None,
         layers: int | None = None,
     ) -> GraphJob:
-        quantized = kind not in ("fp32", "fp16")
+        """A graph whose weights are of a kind, as `SUFFIXES` names them."""
+        quantized, traced_for = kind not in ("fp32", "fp16"), opset or self.target.opset
         return GraphJob(
             name,
             f"onnx/{name}{SUFFIXES[kind]}.onnx",
-            lambda: traced(lambda: make(DTYPES[kind]), opset, layers),
+            lambda: traced(lambda: make(DTYPES[kind]), traced_for, layers),
             static,
-            max(opset, quantization.opset) if quantization and quantized else opset,
-            shares.file if shares else None,
-            quantized,
+            max(traced_for, self.quantization.opset) if self.quantization and quantized else traced_for,
+            quantized=quantized,
         )
-
-    def of_images(profile: Profile, shares: GraphJob | None = None) -> GraphJob:
-        planned = model.plan_for(plan, profile)
-        return job(
-            profile.graph,
-            lambda dtype: model.vision(planned, dtype, profile),
-            vision,
-            static=True,
-            shares=shares,
-        )
-
-    first = of_images(model.profile)
-    jobs = [first, *(of_images(profile, first) for profile in model.profiles[1:])]
-    jobs.append(job(graph_names.EMBEDDING, model.embed_tokens, floats))
-    if clip := model.clip if plan.reads("clip_text") else None:
-        jobs.append(job(graph_names.CLIP_TEXT, clip.text_graph, floats, static=True))
-    config, inside = model.decoder_config, plan.at(Site.DECODER_LAYER)
-    form, opset = (
-        decoders.form(target.decoder, per_layer=inside is not None),
-        target.decoder_opset or target.opset,
-    )
-    if inside is None:
-        # Layers are alike after those that an input is added to.
-        alike = config.planes == 0
-        few = replace(config, layers=min(config.layers, TRACED) if alike else config.layers)
-        return [
-            *jobs,
-            job(
-                graph_names.DECODER,
-                lambda dtype: form.module(few, dtype, max_context, False, max_batch),
-                decoder,
-                opset=opset,
-                layers=config.layers if alike else None,
-            ),
-        ]
-    with_past = job(
-        graph_names.WITH_PAST,
-        lambda dtype: form.module(config, dtype, max_context, True, 1),
-        decoder,
-        opset=opset,
-    )
-    prefill = job(
-        graph_names.PREFILL,
-        lambda dtype: Prefill(config, inside, model.profile.token_grid, dtype),
-        decoder,
-        shares=with_past,
-    )
-    return [*jobs, with_past, prefill]
 
 
 def _kinds(precision: str, quantization: Quantization | None) -> tuple[str, str, str]:

@@ -27,6 +27,7 @@ from fico_export.models.weights import Weights
 from fico_export.options import ExportOptions
 from fico_export.progress import Progress
 from fico_export.reducers.base.plan import ReductionPlan
+from fico_export.reducers.base.reducer import Positions
 
 _DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
 _TOOLS = ("fico_export", "torch", "transformers", "onnx", "onnxscript", "onnx-ir")
@@ -259,6 +260,29 @@ def _write_texts(texts: Files, folder: Path) -> None:
         (folder / "chat_template.jinja").write_text(texts.chat_template, encoding="utf-8")
 
 
+def _reduction(plan: ReductionPlan, positions: Positions, layers: int) -> manifest.Reduction:
+    steps = [
+        manifest.Step(
+            method=step.method,
+            site=step.reducer.site.value,
+            before=step.before,
+            keep=step.keep,
+            schedule=step.schedule,
+        )
+        for step in plan.steps
+    ]
+    return manifest.Reduction(
+        method=plan.method,
+        options=plan.settings,
+        steps=steps,
+        visual_tokens=plan.visual_tokens,
+        handed_over=plan.handed_over,
+        keep=plan.keep,
+        cached=plan.cached(layers),
+        positions=positions,
+    )
+
+
 def _manifest(
     model: SourceModel,
     origin: Origin,
@@ -288,25 +312,7 @@ def _manifest(
             revision=model.clip.revision,
             weights=model.clip.weights(),
         ),
-        reduction=manifest.Reduction(
-            method=plan.method,
-            options=plan.settings,
-            steps=[
-                manifest.Step(
-                    method=step.method,
-                    site=step.reducer.site.value,
-                    before=step.before,
-                    keep=step.keep,
-                    schedule=step.schedule,
-                )
-                for step in plan.steps
-            ],
-            visual_tokens=plan.visual_tokens,
-            handed_over=plan.handed_over,
-            keep=plan.keep,
-            cached=plan.cached(config.layers),
-            positions=options.positions or plan.positions,
-        ),
+        reduction=_reduction(plan, options.positions or plan.positions, config.layers),
         decoder=manifest.Decoder(
             layers=config.layers,
             kv_heads=config.kv_heads,

@@ -215,7 +215,7 @@ def test_a_violation_inside_a_scan_is_found():
 def test_what_is_exported_passes_for_every_target(make_bundle, tiny_checkpoint):
     """Vision, embedding and both decoder forms; the vision graph of every method in test_vision_graph.py."""
     fastv = {"method": "fastv", "settings": {"layer": 1}, "precision": "fp16", "verify": False}
-    for folder in (make_bundle(tiny_checkpoint, 16), make_bundle(tiny_checkpoint, 24, **fastv)):
+    for folder in (make_bundle(tiny_checkpoint, 16), make_bundle(tiny_checkpoint, 16, **fastv)):
         for graph in Manifest.load(folder).graphs.values():
             read_once = read(folder / graph.file)
             for name in targets.names():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import SIGLIP, to_public_layout, write_siglip
-from exhaustive import of_each
+from exhaustive import exhaustive, of_each
 from reducer_cases import computed, expected, least_keep, random_inputs
 from reference import merging
 from reference import reducers as reference
@@ -293,7 +293,8 @@ def test_positions_for_another_grid_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "keep"), [("none", None), ("ficoco-v", 16), ("prumerge", 16), ("ficoco-vl", 16), ("mmtok", 16)]
+    ("method", "keep"),
+    [("none", None), ("ficoco-v", 16), ("prumerge", 16), exhaustive("ficoco-vl", 16), ("mmtok", 16)],
 )
 def test_an_export_passes_its_own_verification(method, keep, siglip, make_bundle):
     """`export` verifies what it wrote, and raises over a miss."""
