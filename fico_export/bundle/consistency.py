@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fico_export.bundle.manifest import Manifest
 
 # Tensors without which a graph is of no use.
-_VISION = {"pixel_values", "image_features"}
+_VISION = {"pixel_values", "image_features", "keep_index"}
 _NEEDED = {
     graph_names.EMBEDDING: {"input_ids", "inputs_embeds"},
     graph_names.DECODER: {"inputs_embeds", "logits"},
@@ -54,9 +54,16 @@ def _profiles(manifest: Manifest) -> Iterator[str]:
             f"the profile {first.name} hands over {counts[1]} of {counts[0]} visual tokens, and the reduction "
             f"{reduction.handed_over} of {reduction.visual_tokens}"
         )
-    if len({profile.name for profile in manifest.profiles}) < len(manifest.profiles):
-        yield "two profiles have one name"
+    for what in ("name", "graph"):
+        if len({getattr(profile, what) for profile in manifest.profiles}) < len(manifest.profiles):
+            yield f"two profiles have one {what}"
+    if reduction.in_decoder and len({profile.handed_over for profile in manifest.profiles}) > 1:
+        yield "the decoder reduces as many visual tokens as one profile hands over, and another hands over others"
     for profile in manifest.profiles:
+        if profile.graph in (*graph_names.DECODERS, graph_names.EMBEDDING, graph_names.CLIP_TEXT):
+            yield f"the profile {profile.name} has the graph {profile.graph}, which is no vision graph"
+        if profile.handed_over > profile.visual_tokens:
+            yield f"the profile {profile.name} hands over {profile.handed_over} of {profile.visual_tokens} visual tokens"
         (rows, columns), (tile_rows, tile_columns) = profile.token_grid, profile.tile_grid
         cells = profile.tiles * rows * columns
         if profile.visual_tokens - cells not in (0, profile.tiles):  # one beside each grid: CLS
@@ -76,7 +83,13 @@ def _graphs(manifest: Manifest) -> Iterator[str]:
     decoder = manifest.decoder
     visual = {profile.graph: profile for profile in manifest.profiles}
     for name, graph in manifest.graphs.items():
-        expected: dict[str, tuple[int | None, ...]] = {"inputs_embeds": (None, None, decoder.hidden_size)}
+        axes = manifest.layout.axes
+        expected: dict[str, tuple[int | None, ...]] = {
+            "inputs_embeds": (None, None, decoder.hidden_size),
+            "position_ids": (None, None) if axes == 1 else (axes, None, None),
+            "deepstack_embeds": (None, None, None, decoder.hidden_size),
+            "logits": (None, None, decoder.vocab_size),
+        }
         if (profile := visual.get(name)) is not None:
             expected["pixel_values"] = profile.input_shape
             expected["image_features"] = (None, profile.handed_over, decoder.hidden_size)

@@ -28,11 +28,11 @@ from fico_export.bundle.bounds import (
     require_distinct,
 )
 from fico_export.bundle.consistency import first_contradiction
-from fico_export.bundle.profiles import LayoutRecord, Profile, of_schema_3
+from fico_export.bundle.profiles import LayoutRecord, Profile, with_profile
 from fico_export.errors import BundleError
 
-SCHEMA_VERSION = 4
-OLDEST = 3  # that is read too: it has no `request`, and one profile that it does not name
+SCHEMA_VERSION = 5
+OLDEST = 3  # that is read too: up to 4 there is one profile, which has no name, and in 3 no `request`
 FILE_NAME = "manifest.json"
 CLIP_TOKENIZER = "clip_tokenizer.json"
 AWQ_FILE = "awq.npz"
@@ -285,11 +285,11 @@ class Manifest(Record):
             )
         if isinstance(version, int) and version < OLDEST:
             raise BundleError(
-                f"{place} has schema version {version}, of an earlier fico_export; this one reads {OLDEST} and {SCHEMA_VERSION}",
+                f"{place} has schema version {version}, of an earlier fico_export; this one reads {OLDEST} to {SCHEMA_VERSION}",
                 fix="export the model again",
             )
         try:
-            made = cls.model_validate(of_schema_3(content) if version == OLDEST else content)
+            made = cls.model_validate(content if version == SCHEMA_VERSION else with_profile(content))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part)[:64] for part in first["loc"])
@@ -334,7 +334,8 @@ class Manifest(Record):
     def planes(self) -> int:
         """Inputs that are added to the decoder's hidden states, one after each of its first layers."""
         graph = self.graphs.get(self.decoder_name)
-        return int((graph.shapes() if graph else {}).get("deepstack_embeds", [0, 0])[1])
+        shape = graph.shapes().get("deepstack_embeds", []) if graph else []
+        return shape[1] if len(shape) == 4 and isinstance(shape[1], int) else 0
 
     def graph(self, name: str) -> Graph:
         """A graph by name.

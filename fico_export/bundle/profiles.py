@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,15 @@ MAX_AXES = 4
 """Axes of position ids: three are the most that a model has."""
 
 MAX_TILES = 256
+MAX_TOKENS = 2**20
+"""Visual tokens of an image at most: a hundred times those of the largest that a model takes."""
+
+MAX_SIDE = 2**13
+"""Pixels of a tile's side."""
+
+Tokens = Annotated[int, Field(strict=True, ge=1, le=MAX_TOKENS)]
+Side = Annotated[int, Field(strict=True, ge=1, le=MAX_SIDE)]
+Tiles = Annotated[int, Field(strict=True, ge=1, le=MAX_TILES)]
 
 Grid = tuple[Positive, Positive]
 
@@ -36,13 +45,13 @@ class Profile(Record):
     name: Label
     graph: GraphName
     tile_grid: Grid
-    tiles: int = Field(strict=True, ge=1, le=MAX_TILES)
+    tiles: Tiles
     patch_grid: Grid
     token_grid: Grid
     patch_size: Positive
-    input_shape: tuple[Positive, Positive, Positive, Positive]
-    visual_tokens: Positive
-    handed_over: Positive
+    input_shape: tuple[Tiles, Literal[3], Side, Side]
+    visual_tokens: Tokens
+    handed_over: Tokens
 
     @property
     def size(self) -> tuple[int, int]:
@@ -83,7 +92,7 @@ def square(side: int, grid: tuple[int, int], *, aside: int, patch_size: int) -> 
     return Profile.model_validate(_square(side, grid, total, total, patch_size))
 
 
-def of_schema_3(content: dict[str, Any]) -> dict[str, Any]:
+def with_profile(content: dict[str, Any]) -> dict[str, Any]:
     """What a manifest without profiles and layout says, in today's words: it has one profile, and names it nowhere."""
     reduction = content.get("reduction")
     if not isinstance(reduction, dict) or "profiles" in content:

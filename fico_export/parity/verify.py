@@ -78,17 +78,26 @@ def verify_bundle(folder: Path, checkpoint: SourceModel, *, progress: Progress) 
         checkpoint = replace(exact, checkpoint=weights)
     progress.stage("verify vision_encoder")
     vlm = Vlm(folder, backend="ort-cpu", lazy=True)  # the decoder only once memory was found to suffice
-    pixels = [vlm.preprocess(picture) for picture in pictures(PICTURES)]
-    for profile in checkpoint.profiles:
-        if shown := [each for each in pixels if vlm.layout.profile(each.size).name == profile.name]:
-            _vision(report, manifest, checkpoint, vlm, profile, shown)
+    names = [profile.name for profile in manifest.profiles]
+    same = names == [profile.name for profile in checkpoint.profiles]
+    report.checks.append(Check("profiles", "those of the checkpoint", float(same), 1.0, True))
+    shown = {
+        profile.name: _pixels(vlm, profile, checkpoint.profiles == (profile,))
+        for profile in checkpoint.profiles
+    }
+    for profile in checkpoint.profiles if same else ():
+        if not (pixels := shown[profile.name]):
+            report.checks.append(Check(profile.graph, "images that take it", 0.0, 1.0, True))
+            continue
+        _vision(report, manifest, checkpoint, vlm, profile, pixels)
 
     if manifest.quantization is not None:
         _int4(report, vlm, exact, checkpoint, progress)
         return report
     copies = 3.2 if manifest.reduction.in_decoder else 2.2
     if note := _no_room(checkpoint, copies):
-        for graph in ("tower", *(name for name in manifest.graphs if name != graph_names.VISION), "answers"):
+        compared = [profile.graph for profile in manifest.profiles]
+        for graph in ("tower", *(name for name in manifest.graphs if name not in compared), "answers"):
             report.checks.append(Check(graph, "compared with transformers", None, None, True, note))
         return report
     if checkpoint.clip is not None:
@@ -97,7 +106,7 @@ def verify_bundle(folder: Path, checkpoint: SourceModel, *, progress: Progress) 
     progress.stage("verify decoder")
     reference = reference_of(checkpoint)
     if isinstance(reference, Reference):
-        _tower(report, checkpoint, reference, pixels[0].values)
+        _tower(report, checkpoint, reference, shown[checkpoint.profile.name][0].values)
     _embed(report, vlm, reference)
     _decoder(report, vlm, reference)
     reduced = None
@@ -112,6 +121,16 @@ def verify_bundle(folder: Path, checkpoint: SourceModel, *, progress: Progress) 
     except EngineError as error:  # such as logits that are NaN
         report.checks.append(Check("answers", "greedy tokens equal", 0.0, 1.0, True, error.what))
     return report
+
+
+def _pixels(vlm: Vlm, profile: Profile, only: bool) -> list[Pixels]:
+    """Images of a profile: the usual ones, or where there are others, those and one in the profile's own shape."""
+    (rows, columns), (height, width) = profile.tile_grid, profile.size
+    images = pictures(PICTURES)
+    if not only:
+        images.append(images[0].resize((columns * width, rows * height)))
+    taken = [image for image in images if vlm.layout.profile(image.size).name == profile.name]
+    return [vlm.preprocess(image) for image in taken]
 
 
 def _int4(report: Report, vlm: Vlm, exact: SourceModel, checkpoint: SourceModel, progress: Progress) -> None:

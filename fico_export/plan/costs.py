@@ -90,12 +90,17 @@ def prefill_flops(model: Architecture, plan: ReductionPlan, text_tokens: int) ->
         counted = _count(
             module,
             torch.zeros(1, length, config.hidden_size, dtype=torch.float16),
-            torch.zeros(1, length, dtype=torch.int64),
+            _positions(config, length),
             torch.zeros(1, dtype=torch.int64),
         )
     reducer = sum(n for name, n in counted.items() if name.startswith("reduce.") and name.count(".") == 1)
     head = counted["lm_head"]
     return {"layers": counted[""] - reducer - head, "reducer": reducer, "head": head}
+
+
+def _positions(config: DecoderConfig, new: int) -> torch.Tensor:
+    """Position ids as the decoder takes them, of one sequence."""
+    return torch.zeros((1, new) if config.axes == 1 else (config.axes, 1, new), dtype=torch.int64)
 
 
 def decoder_flops(config: DecoderConfig, new: int, past: int = 0) -> Flops:
@@ -157,7 +162,7 @@ def vision_activations(model: Architecture, plan: ReductionPlan, storage: Storag
     """Bytes at the peak: where attention is one kernel, and where its scores are written out."""
     with torch.device("meta"):
         tower = model.vision(plan, storage.floats).vision_tower
-    config, tiles, (across, down) = tower.config, model.profile.tiles, model.profile.patch_grid
+    config, tiles, (down, across) = tower.config, model.profile.tiles, model.profile.patch_grid
     rows, size = across * down + tower.cls_tokens, storage.floats.itemsize
     scores = (
         tiles * config.heads * rows * rows * (4 + size)
@@ -191,7 +196,7 @@ def _decoder_flops(config: DecoderConfig, new: int, past: int) -> Mapping[str, i
             for _ in range(2 * config.layers)
         ]
         hidden = torch.zeros(1, new, config.hidden_size, dtype=torch.float16)
-        mask, positions = torch.ones(1, past + new), torch.zeros(1, new, dtype=torch.int64)
+        mask, positions = torch.ones(1, past + new), _positions(config, new)
         return _count(module, hidden, mask, positions, cache)
 
 

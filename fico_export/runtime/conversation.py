@@ -161,13 +161,15 @@ class Conversation:
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
+        image_range: Range | None = None,
     ) -> Running:
         """The next turn as a sequence, for `scheduler.run` to run beside others; the conversation does not remember it.
 
-        Arguments and errors as of `stream`.
+        It uses the conversation's KV cache, and cannot go on when the conversation begins another turn or is closed. Arguments and
+        errors as of `stream`.
         """
         with self._claimed():
-            return self._running(self._turn(prompt, images, max_new_tokens, sampling, stop))
+            return self._running(self._turn(prompt, images, max_new_tokens, sampling, stop, image_range))
 
     def restart(self) -> None:
         """Forget all turns, but not what was computed: the next first turn reuses the images it shares with the last.
@@ -234,10 +236,10 @@ class Conversation:
         given = [
             image if isinstance(image, ImageFeatures) else self._bundle.preprocess(image) for image in shown
         ]
-        # Laid out with the pictures' sizes alone, so that a prompt too long is refused before the slow part.
+        # Laid out with the images' sizes alone, so that a prompt too long is refused before the slow part.
         history, bundle = self._history, self._bundle
         messages = [*history.messages, Message("user", prompt, len(given))]
-        self._require_one_picture(len(history.features) + len(given))
+        self._require_one_image(len(history.features) + len(given))
         sizes = [image.size for image in (*history.features, *given)]
         ids = bundle.formatter.encode(messages)
         answer.prompt_tokens = require_room(bundle.manifest, bundle.layout, ids, sizes)
@@ -267,10 +269,11 @@ class Conversation:
         if isinstance(image, Pixels):
             return self._bundle.encode_pixels(image, text)
         manifest = self._bundle.manifest
-        expected = [(profile.handed_over, manifest.decoder.hidden_size) for profile in manifest.profiles]
-        if image.features.shape not in expected:
+        layout = self._bundle.layout
+        expected = (layout.profile(image.size).handed_over, manifest.decoder.hidden_size)
+        if image.features.shape != expected or len(image.block.ids) != layout.rows(image.size):
             raise InputError(
-                f"an image's features have the shape {image.features.shape}, this bundle's are {expected[0]}",
+                f"an image's features have the shape {image.features.shape}, this bundle's are {expected}",
                 fix="encode the image with the bundle that is to answer",
             )
         return image
@@ -285,7 +288,12 @@ class Conversation:
             if wish.stop:
                 self._enter(turn, answer, "stopped")
                 return
-            ((piece, reason),) = scheduler.step(self._bundle, [running])
+            with self._bundle.owned():  # another thread may have left the answer while this one waited
+                if wish.leave:
+                    return
+                ((piece, reason),) = scheduler.step(self._bundle, [running])
+            if running.error is not None:
+                raise running.error
             if wish.leave:
                 return
             if reason:  # before the piece is shown: whoever leaves after the last one has had the whole
@@ -336,7 +344,7 @@ class Conversation:
                 planes[:, rows] = np.concatenate(added, axis=1)[:, visual[rows]]
         return Rows(embeds, prompt.positions[:, start:], planes)
 
-    def _require_one_picture(self, count: int) -> None:
+    def _require_one_image(self, count: int) -> None:
         if self._bundle.manifest.reduction.in_decoder and count > 1:
             raise InputError(
                 f"{count} images in a conversation; this bundle reduces inside the decoder, which takes one",

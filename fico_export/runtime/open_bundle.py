@@ -215,7 +215,16 @@ class OpenBundle:
     def encode_pixels(
         self, pixels: Pixels, text: Mapping[str, npt.NDArray[Any]] | None = None
     ) -> ImageFeatures:
-        """Run the vision graph on what `preprocess` made of an image and `read_prompt` of the prompt."""
+        """Run the vision graph on what `preprocess` made of an image and `read_prompt` of the prompt.
+
+        Raises:
+            InputError: no `Pixels`.
+        """
+        if not isinstance(pixels, Pixels):
+            raise InputError(
+                f"pixels are a {type(pixels).__name__}, and where an image stands in a prompt depends on its size",
+                fix="give what preprocess(image) returns",
+            )
         feeds = {"pixel_values": pixels.values, **(self.read_prompt(None) if text is None else text)}
         with self.owned():
             session = self._vision(self.layout.profile(pixels.size))

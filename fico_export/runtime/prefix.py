@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fico_export.errors import ConfigError, FicoError
 from fico_export.runtime.backends.base import Array, Cache, Step
 from fico_export.runtime.inputs.layouts.base import Index
 from fico_export.runtime.open_bundle import OpenBundle
@@ -34,9 +35,11 @@ class Prefix:
 
     Attributes:
         kept: [K] which of the tokens handed over for the image the decoder kept, where it reduces; None before it did.
+        turn: counts the prompts that it was cut for; what was begun for an earlier one cannot go on.
     """
 
     kept: npt.NDArray[np.int64] | None = None
+    turn: int = 0
 
     def __init__(self, bundle: OpenBundle) -> None:
         self._bundle = bundle
@@ -53,9 +56,26 @@ class Prefix:
         return [] if self._cache is None else self._cache.lengths
 
     def forget(self) -> None:
-        """Give the cache back."""
+        """Give the cache back; what was begun on it cannot go on."""
         self._sound = False
-        self._cache, self._keys, self._together = None, [], 0
+        self._cache, self._keys, self._together, self.kept = None, [], 0, None
+        self.turn += 1
+
+    def distrust(self) -> None:
+        """Drop the cache before the next prompt: what is in it gave no answer."""
+        self._sound = False
+
+    def require(self, turn: int) -> None:
+        """Refuse to go on with what was begun for an earlier prompt, or was interrupted in a step.
+
+        Raises:
+            ConfigError: the cache is another's by now, was given back, or holds what nobody knows.
+        """
+        if turn != self.turn or not self._sound:
+            raise ConfigError(
+                "this sequence has lost its KV cache: its conversation began another turn or was closed, or a step of it failed",
+                fix="begin it again, in a conversation of its own: vlm.chat().begin(…)",
+            )
 
     def share(self, keys: Sequence[Hashable], together: int) -> int:
         """Cut the cache to what it has in common with a new prompt.
@@ -77,6 +97,7 @@ class Prefix:
                 self.forget()
                 self._cache = self._bundle.decoder.new_cache()
             self._sound = True
+            self.turn += 1
         return shared
 
     def begin(self, keys: Sequence[Hashable], rows: Rows, visual_start: int) -> npt.NDArray[np.float32]:
@@ -108,11 +129,19 @@ class Prefix:
 
         Returns:
             Logits [V] after the last new token of each.
+
+        Raises:
+            FicoError: as of `Decoder.step`; every cache is as it was.
         """
         with bundle.owned():
             for prefix, _, _ in grown:
                 prefix._sound = False
-            logits = bundle.decoder.step([Step(prefix._cache, *rows) for prefix, _, rows in grown])
+            try:
+                logits = bundle.decoder.step([Step(prefix._cache, *rows) for prefix, _, rows in grown])
+            except FicoError:  # the caches are as they were, which nothing else that is raised promises
+                for prefix, _, _ in grown:
+                    prefix._sound = True
+                raise
             for prefix, keys, _ in grown:
                 prefix._keys += keys
                 prefix._sound = True

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from fico_export.errors import FicoError
 from fico_export.runtime.answer import Answer
 from fico_export.runtime.open_bundle import OpenBundle
 from fico_export.runtime.prefix import Prefix, Rows
@@ -31,6 +32,7 @@ class Sequence:
         answer: what it is so far.
         visual_start: row of the first visual token, where the rows from the first on are to be reduced together.
         together: how many these are; 0 where none are.
+        error: why it ended without an answer, such as logits that are no numbers; None where it did not.
     """
 
     bundle: OpenBundle
@@ -44,10 +46,24 @@ class Sequence:
     answer: Answer
     visual_start: int = 0
     together: int = 0
+    error: FicoError | None = None
     _text: StreamDecoder = field(init=False)
+    _turn: int = field(init=False)
+    _logits: npt.NDArray[np.float32] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self._text = StreamDecoder(self.bundle.formatter.tokenizer)
+        self._turn = self.prefix.turn
+
+    def require(self) -> None:
+        """Refuse to go on where the cache is no longer this sequence's.
+
+        Raises:
+            ConfigError: its conversation began another turn, or was closed; or a step of it failed.
+        """
+        if self.error is not None:
+            raise self.error
+        self.prefix.require(self._turn)
 
     @property
     def waiting(self) -> tuple[list[Hashable], Rows]:
@@ -59,22 +75,34 @@ class Sequence:
             )
         return self.keys, self.rows
 
-    def reduced(self) -> npt.NDArray[np.float32] | None:
-        """Run the tokens that are reduced together, if any wait; logits [V] where nothing is left to run after them."""
-        if not self.together:
-            return None
-        keys, rows, together = *self.waiting, self.together
-        logits = self.prefix.begin(keys[:together], rows.part(0, together), self.visual_start)
-        self.keys, self.rows, self.together = keys[together:], rows.part(together), 0
-        return None if self.keys else logits
+    def reduce(self) -> bool:
+        """Run the tokens that are reduced together, if any wait; whether others are left to run."""
+        if self.together:
+            keys, rows, together = *self.waiting, self.together
+            logits = self.prefix.begin(keys[:together], rows.part(0, together), self.visual_start)
+            self.keys, self.rows, self.together = keys[together:], rows.part(together), 0
+            self._logits = None if self.keys else logits
+        return self._logits is None
 
-    def take(self, logits: npt.NDArray[np.float32]) -> tuple[str, str]:
-        """Choose a token by logits [V]; unless the answer ends, it is what runs next.
+    def give(self, logits: npt.NDArray[np.float32]) -> None:
+        """Logits [V] after what was run."""
+        self._logits = logits
+
+    def take(self) -> tuple[str, str]:
+        """Choose a token by the logits; unless the answer ends, it is what runs next.
 
         Returns:
-            The text that it adds, often empty, and why the answer ends with it, empty where it goes on.
+            The text that it adds, often empty, and why the answer ends with it, empty where it goes on. Of a sequence with an
+            `error` both are empty, and its cache is not used again.
         """
-        token = self.sampler(logits)
+        assert self._logits is not None, "nothing was run"
+        try:
+            token = self.sampler(self._logits)
+        except FicoError as error:
+            self.error = error
+            self.prefix.distrust()
+            return "", ""
+        self._logits = None
         answer, eos_ids = self.answer, self.bundle.manifest.tokens.eos_ids
         answer.token_ids.append(token)
         piece = ""
@@ -96,5 +124,7 @@ class Sequence:
             return "length"
         manifest = self.bundle.manifest
         rows = manifest.cache_rows
-        full = rows is not None and max(self.prefix.lengths) >= rows
-        return "context" if full or self.position >= manifest.decoder.context else ""
+        filled = max(self.prefix.lengths)
+        full = rows is not None and filled >= rows
+        # With several axes of positions, an image takes more rows than positions.
+        return "context" if full or max(self.position, filled) >= manifest.decoder.context else ""

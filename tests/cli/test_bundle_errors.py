@@ -92,7 +92,7 @@ def test_a_manifest_of_a_newer_schema_says_to_update(fico, own):
     edit_json(own / "manifest.json", schema_version=99, new_in_99={})
 
     for command in (["run", own, *RUN], ["inspect", own], ["verify", own]):
-        fico(*command).refuses("schema version 99", "reads 4", "git pull && pip install .")
+        fico(*command).refuses("schema version 99", "reads 5", "git pull && pip install .")
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])
@@ -100,7 +100,7 @@ def test_a_manifest_of_an_older_schema_says_to_export_again(fico, own, version):
     edit_json(own / "manifest.json", schema_version=version)
 
     for command in (["run", own, *RUN], ["inspect", own], ["verify", own]):
-        fico(*command).refuses(f"schema version {version}", "reads 3 and 4", "export the model again")
+        fico(*command).refuses(f"schema version {version}", "reads 3 to 5", "export the model again")
 
 
 def test_an_error_is_one_json_object_where_json_was_asked_for(fico, own):
@@ -131,10 +131,13 @@ def test_verify_refuses_another_checkpoint_than_the_bundles_own(fico, own, tiny_
     )
 
 
-def test_a_manifest_of_the_schema_before_is_read(fico, own):
-    """It says nothing of the request."""
-    content = json.loads((own / "manifest.json").read_text())
-    assert content.pop("request")
-    (own / "manifest.json").write_text(json.dumps(content | {"schema_version": 3}))
+@pytest.mark.parametrize("version", [3, 4])
+def test_a_manifest_of_an_earlier_schema_is_read(version, fico, own):
+    """It has one profile without a name, and in 3 it says nothing of the request."""
+    content = json.loads((own / "manifest.json").read_text()) | {"schema_version": version, "image_size": 112}
+    for key in ("profiles", "layout", *(["request"] if version == 3 else [])):
+        del content[key]
+    content["reduction"] |= {"grid": [8, 8], "kept_aside": 0}
+    (own / "manifest.json").write_text(json.dumps(content))
 
     assert fico("inspect", own, "--check").code == 0

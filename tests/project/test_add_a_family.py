@@ -24,6 +24,8 @@ from fico_export.bundle.manifest import Manifest
 from fico_export.demo.checkpoint import write_tokenizer
 from fico_export.errors import ConfigError
 from fico_export.models import families
+from fico_export.plan import advice
+from fico_export.plan.planner import PlanRequest
 from fico_export.report.kept import view_of
 from fico_export.runtime.inputs.prompt import Message
 
@@ -253,6 +255,12 @@ def external(path):
     """Weights of a graph that lie in files beside it."""
     values = ir.load(path).graph.initializers.values()
     return [value.const_value for value in values if isinstance(value.const_value, ir.ExternalTensor)]
+
+
+def test_it_is_planned(duo):
+    planned = advice.plan(models.describe(duo), PlanRequest(method="fastv", keep=8))
+
+    assert (planned.visual_tokens, planned.keep) == (32, 8)
 
 
 def test_each_tile_keeps_its_share_and_the_kept_cells_are_drawn_in_their_tiles(bundle, photographs, tmp_path):

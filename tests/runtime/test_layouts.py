@@ -179,9 +179,10 @@ def test_a_text_token_that_the_model_has_not_is_refused():
         Layout.of(manifest)
 
 
-def test_a_manifest_of_schema_3_is_read_as_one_profile():
+@pytest.mark.parametrize("version", [3, 4])
+def test_a_manifest_of_an_earlier_schema_has_one_profile(version):
     new = manifest_of(keep=16)
-    old = json.loads(new.model_dump_json()) | {"schema_version": 3, "image_size": 112}
+    old = json.loads(new.model_dump_json()) | {"schema_version": version, "image_size": 112}
     for key in ("profiles", "layout", "request"):
         del old[key]
     old["reduction"] |= {"grid": [8, 8], "kept_aside": 0}
@@ -189,6 +190,38 @@ def test_a_manifest_of_schema_3_is_read_as_one_profile():
 
     assert read.profiles == new.profiles
     assert read.layout == new.layout
+
+
+@pytest.mark.parametrize(
+    ("rule", "change", "words"),
+    [
+        ("square", {"tiles": 2}, "it has 2 tiles, not one"),
+        ("grid", {"visual_tokens": 65}, "no part of its grid"),
+        ("grid", {"tiles": 2}, "no part of its grid"),
+    ],
+)
+def test_a_profile_that_a_rule_cannot_show_is_refused(rule, change, words):
+    profile = square(112, (8, 8), aside=0, patch_size=14).model_copy(update=change)
+    manifest = manifest_of().model_copy(update={"profiles": [profile], "layout": LayoutRecord(rule=rule)})
+
+    with pytest.raises(BundleError, match=words):
+        Layout.of(manifest)
+
+
+@pytest.mark.parametrize("rule", ["square", "grid"])
+def test_a_number_that_a_rule_does_not_know_is_refused(rule):
+    record = LayoutRecord(rule=rule, numbers={"newlines": 5})
+
+    with pytest.raises(BundleError, match="there is no number newlines"):
+        Layout.of(manifest_of().model_copy(update={"layout": record}))
+
+
+def test_text_between_visual_tokens_is_refused_where_the_decoder_reduces():
+    record = LayoutRecord(rule="grid", numbers={"newline": 5})
+    manifest = manifest_of(keep=16, handed_over=64).model_copy(update={"layout": record})
+
+    with pytest.raises(BundleError, match="takes an image's visual tokens in one run"):
+        Layout.of(manifest)
 
 
 def test_a_block_without_visual_tokens_is_text():

@@ -3,7 +3,7 @@
 import pytest
 
 import fico_export
-from fico_export.errors import EngineError
+from fico_export.errors import ConfigError, EngineError
 from fico_export.runtime import scheduler
 from fico_export.runtime.sampling import Sampling
 
@@ -64,7 +64,7 @@ def test_sequences_join_while_others_are_under_way(vlm):
     assert [sequence.answer.token_ids for sequence in running] == alone
 
 
-def test_a_step_that_fails_leaves_prefixes_that_the_next_turn_does_not_trust(vlm, monkeypatch):
+def test_a_step_that_fails_can_be_run_again(vlm, monkeypatch):
     chats = [vlm.chat() for _ in range(2)]
     want = [vlm.generate(text, max_new_tokens=4).token_ids for text in QUESTIONS[:2]]
     running = [chat.begin(text, max_new_tokens=4) for chat, text in zip(chats, QUESTIONS, strict=False)]
@@ -73,8 +73,11 @@ def test_a_step_that_fails_leaves_prefixes_that_the_next_turn_does_not_trust(vlm
         patch.setattr(vlm.decoder, "step", lambda *_: (_ for _ in ()).throw(EngineError("out", fix="-")))
         with pytest.raises(EngineError):
             scheduler.step(vlm, running)
+    for _ in scheduler.run(vlm, running):
+        pass
     again = [chat.ask(text, max_new_tokens=4).token_ids for chat, text in zip(chats, QUESTIONS, strict=False)]
 
+    assert [sequence.answer.token_ids for sequence in running] == want
     assert again == want
 
 
@@ -82,5 +85,38 @@ def test_two_sequences_of_one_conversation_do_not_run_together(vlm):
     chat = vlm.chat()
     first, second = (chat.begin(text, max_new_tokens=4) for text in QUESTIONS[:2])
 
-    with pytest.raises(AssertionError, match="two steps of one cache"):
+    with pytest.raises(ConfigError, match="two of the sequences are of one conversation"):
         scheduler.step(vlm, [first, second])
+    with pytest.raises(ConfigError, match="lost its KV cache"):  # the second began on it
+        scheduler.step(vlm, [first])
+    alone = vlm.generate(QUESTIONS[1], max_new_tokens=4).token_ids
+    assert [s.answer.token_ids for s, _ in [*scheduler.run(vlm, [second])][-1:]] in ([alone], [])
+    assert second.answer.token_ids == alone
+
+
+def test_a_sequence_whose_conversation_was_closed_does_not_go_on(vlm):
+    chat = vlm.chat()
+    running = chat.begin(QUESTIONS[0], max_new_tokens=4)
+    scheduler.step(vlm, [running])
+    chat.close()
+
+    with pytest.raises(ConfigError, match="lost its KV cache"):
+        scheduler.step(vlm, [running])
+
+
+def test_one_whose_logits_are_no_numbers_leaves_and_the_others_go_on(vlm, monkeypatch):
+    want = vlm.generate(QUESTIONS[1], max_new_tokens=6).token_ids
+    bad, good = (vlm.chat().begin(text, max_new_tokens=6) for text in QUESTIONS[:2])
+    monkeypatch.setattr(bad, "sampler", _fails)
+    for _ in scheduler.run(vlm, [bad, good]):
+        pass
+
+    assert good.answer.token_ids == want
+    assert bad.error is not None
+    assert bad.answer.token_ids == []
+    with pytest.raises(EngineError, match="no numbers"):
+        scheduler.step(vlm, [bad])
+
+
+def _fails(logits):
+    raise EngineError("no numbers", fix="-")

@@ -52,7 +52,7 @@ class Slots(Generic[PlacedT]):
         self._caches.pop(slot, None)
 
     def clear(self, slot: int) -> None:
-        """Make a slot as new: rows that are not filled get no weight, but nothing times NaN would be NaN."""
+        """Fill a slot with zeros: an unfilled row gets weight zero, but 0 × NaN is NaN."""
 
     def filled(self) -> list[int]:
         """Tokens in each slot; none where no cache is."""
@@ -71,7 +71,7 @@ def with_room(slots: WeakSet[SlotsT], make: Callable[[], SlotsT]) -> SlotsT:
 
 
 def moves(caches: Sequence[PlacedT], most: int) -> list[tuple[PlacedT, Any]]:
-    """Which caches are to go to which pool, so that those of few pools run together; none where that saves no run.
+    """Which caches are to go to which pool, so that those of few pools run together. The list is empty where moving would save no run.
 
     Caches that rest stay where they are, and so gather apart from those that run.
     """

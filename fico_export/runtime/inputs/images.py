@@ -51,6 +51,10 @@ class Pixels:
     values: npt.NDArray[np.float32]
     size: Size
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        """The values, for whoever takes an array."""
+        return np.asarray(self.values, dtype)
+
 
 @dataclass(frozen=True)
 class ImageFeatures:

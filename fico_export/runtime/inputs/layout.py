@@ -70,15 +70,30 @@ class Layout:
         """That of a bundle.
 
         Raises:
-            BundleError: the manifest names a rule that there is not, or the rule a text token that the model has not.
+            BundleError: the manifest names a rule that there is not, or gives it profiles or numbers that it does not take.
         """
-        positions, image_id = manifest.reduction.positions, manifest.tokens.image_id
-        layout = cls(manifest.layout, manifest.profiles, positions, image_id)
+        fix = "export or copy the bundle again"
+        rule, record = layouts.get(manifest.layout.rule), manifest.layout
+        for profile in manifest.profiles:
+            if problem := rule.problem(profile, record.numbers):
+                raise BundleError(
+                    f"the rule {record.rule} cannot show images of the profile {profile.name} of {manifest.name}: {problem}",
+                    fix=fix,
+                )
+        layout = cls(record, manifest.profiles, manifest.reduction.positions, manifest.tokens.image_id)
+        if manifest.reduction.in_decoder:
+            for profile in manifest.profiles:
+                if len(layout._whole(profile, (1, 1)).runs) > 1:
+                    raise BundleError(
+                        f"{manifest.name} reduces inside the decoder, which takes an image's visual tokens in one run, and the "
+                        f"layout of {profile.name} has text between them",
+                        fix="export with a method that acts before the decoder: `fico list methods --verbose`",
+                    )
         largest = max(int(layout._whole(profile, (1, 1)).ids.max()) for profile in manifest.profiles)
         if largest >= manifest.decoder.vocab_size:
             raise BundleError(
                 f"{manifest.name} shows an image by the token {largest}, and its decoder has {manifest.decoder.vocab_size}",
-                fix="export or copy the bundle again",
+                fix=fix,
             )
         return layout
 
@@ -118,7 +133,16 @@ class Layout:
         return self.place(size, kept).span
 
     def whole_ids(self, ids: Sequence[int], sizes: Sequence[Size]) -> list[int]:
-        """A prompt as transformers' ``generate`` has it, from one with one image token an image: all N visual tokens of each."""
+        """The prompt as transformers' ``generate`` has it: N visual tokens for each image token.
+
+        Raises:
+            InputError: there are more or fewer image tokens than sizes.
+        """
+        if (count := list(ids).count(self._image_id)) != len(sizes):
+            raise InputError(
+                f"the prompt has {count} image tokens, and {len(sizes)} images were given",
+                fix="give a size for each image token",
+            )
         shown = iter(sizes)
         found: list[int] = []
         for token in ids:

@@ -55,7 +55,7 @@ class GrowingCache:
         batch.caches.add(self)
 
     def leave(self, drop: int = 0) -> None:
-        """Copy what is of this sequence alone, but for its last tokens: no tensor is kept for the sake of a part."""
+        """Copy this sequence's rows, without its last tokens, to tensors of their own, so that the shared ones can be freed."""
         rows = [self.batch.rows(i, self.row) for i in range(len(self.batch.tensors))]
         own = [np.array(r[None, :, : r.shape[1] - drop]) for r in rows]
         self.move(Batch([ort.OrtValue.ortvalue_from_numpy(r, self._device, 0) for r in own], [0]), 0)
@@ -97,6 +97,7 @@ class GrowingStore:
         self, session: ort.InferenceSession, caches: Sequence[GrowingCache], count: int
     ) -> Iterator[Bound]:
         """A new binding, of the tensors as they are where these caches are one batch, in order."""
+        self._caches.update(caches)  # of a decoder that was closed too, whose store is gone
         batch = self._joined(caches)
         binding = with_logits(session)
         for name, tensor in zip(self._names, batch.tensors, strict=True):

@@ -104,9 +104,8 @@ class Pool(Slots[SlotCache]):
 class SharedPool(Pool):
     """Buffers in host memory for a graph whose batch and rows are free.
 
-    A run takes the slots from its first to its last: those in between that have no part in it write a row after their last, which
-    nothing reads. The buffers double when one is full, up to the context. The system gives memory to the rows that are written
-    only.
+    A run takes the slots from its first to its last. A slot in between that takes no part writes one row after its last, which
+    nothing reads. The buffers double when one is full, up to the context. Only rows that are written take memory.
 
     Args:
         names: of the graph's inputs `past_key_values.{i}.key` and `.value`.

@@ -118,7 +118,7 @@ class EngineCache:
 
 
 class EngineDecoder:
-    """Runs prefill and decode as `decoder.Decoder` does, on engines.
+    """Runs prefill and decode as `ort.decoder.Decoder` does, on engines.
 
     Args:
         manifest: of the bundle, whose decoder has a static cache.

@@ -84,6 +84,7 @@ class Rule:
     """A layout rule; all of it runs on the host, without torch. `numbers` are those of the manifest.
 
     Attributes:
+        problem: (profile, numbers) → what the rule cannot do with them, empty where it can.
         choose: (profiles, size) → the one that an image of this size takes.
         cut: (image, profile, filter to resize by) → what the tower is shown, T images in the order of the graph's input, each
             then prepared as the checkpoint's image processor does.
@@ -91,6 +92,7 @@ class Rule:
         block: (profile, size, axes, numbers) → all N visual tokens of the image in the prompt.
     """
 
+    problem: Callable[[Profile, Mapping[str, int]], str]
     choose: Callable[[Sequence[Profile], Size], Profile]
     cut: Callable[[Image.Image, Profile, Image.Resampling], list[Image.Image]]
     tiles: Callable[[Size, Profile], list[Tile]]

@@ -1,7 +1,7 @@
 """One grid of equal tiles, to which the image is resized; its visual tokens stand in one run, row by row of the whole grid.
 
-With one axis of position ids, cells are counted through. With more, the last two are a cell's row and column, those before stay
-where the image begins, and the text goes on after the longer side.
+With one axis of position ids, cells are counted through. With more, the last two are a cell's row and column. The
+axes before them keep the position at which the image begins, and the text goes on after the longer side.
 
 Numbers: `newline`, the id of a text token after each row of cells; none by default.
 """
@@ -17,6 +17,15 @@ from PIL import Image
 
 from fico_export.bundle.profiles import Profile
 from fico_export.runtime.inputs.layouts.base import NONE, Block, Rule, Size, Tile
+
+
+def problem(profile: Profile, numbers: Mapping[str, int]) -> str:
+    """Tiles or visual tokens beside the grid, or numbers of another rule."""
+    rows, columns = profile.tile_grid
+    if profile.tiles != rows * columns or profile.aside:
+        return "it has tiles or visual tokens that are no part of its grid"
+    unknown = numbers.keys() - {"newline"}
+    return f"there is no number {min(unknown)}" if unknown else ""
 
 
 def choose(profiles: Sequence[Profile], size: Size) -> Profile:
@@ -49,7 +58,7 @@ def tiles(size: Size, profile: Profile) -> list[Tile]:
 
 
 def block(profile: Profile, size: Size, axes: int, numbers: Mapping[str, int]) -> Block:
-    """As the module says."""
+    """All cells of the grid, row by row, each with its position ids."""
     (tile_rows, tile_columns), (rows, columns) = profile.tile_grid, profile.token_grid
     height, width = tile_rows * rows, tile_columns * columns
     row, column = np.divmod(np.arange(height * width), width)
@@ -74,4 +83,4 @@ def _with_column(x: Any, fill: Any) -> Any:
     return np.concatenate([x, np.broadcast_to(fill, (len(x), 1))], axis=1)
 
 
-RULE = Rule(choose=choose, cut=cut, tiles=tiles, block=block)
+RULE = Rule(problem=problem, choose=choose, cut=cut, tiles=tiles, block=block)

@@ -11,6 +11,13 @@ from fico_export.bundle.profiles import Profile
 from fico_export.runtime.inputs.layouts.base import Block, Rule, Size, Tile, first
 
 
+def problem(profile: Profile, numbers: Mapping[str, int]) -> str:
+    """More than one tile, or any number."""
+    if profile.tiles != 1:
+        return f"it has {profile.tiles} tiles, not one"
+    return f"there is no number {min(numbers)}" if numbers else ""
+
+
 def cut(image: Image.Image, profile: Profile, resample: Image.Resampling) -> list[Image.Image]:
     """The image itself: its processor makes the square."""
     return [image]
@@ -27,4 +34,4 @@ def block(profile: Profile, size: Size, axes: int, numbers: Mapping[str, int]) -
     return Block.of_cells(counted, np.tile(counted, (axes, 1)), profile.visual_tokens)
 
 
-RULE = Rule(choose=first, cut=cut, tiles=tiles, block=block)
+RULE = Rule(problem=problem, choose=first, cut=cut, tiles=tiles, block=block)
