@@ -171,7 +171,8 @@ class Decoder(GraphModule):
         if self.config.rope_axes:
             angles = self.angles(position_ids)[:, None]
         else:
-            angles = position_ids[:, None, :, None].to(torch.float32) * self.inv_freq(position_ids)
+            inv_freq = self.inv_freq(position_ids)
+            angles = position_ids[:, None, :, None].to(torch.float32) * inv_freq
         angles = torch.cat([angles, angles], dim=-1)
         scale = self.config.rope_scale
         return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
