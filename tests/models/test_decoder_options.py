@@ -135,6 +135,7 @@ def filled(module, checkpoint):
 FORMS = {"plain": (18, False), "fused": (23, False), "external": (18, True), "in-place": (24, True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
 def test_each_form_gives_the_logits_of_transformers_in_pieces(
     name, config, checkpoint, prompt, want, tmp_path

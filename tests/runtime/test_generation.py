@@ -98,6 +98,7 @@ def test_a_refused_turn_leaves_the_conversation_as_it_was(vlm, photographs):
     assert after.cached_tokens >= first.prompt_tokens
 
 
+@pytest.mark.slow
 def test_the_context_is_filled_to_its_last_position_and_not_beyond(tmp_path):
     text = {"max_position_embeddings": 40}
     bundle = fico_export.export(

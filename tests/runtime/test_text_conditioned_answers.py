@@ -281,6 +281,7 @@ def test_a_damaged_clip_tokenizer_of_a_bundle_is_refused(
         fico_export.load(bundle)
 
 
+@pytest.mark.slow
 def test_a_model_that_hands_on_its_cls_token_and_two_pictures_of_a_prompt(
     clip_checkpoint, tmp_path, photographs
 ):
