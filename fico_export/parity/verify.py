@@ -80,7 +80,8 @@ def verify_bundle(folder: Path, checkpoint: SourceModel, *, progress: Progress) 
     vlm = Vlm(folder, backend="ort-cpu", lazy=True)  # the decoder only once memory was found to suffice
     names = [profile.name for profile in manifest.profiles]
     same = names == [profile.name for profile in checkpoint.profiles]
-    report.checks.append(Check("profiles", "those of the checkpoint", float(same), 1.0, True))
+    if not same:
+        report.checks.append(Check("profiles", "those of the checkpoint", 0.0, 1.0, True))
     shown = {
         profile.name: _pixels(vlm, profile, checkpoint.profiles == (profile,))
         for profile in checkpoint.profiles

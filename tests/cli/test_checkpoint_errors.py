@@ -194,7 +194,7 @@ def test_a_missing_text_says_where_it_comes_from(refused, checkpoint, name, word
         ("preprocessor_config.json", b'{"image_processor_type": "CLIPImageProcessor"}', ["224×224", "112×112"]),
         ("chat_template.json", b'{"chat_template": "{% if %}"}', ["the chat template cannot be read"]),
         ("chat_template.json", b'{"chat_template": [{"name": "default"}]}', ["not one text", "chat_template.jinja"]),
-        ("chat_template.json", b'{"chat_template": "no picture"}', ["1 pictures", "shows 0"]),
+        ("chat_template.json", b'{"chat_template": "no picture"}', ["1 images", "shows 0"]),
         ("chat_template.jinja", b"\xff\xfe", ["chat_template.jinja", "download"]),
     ],
 )  # fmt: skip
