@@ -144,11 +144,12 @@ class PromptFormatter:
     def _as_text(self, message: Message) -> str:
         return "\n".join([self.tokens.image] * message.images + [message.text])
 
-    def encode(self, messages: Sequence[Message]) -> list[int]:
+    def encode(self, messages: Sequence[Message], tokens_per_image: int = 1) -> list[int]:
         """The prompt as token ids, with one image token for each image; a `Layout` says what stands there instead.
 
         Args:
             messages: the turns so far, the last one asking.
+            tokens_per_image: how often each image token is to stand there, for those who need no layout.
 
         Raises:
             InputError: as `render`, or the template shows more or fewer images than the messages have.
@@ -164,7 +165,7 @@ class PromptFormatter:
                 f"the messages have {wanted} images, the prompt made of them shows {shown}",
                 fix="put the images in a turn of the role user; a template may drop those of other roles",
             )
-        return ids
+        return [token for token in ids for _ in range(tokens_per_image if token == image_id else 1)]
 
     def require_system(self, system: str) -> None:
         """Refuse a system message that the template does not put into the prompt.
