@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 from checkpoints import write_tiny
-from prompts import expanded
 
 import fico_export
 from fico_export.bundle.manifest import Manifest
@@ -62,7 +61,7 @@ def prompts(vlm, photographs):
 
 
 def embedded(vlm, text, picture):
-    ids = np.array(expanded(vlm.formatter, [Message("user", text, int(picture is not None))], 16))
+    ids = np.array(vlm.formatter.encode([Message("user", text, int(picture is not None))], 16))
     visual = ids == vlm.manifest.tokens.image_id
     embeds = vlm.embed(np.where(visual, 0, ids).tolist())
     if picture is not None:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from checkpoints import GRID24, write_tiny
 from exhaustive import exhaustive
-from prompts import expanded
 from reference import decoder_side
 from transformers import LlavaForConditionalGeneration
 
@@ -63,7 +62,7 @@ def shallow_model(shallow):
 
 def prompt_of(vlm, model, picture):
     """Embeddings [S, C], position ids and the image's first row, as the reference takes them."""
-    ids = expanded(vlm.formatter, [Message("user", QUESTION, 1)], 576)
+    ids = vlm.formatter.encode([Message("user", QUESTION, 1)], 576)
     start = ids.index(vlm.manifest.tokens.image_id)
     with torch.no_grad():
         embeds = model.get_input_embeddings()(torch.tensor([0 if i == ids[start] else i for i in ids]))

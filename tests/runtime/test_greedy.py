@@ -9,7 +9,6 @@ import pytest
 import torch
 from checkpoints import to_public_layout, write_tiny
 from exhaustive import exhaustive
-from prompts import expanded
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import fico_export
@@ -187,7 +186,7 @@ def test_a_reduced_bundle_answers_as_transformers_does_with_its_features(
     vlm, reference = fico_export.load(bundle), Reference(tiny_checkpoint)
     encoded = vlm.encode_image(photographs[0])
     answer = vlm.generate("What is it?", photographs[:1], max_new_tokens=4)
-    prompt = expanded(vlm.formatter, [Message("user", "What is it?", 1)], 16)
+    prompt = vlm.formatter.encode([Message("user", "What is it?", 1)], 16)
     at = prompt.index(vlm.manifest.tokens.image_id)
     spread = encoded.keep_index if positions == "original" else np.arange(16)
     after = at + (64 if positions == "original" else 16)

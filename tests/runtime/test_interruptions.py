@@ -5,7 +5,6 @@ import threading
 
 import numpy as np
 import pytest
-from prompts import expanded
 from stepping import append
 
 import fico_export
@@ -205,7 +204,7 @@ def continued(vlm, texts, count):
     from fico_export.runtime.inputs.prompt import Message
 
     roles = [("user", "assistant")[i % 2] for i in range(len(texts))]
-    ids = expanded(vlm.formatter, [Message(*pair) for pair in zip(roles, texts, strict=True)], 16)
+    ids = vlm.formatter.encode([Message(*pair) for pair in zip(roles, texts, strict=True)], 16)
     found = []
     for _ in range(count):
         logits = append(vlm.decoder, vlm.decoder.new_cache(), vlm.embed(ids), range(len(ids)))

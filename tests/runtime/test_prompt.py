@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from prompts import expanded
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoProcessor
 
@@ -100,7 +99,7 @@ def reference_ids(processor, messages, **options):
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_the_token_ids_are_those_of_transformers(checkpoint, name):
     folder, processor = checkpoint
-    ours = expanded(formatter_of(folder, template_of(folder)), CONVERSATIONS[name], visual_tokens(folder))
+    ours = formatter_of(folder, template_of(folder)).encode(CONVERSATIONS[name], visual_tokens(folder))
     assert ours == reference_ids(processor, CONVERSATIONS[name])
 
 
@@ -137,7 +136,7 @@ def test_a_second_bos_is_not_added(checkpoint):
     folder, processor = checkpoint
     template = "{{ bos_token }}" + template_of(folder)
     messages = CONVERSATIONS["one picture"]
-    ours = expanded(formatter_of(folder, template), messages, visual_tokens(folder))
+    ours = formatter_of(folder, template).encode(messages, visual_tokens(folder))
     assert ours == reference_ids(processor, messages, chat_template=template)
     assert ours.count(1) == 1
 
@@ -147,9 +146,7 @@ def test_a_second_bos_is_not_added(checkpoint):
 def test_any_text_has_the_token_ids_of_transformers(checkpoint, text, images):
     folder, processor = checkpoint
     messages = [Message("user", text, images)]
-    assert expanded(formatter_of(folder), messages, visual_tokens(folder)) == reference_ids(
-        processor, messages
-    )
+    assert formatter_of(folder).encode(messages, visual_tokens(folder)) == reference_ids(processor, messages)
 
 
 def test_each_picture_is_one_token(formatter):

@@ -5,7 +5,6 @@ import onnxruntime as ort
 import pytest
 import torch
 from checkpoints import write_tiny
-from prompts import expanded
 from reference import decoder_side
 from stepping import append
 from test_greedy import Reference
@@ -220,7 +219,7 @@ def test_layers_of_unequal_lengths(tmp_path, make_bundle, photographs):
         ]
         answers.append([turn.token_ids for turn in turns])
         lengths.append(chat.cache_lengths)
-    ids = expanded(vlm.formatter, [Message("user", QUESTION, 1)], 64)
+    ids = vlm.formatter.encode([Message("user", QUESTION, 1)], 64)
     start = ids.index(vlm.manifest.tokens.image_id)
     model = Reference(checkpoint).model
     embeds = model.get_input_embeddings()(torch.tensor([0 if i == ids[start] else i for i in ids]))
