@@ -81,9 +81,8 @@ def _profiles(manifest: Manifest) -> Iterator[str]:
 def _graphs(manifest: Manifest) -> Iterator[str]:
     """The shapes of the tensors that the runtime fills or reads, where they are fixed."""
     decoder = manifest.decoder
-    visual = {profile.graph: profile for profile in manifest.profiles}
+    visual, axes = {profile.graph: profile for profile in manifest.profiles}, manifest.layout.axes
     for name, graph in manifest.graphs.items():
-        axes = manifest.layout.axes
         expected: dict[str, tuple[int | None, ...]] = {
             "inputs_embeds": (None, None, decoder.hidden_size),
             "position_ids": (None, None) if axes == 1 else (axes, None, None),

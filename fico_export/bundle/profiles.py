@@ -100,10 +100,10 @@ def with_profile(content: dict[str, Any]) -> dict[str, Any]:
     side, grid = content.get("image_size"), reduction.get("grid")
     rest = {key: value for key, value in content.items() if key != "image_size"}
     rest["reduction"] = {key: value for key, value in reduction.items() if key not in ("grid", "kept_aside")}
-    whole = (
-        isinstance(side, int) and isinstance(grid, list) and grid and isinstance(grid[0], int) and grid[0] > 0
-    )
-    patch_size = side // grid[0] if whole else None  # type: ignore[index]  # as `whole` says
+    patch_size: int | None = None  # refused by its name, as is what it should be made of
+    match side, grid:
+        case int(), [int(patches), *_] if patches > 0:
+            patch_size = side // patches
     counts = reduction.get("visual_tokens"), reduction.get("handed_over")
     return {**rest, "profiles": [_square(side, grid, *counts, patch_size)], "layout": {"rule": "square"}}
 
