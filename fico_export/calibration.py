@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from fico_export import documents
@@ -16,7 +15,6 @@ from fico_export.models.source import SourceModel
 from fico_export.runtime.inputs.image_sources import beside
 from fico_export.runtime.inputs.images import ImageFeatures, ImageSource, load_image
 from fico_export.runtime.inputs.layout import Layout
-from fico_export.runtime.inputs.layouts.base import NONE
 from fico_export.runtime.inputs.positions import as_input
 from fico_export.runtime.inputs.preprocess import ImageProcessor
 from fico_export.runtime.inputs.prompt import Message, PromptFormatter
@@ -63,10 +61,8 @@ def sequences(checkpoint: SourceModel, entries: Iterable[tuple[ImageSource, str]
         kept = index.numpy()
         shown = ImageFeatures(features.numpy(), kept, "", pixels.size, layout.place(pixels.size, kept))
         laid_out = layout.lay_out(formatter.encode([Message("user", prompt, 1)]), [shown])
-        visual = laid_out.visual != NONE
-        embeds = table[torch.from_numpy(np.where(visual, 0, laid_out.ids))].to(torch.float32)
-        embeds[torch.from_numpy(visual)] = features[laid_out.visual[visual]]
-        yield Tokens(embeds[None], torch.from_numpy(as_input(laid_out.positions)))
+        embeds, positions, _ = laid_out.rows(lambda ids: table[ids].to(torch.float32).numpy(), [shown])
+        yield Tokens(torch.from_numpy(embeds)[None], torch.from_numpy(as_input(positions)))
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:

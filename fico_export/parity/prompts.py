@@ -64,11 +64,8 @@ def lay_out(vlm: Vlm, shown: Sequence[Image.Image], reference: Embedder) -> Prom
     """The prompt about these images, each as the bundle's vision graph makes it."""
     encoded = [vlm.encode_image(image, QUESTION) for image in shown]
     laid_out = vlm.layout.lay_out(ids(vlm, len(shown)), encoded)
-    visual = laid_out.visual != NONE
-    embeds = reference.embed(np.where(visual, 0, laid_out.ids).tolist())
-    if visual.any():
-        embeds[visual] = np.concatenate([image.features for image in encoded])[laid_out.visual[visual]]
-    return Prompt(embeds, laid_out.positions, int(np.argmax(visual)))
+    embeds, positions, _ = laid_out.rows(reference.embed, encoded)
+    return Prompt(embeds.astype(np.float32, copy=False), positions, int(np.argmax(laid_out.visual != NONE)))
 
 
 def ids(vlm: Vlm, count: int) -> list[int]:

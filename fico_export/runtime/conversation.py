@@ -21,7 +21,7 @@ from fico_export.runtime.inputs.layout import LaidOut, require_room
 from fico_export.runtime.inputs.layouts.base import NONE
 from fico_export.runtime.inputs.prompt import Message
 from fico_export.runtime.open_bundle import OpenBundle
-from fico_export.runtime.prefix import Prefix, Rows
+from fico_export.runtime.prefix import Prefix
 from fico_export.runtime.sampling import Sampler, Sampling
 from fico_export.runtime.sequence import Sequence as Running
 from fico_export.runtime.streaming import StopStrings
@@ -308,7 +308,7 @@ class Conversation:
         self._require_open()
         prompt = turn.prompt
         turn.answer.cached_tokens = known = self._prefix.share(prompt.keys, turn.together)
-        rows = self._rows(prompt, turn.asked.features, known)
+        rows = prompt.rows(self._bundle.embed, turn.asked.features, known)
         turn.answer.stages_ms["embed"] = turn.clock.lap_ms()
         return Running(
             self._bundle,
@@ -330,19 +330,6 @@ class Conversation:
         if reason != "stopped" or answer.text:
             messages = [*turn.asked.messages, Message("assistant", answer.text)]
             self._history = replace(turn.asked, messages=messages)
-
-    def _rows(self, prompt: LaidOut, shown: Sequence[ImageFeatures], start: int) -> Rows:
-        """The prompt from token `start` on as the decoder takes it, images in their places."""
-        visual = prompt.visual[start:]
-        embeds = self._bundle.embed(np.where(visual == NONE, prompt.ids[start:], 0).tolist())
-        rows, planes = np.flatnonzero(visual != NONE), None
-        if rows.size:
-            embeds[rows] = np.concatenate([image.features for image in shown])[visual[rows]]
-            added = [image.planes for image in shown if image.planes is not None]
-            if added:
-                planes = np.zeros((len(added[0]), *embeds.shape), embeds.dtype)
-                planes[:, rows] = np.concatenate(added, axis=1)[:, visual[rows]]
-        return Rows(embeds, prompt.positions[:, start:], planes)
 
     def _require_one_image(self, count: int) -> None:
         if self._bundle.manifest.reduction.in_decoder and count > 1:

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fico_export.errors import ConfigError, FicoError
-from fico_export.runtime.backends.base import Array, Cache, Step
-from fico_export.runtime.inputs.layouts.base import Index
+from fico_export.runtime.backends.base import Cache, Step
+from fico_export.runtime.inputs.layout import Rows
 from fico_export.runtime.open_bundle import OpenBundle
-
-
-class Rows(NamedTuple):
-    """New tokens as the decoder takes them, as of a `Step`."""
-
-    embeds: Array
-    positions: Index
-    planes: Array | None = None
-
-    def part(self, start: int, end: int | None = None) -> Rows:
-        """Some of them."""
-        cut = slice(start, end)
-        planes = None if self.planes is None else self.planes[:, cut]
-        return Rows(self.embeds[cut], self.positions[:, cut], planes)
 
 
 class Prefix:

@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from fico_export.errors import FicoError
 from fico_export.runtime.answer import Answer
+from fico_export.runtime.inputs.layout import Rows
 from fico_export.runtime.open_bundle import OpenBundle
-from fico_export.runtime.prefix import Prefix, Rows
+from fico_export.runtime.prefix import Prefix
 from fico_export.runtime.sampling import Sampler
 from fico_export.runtime.streaming import StopStrings, StreamDecoder
 
@@ -49,11 +50,12 @@ class Sequence:
     error: FicoError | None = None
     _text: StreamDecoder = field(init=False)
     _turn: int = field(init=False)
+    _cache_rows: int | None = field(init=False)
     _logits: npt.NDArray[np.float32] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self._text = StreamDecoder(self.bundle.formatter.tokenizer)
-        self._turn = self.prefix.turn
+        self._turn, self._cache_rows = self.prefix.turn, self.bundle.manifest.cache_rows
 
     def require(self) -> None:
         """Refuse to go on where the cache is no longer this sequence's.
@@ -122,9 +124,10 @@ class Sequence:
         """Which of the limits ends the answer here; empty where it may go on."""
         if len(self.answer.token_ids) >= self.limit:
             return "length"
-        manifest = self.bundle.manifest
-        rows = manifest.cache_rows
-        filled = max(self.prefix.lengths)
-        full = rows is not None and filled >= rows
-        # With several axes of positions, an image takes more rows than positions.
-        return "context" if full or max(self.position, filled) >= manifest.decoder.context else ""
+        context, rows = self.bundle.manifest.decoder.context, self._cache_rows
+        if self.position >= context:
+            return "context"
+        # Rows run out before positions in a static cache, and where an image takes fewer positions than rows: on several axes.
+        if rows is None and self.bundle.layout.axes == 1:
+            return ""
+        return "context" if max(self.prefix.lengths) >= (context if rows is None else rows) else ""

@@ -5,22 +5,38 @@ Letters as in `layouts/base.py`; S tokens of a prompt, images expanded.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from fico_export.bundle.manifest import Manifest
 from fico_export.bundle.profiles import LayoutRecord, Profile
 from fico_export.errors import BundleError, InputError
-from fico_export.runtime.backends.base import require_rows
+from fico_export.runtime.backends.base import Array, require_rows
 from fico_export.runtime.inputs import layouts
 from fico_export.runtime.inputs.images import ImageFeatures, Pixels
 from fico_export.runtime.inputs.layouts.base import NONE, Block, Index, Size, Tile
 from fico_export.runtime.inputs.positions import POLICIES
 from fico_export.runtime.inputs.preprocess import ImageProcessor
+
+
+class Rows(NamedTuple):
+    """New tokens as the decoder takes them, as of a `Step`."""
+
+    embeds: Array
+    positions: Index
+    planes: Array | None = None
+
+    def part(self, start: int, end: int | None = None) -> Rows:
+        """Some of them."""
+        cut = slice(start, end)
+        planes = None if self.planes is None else self.planes[:, cut]
+        return Rows(self.embeds[cut], self.positions[:, cut], planes)
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,30 @@ class LaidOut:
     positions: Index
     next_position: int
 
+    def rows(
+        self,
+        embed: Callable[[list[int]], npt.NDArray[Any]],
+        images: Sequence[ImageFeatures],
+        start: int = 0,
+    ) -> Rows:
+        """The prompt from token `start` on as the decoder takes it, images in their places.
+
+        Args:
+            embed: token ids → their embeddings [S, C], to be written into.
+            images: those that it was laid out with.
+            start: how many of its first tokens are left out.
+        """
+        visual = self.visual[start:]
+        embeds = embed(np.where(visual == NONE, self.ids[start:], 0).tolist())
+        at, planes = np.flatnonzero(visual != NONE), None
+        if at.size:
+            embeds[at] = np.concatenate([image.features for image in images])[visual[at]]
+            added = [image.planes for image in images if image.planes is not None]
+            if added:
+                planes = np.zeros((len(added[0]), *embeds.shape), embeds.dtype)
+                planes[:, at] = np.concatenate(added, axis=1)[:, visual[at]]
+        return Rows(embeds, self.positions[:, start:], planes)
+
 
 class Layout:
     """How a model's prompts show images: a rule, its numbers, and the policy for positions.
@@ -59,11 +99,8 @@ class Layout:
         self, record: LayoutRecord, profiles: Sequence[Profile], positions: str, image_id: int
     ) -> None:
         self.axes, self._profiles, self._image_id = record.axes, profiles, image_id
-        self._numbers, self._rule, self._policy = (
-            record.numbers,
-            layouts.get(record.rule),
-            POLICIES[positions],
-        )
+        self._numbers, self._rule = record.numbers, layouts.get(record.rule)
+        self._policy = POLICIES[positions]
 
     @classmethod
     def of(cls, manifest: Manifest) -> Layout:
@@ -72,29 +109,27 @@ class Layout:
         Raises:
             BundleError: the manifest names a rule that there is not, or gives it profiles or numbers that it does not take.
         """
+        record, positions = manifest.layout, manifest.reduction.positions
+        layout = cls(record, manifest.profiles, positions, manifest.tokens.image_id)
         fix = "export or copy the bundle again"
-        rule, record = layouts.get(manifest.layout.rule), manifest.layout
         for profile in manifest.profiles:
-            if problem := rule.problem(profile, record.numbers):
+            if problem := layout._rule.problem(profile, record.numbers):
                 raise BundleError(
                     f"the rule {record.rule} cannot show images of the profile {profile.name} of {manifest.name}: {problem}",
                     fix=fix,
                 )
-        layout = cls(record, manifest.profiles, manifest.reduction.positions, manifest.tokens.image_id)
-        if manifest.reduction.in_decoder:
-            for profile in manifest.profiles:
-                if len(layout._whole(profile, (1, 1)).runs) > 1:
-                    raise BundleError(
-                        f"{manifest.name} reduces inside the decoder, which takes an image's visual tokens in one run, and the "
-                        f"layout of {profile.name} has text between them",
-                        fix="export with a method that acts before the decoder: `fico list methods --verbose`",
-                    )
-        largest = max(int(layout._whole(profile, (1, 1)).ids.max()) for profile in manifest.profiles)
-        if largest >= manifest.decoder.vocab_size:
-            raise BundleError(
-                f"{manifest.name} shows an image by the token {largest}, and its decoder has {manifest.decoder.vocab_size}",
-                fix=fix,
-            )
+            block = layout._whole(profile, (1, 1))
+            if manifest.reduction.in_decoder and len(block.runs) > 1:
+                raise BundleError(
+                    f"{manifest.name} reduces inside the decoder, which takes an image's visual tokens in one run, and the "
+                    f"layout of {profile.name} has text between them",
+                    fix="export with a method that acts before the decoder: `fico list methods --verbose`",
+                )
+            if (largest := int(block.ids.max())) >= manifest.decoder.vocab_size:
+                raise BundleError(
+                    f"{manifest.name} shows an image by the token {largest}, and its decoder has {manifest.decoder.vocab_size}",
+                    fix=fix,
+                )
         return layout
 
     def profile(self, size: Size) -> Profile:
