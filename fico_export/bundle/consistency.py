@@ -86,7 +86,7 @@ def _graphs(manifest: Manifest) -> Iterator[str]:
         expected: dict[str, tuple[int | None, ...]] = {
             "inputs_embeds": (None, None, decoder.hidden_size),
             "position_ids": (None, None) if axes == 1 else (axes, None, None),
-            "deepstack_embeds": (None, None, None, decoder.hidden_size),
+            graph_names.PLANES: (None, None, None, decoder.hidden_size),
             "logits": (None, None, decoder.vocab_size),
         }
         if (profile := visual.get(name)) is not None:

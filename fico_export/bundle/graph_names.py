@@ -1,4 +1,4 @@
-"""Names of a bundle's graphs, in the manifest and, with a suffix for the precision, of their files."""
+"""Names of a bundle's graphs and of a tensor that several places know, in the manifest and, with a suffix for the precision, of their files."""
 
 from __future__ import annotations
 
@@ -13,3 +13,6 @@ PREFILL = "decoder_prefill"
 
 WITH_PAST = "decoder_with_past"
 DECODERS = (DECODER, PREFILL, WITH_PAST)
+
+PLANES = "deepstack_embeds"
+"""Input of a decoder that adds something to its hidden states after its first layers [B, L, S, C]."""

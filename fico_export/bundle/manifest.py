@@ -334,7 +334,7 @@ class Manifest(Record):
     def planes(self) -> int:
         """Inputs that are added to the decoder's hidden states, one after each of its first layers."""
         graph = self.graphs.get(self.decoder_name)
-        shape = graph.shapes().get("deepstack_embeds", []) if graph else []
+        shape = graph.shapes().get(graph_names.PLANES, []) if graph else []
         return shape[1] if len(shape) == 4 and isinstance(shape[1], int) else 0
 
     def graph(self, name: str) -> Graph:

@@ -58,7 +58,7 @@ def require_batch(plan: ReductionPlan, asked: int) -> None:
         raise ConfigError(f"max_batch is {asked}", fix=f"give 1 to {MOST_BATCH}")
     if asked > 1 and plan.at(Site.DECODER_LAYER) is not None:
         raise ConfigError(
-            f"--max-batch {asked} with --method {plan.method}, which reduces inside the decoder: that one runs one sequence at a time",
+            f"--max-batch {asked} with --method {plan.method}, which reduces inside the decoder: such a decoder runs one sequence at a time",
             fix="drop --max-batch, or give a method that acts before the decoder (`fico list methods`)",
         )
 

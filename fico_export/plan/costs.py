@@ -90,17 +90,12 @@ def prefill_flops(model: Architecture, plan: ReductionPlan, text_tokens: int) ->
         counted = _count(
             module,
             torch.zeros(1, length, config.hidden_size, dtype=torch.float16),
-            _positions(config, length),
+            torch.zeros(config.position_axes(1, length), dtype=torch.int64),
             torch.zeros(1, dtype=torch.int64),
         )
     reducer = sum(n for name, n in counted.items() if name.startswith("reduce.") and name.count(".") == 1)
     head = counted["lm_head"]
     return {"layers": counted[""] - reducer - head, "reducer": reducer, "head": head}
-
-
-def _positions(config: DecoderConfig, new: int) -> torch.Tensor:
-    """Position ids as the decoder takes them, of one sequence."""
-    return torch.zeros((1, new) if config.axes == 1 else (config.axes, 1, new), dtype=torch.int64)
 
 
 def decoder_flops(config: DecoderConfig, new: int, past: int = 0) -> Flops:
@@ -164,9 +159,8 @@ def vision_activations(model: Architecture, plan: ReductionPlan, storage: Storag
         tower = model.vision(plan, storage.floats).vision_tower
     config, tiles, (down, across) = tower.config, model.profile.tiles, model.profile.patch_grid
     rows, size = across * down + tower.cls_tokens, storage.floats.itemsize
-    scores = (
-        tiles * config.heads * rows * rows * (4 + size)
-    )  # in FP32, and cast for the product with the values
+    # In FP32, and cast for the product with the values.
+    scores = tiles * config.heads * rows * rows * (4 + size)
     return _peak(tiles * rows, config.hidden_size, 2 * config.intermediate_size, scores, size)
 
 
@@ -196,7 +190,8 @@ def _decoder_flops(config: DecoderConfig, new: int, past: int) -> Mapping[str, i
             for _ in range(2 * config.layers)
         ]
         hidden = torch.zeros(1, new, config.hidden_size, dtype=torch.float16)
-        mask, positions = torch.ones(1, past + new), _positions(config, new)
+        mask = torch.ones(1, past + new)
+        positions = torch.zeros(config.position_axes(1, new), dtype=torch.int64)
         return _count(module, hidden, mask, positions, cache)
 
 

@@ -42,7 +42,7 @@ class PlanRequest(ExportOptions):
 class Work:
     """A request's plan, and the FLOPs of an image and of the prompt, which no precision and no device changes.
 
-    Bytes of the vision graph follow from how they are stored, which few devices have otherwise than the last.
+    Bytes of the vision graph depend only on how weights are stored, and most devices store them alike.
     """
 
     plan: ReductionPlan

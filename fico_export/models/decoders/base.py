@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from fico_export.bundle import graph_names
 from fico_export.models.layers import RmsNorm, attend, join_heads, split_heads
 from fico_export.models.ports import GraphModule, Port, Ports
 
-PLANES = "deepstack_embeds"
+AxisT = TypeVar("AxisT", int, int | str)
 EMBEDDINGS = "language_model.embed_tokens.weight"  # of a checkpoint, by its canonical name
 
 
@@ -54,6 +56,10 @@ class DecoderConfig:
     def axes(self) -> int:
         """A, of the position ids."""
         return max(self.rope_axes, default=0) + 1
+
+    def position_axes(self, batch: AxisT, new: AxisT) -> tuple[int | AxisT, ...]:
+        """Axes of the position ids of `new` tokens: one axis of them has none of its own."""
+        return (batch, new) if self.axes == 1 else (self.axes, batch, new)
 
 
 class DecoderAttention(nn.Module):
@@ -189,14 +195,13 @@ class Decoder(GraphModule):
 
     def positions_port(self, batch: int | str) -> Port:
         """Position ids [B, S], or [A, B, S] of several axes."""
-        axes: tuple[int | str, ...] = (batch, "sequence_length")
-        return Port("position_ids", axes if self.config.axes == 1 else (self.config.axes, *axes))
+        return Port("position_ids", self.config.position_axes(batch, "sequence_length"))
 
     def planes_port(self, batch: int | str) -> tuple[Port, ...]:
         """What is added after the first layers [B, L, S, C], zeros where no visual token stands; none of a decoder without."""
         config = self.config
         axes = (batch, config.planes, "sequence_length", config.hidden_size)
-        return (Port(PLANES, axes, self.dtype),) if config.planes else ()
+        return (Port(graph_names.PLANES, axes, self.dtype),) if config.planes else ()
 
     def caches(self, name: str, batch: int | str, rows: Callable[[int], int | str]) -> tuple[Port, ...]:
         """Key and value [batch, kv heads, rows, D] of each layer, whose number gives its rows."""

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fico_export.models.decoders.base import EMBEDDINGS
 from fico_export.models.parts import identify, texts
 from fico_export.models.source import Architecture, Files, SourceModel
 from fico_export.models.weights import RENAMES, Rename, Weights, nothing
 
-_HEAD_AND_EMBEDDING = ("lm_head.weight", "language_model.embed_tokens.weight")
+_HEAD_AND_EMBEDDING = ("lm_head.weight", EMBEDDINGS)
 
 
 def opened(

@@ -12,10 +12,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fico_export.bundle import graph_names
 from fico_export.errors import ConfigError
 from fico_export.runtime.backends.base import Step
 
-PLANES = "deepstack_embeds"
 Rows = Literal["last", "all"]
 Logits = npt.NDArray[np.float32]
 
@@ -106,10 +106,10 @@ def inputs(
         embeds[row], positions[:, row] = step.embeds, step.positions
     found = {"inputs_embeds": embeds, "position_ids": positions[0] if axes == 1 else positions}
     if planes:
-        found[PLANES] = np.zeros((batch, planes, count, channels), dtype)
+        found[graph_names.PLANES] = np.zeros((batch, planes, count, channels), dtype)
         for row, step in zip(rows, steps, strict=True):
             if step.planes is not None:
-                found[PLANES][row] = step.planes
+                found[graph_names.PLANES][row] = step.planes
     return found
 
 
