@@ -61,6 +61,7 @@ def export(
     target, precision, gave_way = resolve(device, asked, checkpoint.shapes)
     if gave_way:
         progress.warn(gave_way)
+    checkpoint = checkpoint.shaped(asked)
     if asked.clip_text is not None:
         checkpoint = checkpoint.with_clip(open_clip(str(asked.clip_text)))
     _require_answerable(checkpoint, progress)
@@ -215,6 +216,8 @@ def checkpoint_of(folder: Path, manifest: Manifest, model: str | None, clip_text
     from fico_export.models.clip_text import open_clip
 
     checkpoint = _origin(folder, manifest.model, "--model", model, open_checkpoint)
+    asked = ExportOptions.of(manifest.request, f"the request in the manifest of {folder}")
+    checkpoint = checkpoint.shaped(replace(asked, method=manifest.reduction.method))
     if manifest.clip_text is not None:
         clip = _origin(folder, manifest.clip_text, "--clip-text", clip_text, open_clip)
         return checkpoint.with_clip(clip)

@@ -176,6 +176,48 @@ class ExportOptions:
             choices=("compact", "original"),
         ),
     ] = None
+    profile: Annotated[
+        tuple[str, ...] | None,
+        About(
+            "Shape of image to export for, of a model that has several: tiles as ROWSxCOLUMNS, or all; repeatable. "
+            "Default: the model's usual one, and all with method none.",
+            metavar="RxC",
+            planned=True,
+        ),
+    ] = None
+    tiling: Annotated[
+        str | None,
+        About(
+            "How an image's tiles are reduced: each by itself, all as one, or the first by itself and the others as one. "
+            "Default: per-tile.",
+            choices=("per-tile", "joint", "split"),
+            planned=True,
+        ),
+    ] = None
+    base_keep: Annotated[
+        int | None,
+        About(
+            "Number of visual tokens of K that the first tile keeps. Default: an equal share.",
+            metavar="K0",
+            planned=True,
+        ),
+    ] = None
+    unpad: Annotated[
+        bool,
+        About(
+            "Leave visual tokens that show padding out, as the model was trained; with method none always.",
+            planned=True,
+        ),
+    ] = False
+    newlines: Annotated[
+        str | None,
+        About(
+            "Newline vectors that stay: none, one after each row that keeps a token, or all. "
+            "Default: drop; rows with --unpad; all with method none.",
+            choices=("drop", "rows", "all"),
+            planned=True,
+        ),
+    ] = None
     clip_text: Annotated[
         str | Path | None,
         About(
@@ -220,6 +262,8 @@ class ExportOptions:
         values = {name: value for name, value in given.items() if value is not None}
         for option in options(cls):
             text = values.get(option.name)
+            if get_origin(option.type) is tuple and isinstance(text, str):
+                values[option.name] = (text,)
             if option.about.choices and isinstance(text, str) and text not in option.about.choices:
                 raise unknown_name(option.about.kind or option.name, text, option.about.choices)
         return tables.checked(cls, values, place)

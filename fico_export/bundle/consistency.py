@@ -9,6 +9,7 @@ from fico_export.bundle import graph_names
 
 if TYPE_CHECKING:
     from fico_export.bundle.manifest import Manifest
+    from fico_export.bundle.profiles import Profile
 
 # Tensors without which a graph is of no use.
 _VISION = {"pixel_values", "image_features", "keep_index"}
@@ -54,9 +55,13 @@ def _profiles(manifest: Manifest) -> Iterator[str]:
             f"the profile {first.name} hands over {counts[1]} of {counts[0]} visual tokens, and the reduction "
             f"{reduction.handed_over} of {reduction.visual_tokens}"
         )
-    for what in ("name", "graph"):
-        if len({getattr(profile, what) for profile in manifest.profiles}) < len(manifest.profiles):
-            yield f"two profiles have one {what}"
+    if len({profile.name for profile in manifest.profiles}) < len(manifest.profiles):
+        yield "two profiles have one name"
+    of_graphs: dict[str, Profile] = {}
+    for profile in manifest.profiles:
+        other = of_graphs.setdefault(profile.graph, profile)
+        if _taken(other) != _taken(profile):
+            yield f"the profiles {other.name} and {profile.name} have one graph, and tiles or tokens that differ"
     if reduction.in_decoder and len({profile.handed_over for profile in manifest.profiles}) > 1:
         yield "the decoder reduces as many visual tokens as one profile hands over, and another hands over others"
     for profile in manifest.profiles:
@@ -68,14 +73,26 @@ def _profiles(manifest: Manifest) -> Iterator[str]:
         cells = profile.tiles * rows * columns
         if profile.visual_tokens - cells not in (0, profile.tiles):  # one beside each grid: CLS
             yield f"the profile {profile.name} has {profile.visual_tokens} visual tokens, and {profile.tiles} grids of {rows}×{columns}"
-        if profile.tiles < tile_rows * tile_columns or profile.tiles != profile.input_shape[0]:
+        if profile.tiles < tile_rows * tile_columns or profile.input_shape[0] not in (1, profile.tiles):
             yield (
                 f"the profile {profile.name} has {profile.tiles} tiles, a grid of {tile_rows}×{tile_columns} of them, and "
                 f"pixel_values of {profile.input_shape[0]}"
             )
+        if profile.runs > 1 and profile.handed_over % profile.runs:
+            yield f"the profile {profile.name} hands over {profile.handed_over} visual tokens in {profile.runs} equal parts"
+        if profile.shares and (
+            sum(tiles for tiles, _ in profile.shares) != profile.tiles
+            or sum(count for _, count in profile.shares) != profile.handed_over
+        ):
+            yield f"the shares of the profile {profile.name} are not those of {profile.tiles} tiles and {profile.handed_over} tokens"
         for side, patches in zip(profile.size, profile.patch_grid, strict=True):
             if patches * profile.patch_size > side:
                 yield f"the profile {profile.name} has {patches} patches of {profile.patch_size} px in {side} px"
+
+
+def _taken(profile: Profile) -> tuple[object, ...]:
+    """What a graph takes of an image and gives."""
+    return (profile.input_shape, profile.patch_grid, profile.token_grid, profile.handed_over // profile.runs)
 
 
 def _graphs(manifest: Manifest) -> Iterator[str]:
@@ -91,8 +108,10 @@ def _graphs(manifest: Manifest) -> Iterator[str]:
         }
         if (profile := visual.get(name)) is not None:
             expected["pixel_values"] = profile.input_shape
-            expected["image_features"] = (None, profile.handed_over, decoder.hidden_size)
-            expected["keep_index"] = (None, profile.handed_over)
+            tokens = profile.handed_over // profile.runs
+            expected["image_features"] = (None, tokens, decoder.hidden_size)
+            expected["keep_index"] = (None, tokens)
+            expected[graph_names.VALID] = (profile.input_shape[0], profile.visual_tokens // profile.tiles)
         if not graph.file.endswith(".onnx"):
             yield f"the graph {name} is in {graph.file!r}, no .onnx file"
         names = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}

@@ -14,5 +14,8 @@ PREFILL = "decoder_prefill"
 WITH_PAST = "decoder_with_past"
 DECODERS = (DECODER, PREFILL, WITH_PAST)
 
+VALID = "valid"
+"""Input of a vision graph that is told which tokens show padding [T, N]."""
+
 PLANES = "deepstack_embeds"
 """Input of a decoder that adds something to its hidden states after its first layers [B, L, S, C]."""

@@ -36,6 +36,7 @@ OLDEST = 3  # that is read too: up to 4 there is one profile, which has no name,
 FILE_NAME = "manifest.json"
 CLIP_TOKENIZER = "clip_tokenizer.json"
 AWQ_FILE = "awq.npz"
+NEWLINE_FILE = "image_newline.npy"
 MOST_BATCH = 256
 """Sequences that a decoder may run together: more than any server of one machine does."""
 
@@ -55,6 +56,7 @@ READ_BY_NAME = (
     "chat_template.json",
     CLIP_TOKENIZER,
     AWQ_FILE,
+    NEWLINE_FILE,
 )
 """Files that this package, or another that opens the bundle, reads by their name alone."""
 

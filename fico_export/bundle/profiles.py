@@ -37,9 +37,10 @@ class Profile(Record):
         patch_grid: rows and columns of a tile's patches.
         token_grid: rows and columns of the visual tokens that the merger makes of them.
         patch_size: side of a patch, in pixels of what the tower sees.
-        input_shape: [T, 3, H, W] of `pixel_values`.
+        input_shape: [T, 3, H, W] of `pixel_values`; [1, 3, H, W] of a graph that is run tile by tile.
         visual_tokens: N, before any reduction; what stands beside the grids, such as a CLS token, counts.
-        handed_over: visual tokens that leave the graph.
+        handed_over: visual tokens of all tiles that leave the graph.
+        shares: part by part, how many tiles are reduced together and how many visual tokens they hand over.
     """
 
     name: Label
@@ -52,6 +53,12 @@ class Profile(Record):
     input_shape: tuple[Tiles, Literal[3], Side, Side]
     visual_tokens: Tokens
     handed_over: Tokens
+    shares: list[tuple[Tiles, Count]] = Field([], max_length=MAX_TILES)
+
+    @property
+    def runs(self) -> int:
+        """How many times the graph runs for an image: once, or once for each tile."""
+        return self.tiles // self.input_shape[0]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -63,6 +70,10 @@ class Profile(Record):
         """Visual tokens of a tile that are no cell of its grid, such as a CLS token: they come before the cells."""
         rows, columns = self.token_grid
         return self.visual_tokens // self.tiles - rows * columns
+
+
+NEWLINES = ("drop", "rows", "all")
+"""Which newline vectors stand for a reduced image: none, one after each row of which a token is kept, or one after each."""
 
 
 class LayoutRecord(Record):

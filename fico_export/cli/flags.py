@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_origin, get_type_hints
 
 import typer
 
@@ -60,7 +60,7 @@ def _parameter(option: Option, text: str) -> inspect.Parameter:
         names[0] += f"/--no-{option.flag[2:]}" if option.default else ""
         annotation: Any = bool | None
     else:
-        annotation = (list[str] if option.name == "settings" else str) | None
+        annotation = (list[str] if _repeatable(option) else str) | None
     flag = typer.Option(
         *names,
         help=text,
@@ -82,4 +82,10 @@ def _value(option: Option, given: Any) -> Any:
         return whole_number(given, option.flag)
     if option.name == "settings":
         return as_settings(given) if given else None
+    if _repeatable(option):
+        return tuple(given) if given else None
     return given
+
+
+def _repeatable(option: Option) -> bool:
+    return option.name == "settings" or get_origin(option.type) is tuple

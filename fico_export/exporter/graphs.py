@@ -77,14 +77,15 @@ def graph_jobs(
     """
     vision, floats, decoder = _kinds(precision, quantization)
     maker = _Maker(target, quantization)
+    of_graphs = {profile.graph: profile for profile in reversed(model.profiles)}  # several may share one
     first, *others = [
         maker.job(
-            profile.graph,
+            name,
             partial(model.vision, model.plan_for(plan, profile), profile=profile),
             vision,
             static=True,
         )
-        for profile in model.profiles
+        for name, profile in reversed(of_graphs.items())
     ]
     jobs = [first, *(replace(other, shares=first.file) for other in others)]
     jobs.append(maker.job(graph_names.EMBEDDING, model.embed_tokens, floats))

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+import torch
 
-from fico_export.bundle import files, graph_names, manifest
+from fico_export.bundle import files, graph_names, manifest, newline
 from fico_export.bundle.output import written_folder
+from fico_export.bundle.profiles import Profile
 from fico_export.devices import catalog, targets
 from fico_export.errors import ConfigError
 from fico_export.exporter import awq, checks, context, precision, quantize, stream, trace, weights
@@ -77,6 +79,7 @@ def write_bundle(
     _require_clip(model, plan)
     rows = context.cache_rows(target, plan, model.decoder_config.context, options.max_context)
     context.require_batch(plan, options.max_batch)
+    _require_one_run(model, plan)
     if options.positions == "compact" and plan.handed_over > plan.keep:
         raise ConfigError(
             f"--positions compact with --method {plan.method}, which removes tokens inside the decoder: "
@@ -104,6 +107,8 @@ def write_bundle(
         jobs = graph_jobs(model, plan, options.precision, target, quantization, rows, options.max_batch)
         graphs, embedding = _write_graphs(jobs, checkpoint, folder, target, quantization, links, progress)
         _write_texts(texts, folder)
+        if model.newline is not None:
+            newline.save(model.checkpoint.load(model.newline).to(torch.float32).numpy(), folder)
         if model.clip is not None:
             (folder / manifest.CLIP_TOKENIZER).write_text(model.clip.tokenizer, encoding="utf-8")
         progress.stage("hash")
@@ -197,6 +202,24 @@ def _weight_bytes(
     return written_bytes(model.checkpoint, model.shapes, _DTYPES[str(options.precision)], Links())
 
 
+def _require_one_run(model: SourceModel, plan: ReductionPlan) -> None:
+    """Refuse a plan that reduces inside the decoder what a prompt shows with others between, or of which K is not one number."""
+    if plan.handed_over == plan.keep:
+        return
+    totals = {model.plan_for(plan, profile).handed_over for profile in model.profiles}
+    if len(totals) > 1:
+        raise ConfigError(
+            f"--method {plan.method} reduces inside the decoder, which takes one number of visual tokens, and these profiles have "
+            + ", ".join(map(str, sorted(totals))),
+            fix="give one --profile",
+        )
+    if model.layout.numbers.get("newlines") or model.layout.numbers.get("unpad"):
+        raise ConfigError(
+            f"--method {plan.method} reduces inside the decoder, which takes an image's visual tokens in one run",
+            fix="drop --unpad and --newlines, or choose a method that acts before the decoder: `fico list methods --verbose`",
+        )
+
+
 def _require_clip(model: SourceModel, plan: ReductionPlan) -> None:
     """Refuse a plan that reads the text in CLIP's space without a CLIP model, and a CLIP model that nothing reads."""
     if plan.reads("clip_text") and model.clip is None:
@@ -283,6 +306,11 @@ def _reduction(plan: ReductionPlan, positions: Positions, layers: int) -> manife
     )
 
 
+def _handed_over(profile: Profile, plan: ReductionPlan) -> Profile:
+    shares = plan.shares() if profile.tiles > 1 else []
+    return profile.model_copy(update={"handed_over": plan.handed_over, "shares": shares})
+
+
 def _manifest(
     model: SourceModel,
     origin: Origin,
@@ -322,10 +350,7 @@ def _manifest(
             context=config.context,
         ),
         tokens=model.tokens,
-        profiles=[
-            profile.model_copy(update={"handed_over": model.plan_for(plan, profile).handed_over})
-            for profile in model.profiles
-        ],
+        profiles=[_handed_over(profile, model.plan_for(plan, profile)) for profile in model.profiles],
         layout=model.layout,
         max_batch=options.max_batch,
         precision=options.precision,

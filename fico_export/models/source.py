@@ -5,20 +5,29 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from fico_export.bundle.manifest import Tokens
 from fico_export.bundle.profiles import LayoutRecord, Profile
-from fico_export.errors import CheckpointError
+from fico_export.errors import CheckpointError, ConfigError
 from fico_export.models.clip_text import PREFIX, Clip
 from fico_export.models.decoders.base import Decoder, DecoderConfig, EmbedTokens
 from fico_export.models.vision import VisionEncoder
 from fico_export.models.weights import Weights
+from fico_export.options import ExportOptions
 from fico_export.reducers.base.plan import ReductionPlan
+from fico_export.reducers.base.tiling import Tiling
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+SHAPES = ("profile", "tiling", "base_keep", "unpad", "newlines")
+"""Options of an export that choose among the ways in which a model sees an image."""
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -45,9 +54,22 @@ class MakePlan(Protocol):
     """Checks a request against a model."""
 
     def __call__(
-        self, method: str, keep: int | None, settings: dict[str, Any], profile: Profile | None = None
+        self,
+        method: str,
+        keep: int | None,
+        settings: dict[str, Any],
+        profile: Profile | None = None,
+        tiling: Tiling = ...,
     ) -> ReductionPlan:
         """The plan for images of a profile, by default the first; raises ConfigError."""
+        ...
+
+
+class Shape(Protocol):
+    """What a request chooses of how a model sees images."""
+
+    def __call__(self, options: ExportOptions) -> tuple[tuple[Profile, ...], LayoutRecord, Tiling]:
+        """The profiles to export, how a prompt shows their images, and how a budget is shared; raises ConfigError."""
         ...
 
 
@@ -74,6 +96,8 @@ class Architecture:
         plan: what a request makes of the visual tokens.
         vision: the vision graph's module.
         transformers_class: transformers' class of the whole model, which `verify` compares with; None where it has none.
+        shape: what a request chooses of profiles, layout and tiling; None where there is no choice.
+        newline: canonical name of the vector that ends a row of visual tokens; None where there is none.
     """
 
     model_type: str
@@ -84,6 +108,27 @@ class Architecture:
     plan: MakePlan
     vision: MakeVision
     transformers_class: str | None = None
+    shape: Shape | None = None
+    newline: str | None = None
+
+    def shaped(self, options: ExportOptions) -> Self:
+        """This model with the profiles and the layout that a request, whose method is named, asks for.
+
+        Raises:
+            ConfigError: the model does not offer them.
+        """
+        if self.shape is not None:
+            profiles, layout, tiling = self.shape(options)
+            plan = partial(self.plan, profile=profiles[0], tiling=tiling)
+            vision = partial(self.vision, profile=profiles[0])
+            return replace(self, profiles=profiles, layout=layout, plan=plan, vision=vision)
+        for name in SHAPES:
+            if getattr(options, name) not in (None, False):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} with a {self.model_type} model, which sees every image in one way",
+                    fix=f"drop --{name.replace('_', '-')}",
+                )
+        return self
 
     @property
     def profile(self) -> Profile:
@@ -94,7 +139,9 @@ class Architecture:
         """What a plan that was made for images of the first profile is for those of another."""
         if profile == self.profile:
             return plan
-        return self.plan(plan.method, None if plan.method == "none" else plan.keep, plan.settings, profile)
+        return self.plan(
+            plan.method, None if plan.method == "none" else plan.keep, plan.settings, profile=profile
+        )
 
     def embed_tokens(self, dtype: torch.dtype) -> EmbedTokens:
         """The embedding graph's module, parameters uninitialised."""
@@ -139,7 +186,7 @@ class SourceModel(Architecture):
         checkpoint.tensors = mine | {PREFIX + name: stored for name, stored in its.items()}
 
         def vision(plan: ReductionPlan, dtype: torch.dtype, profile: Profile | None = None) -> VisionEncoder:
-            encoder = self.vision(plan, dtype, profile)
+            encoder = self.vision(plan, dtype, profile=profile or self.profile)
             if plan.reads("clip_text"):
                 encoder.clip = clip.space(dtype)
             return encoder

@@ -3,13 +3,16 @@
 | tensor | shape | dtype |
 |---|---|---|
 | pixel_values (in) | [T, 3, H, W] | float32; T tiles of an image |
+| valid (in) | [T, N] | int64; 0 for a token that shows padding, where those are no candidates |
 | text_embeds (in) | [B, L, D] | the bundle's precision; the prompt's embeddings, for a method that reads the prompt here |
 | text_mask (in) | [B, L] | int64, likewise: 1 for a token of the prompt, 0 for what fills up the rows |
 | clip_text (in) | [B, P] | float32; what `clip_text.py` makes of the prompt, for a method that compares in CLIP's space |
 | image_features (out) | [B, K, D] | the bundle's precision; K of all tiles |
 | keep_index (out) | [B, K] | int64, ascending raster positions, tile by tile; with a CLS token kept, 0 of a tile is CLS and patches start at 1 |
 
-Each tile is reduced by itself, to its share of K. A batch B of images needs images of one tile.
+Each tile is reduced by itself, to its share of K; at the merger's output tiles can be reduced as one. A batch B of images needs
+images of one tile. Where shares differ, the tower runs once for each group of tiles with one share: what a reducer drops inside it
+changes the shapes of all that follows. A graph of one tile serves images of several, tile by tile, where all shares are equal.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from fico_export.models.towers.base import Tower, TowerLayer
 from fico_export.reducers.base.cues import Cues, Prompt
 from fico_export.reducers.base.plan import ReductionPlan, Step
 from fico_export.reducers.base.reducer import Reduction, Site
+from fico_export.reducers.stages.select import take
 
 
 class Reduce(nn.Module):
@@ -93,8 +97,10 @@ class VisionEncoder(GraphModule):
         self.feature_layers = feature_layers
         self.keeps_cls = keeps_cls
         self.profile = profile
-        self.keep, self.text_length = plan.handed_over, plan.text_length or 0
-        self.text_inputs = text_inputs(plan)
+        self.runs = profile.runs
+        self.keep, self.text_length = plan.handed_over // self.runs, plan.text_length or 0
+        self.masked = plan.masked
+        self.extra_inputs = extra_inputs(plan)
         self.reads_sensitivity = plan.reads("sensitivity")
         if self.reads_sensitivity and not isinstance(merger, Sensitive):
             raise ConfigError(
@@ -102,35 +108,63 @@ class VisionEncoder(GraphModule):
                 fix="choose another method: `fico list methods`",
             )
         self.clip = None
-        inside = plan.at(Site.ENCODER_LAYER)
-        layers = inside.schedule if inside else {}
-        steps: dict[str, nn.Module] = {
-            f"layer_{i}": Reduce(inside, keep // profile.tiles) for i, keep in layers.items() if inside
-        }
-        for site in (Site.ENCODER_OUTPUT, Site.PROJECTOR_OUTPUT):
-            if step := plan.at(site):
-                steps[site.name.lower()] = Reduce(step, step.keep // profile.tiles - keeps_cls)
-        self.reduce = nn.ModuleDict(steps)
+        self.groups = plan.groups if self.runs == 1 else (replace(plan.groups[0], tiles=1),)
+        self.reduce, *others = (self._reducers(group.steps) for group in self.groups)
+        self.reduce_others = nn.ModuleList(others)
+        self.joint = plan.joint
+        self.reduce_joint = nn.ModuleList(self._reducers(group.steps) for group in plan.joint)
         self.earlier_layer = next((s.earlier_layer for s in plan.steps if s.earlier_layer is not None), None)
 
-    def forward(self, pixel_values: Tensor, *text: Tensor) -> tuple[Tensor, Tensor]:
-        """[T, 3, H, W] and what `text_inputs` names → image_features [B, K, D], keep_index [B, K]."""
+    def _reducers(self, steps: tuple[Step, ...]) -> nn.ModuleDict:
+        """The modules that reduce a tile, by their places."""
+        found: dict[str, nn.Module] = {}
+        for step in steps:
+            if step.reducer.site is Site.ENCODER_LAYER:
+                found |= {f"layer_{i}": Reduce(step, keep) for i, keep in step.schedule.items()}
+            elif step.reducer.site is not Site.DECODER_LAYER:
+                found[step.reducer.site.name.lower()] = Reduce(step, step.keep - self.keeps_cls)
+        return nn.ModuleDict(found)
+
+    def forward(self, pixel_values: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+        """[T, 3, H, W] and what `extra_inputs` names → image_features [B, K, D], keep_index [B, K]."""
+        extra = dict(zip(self.extra_inputs, others, strict=True))
+        pixels, valid = pixel_values, extra.pop("valid", None)
+        if len(self.groups) == 1 and self.profile.tiles == self.runs:
+            return self._reduced(pixels, extra, valid, self.reduce)
+        parts, first = [], 0
+        for group, reduce in zip(self.groups, (self.reduce, *self.reduce_others), strict=True):
+            tiles = slice(first, first + group.tiles)
+            mask = None if valid is None or self.joint else valid[tiles]
+            found = self._reduced(pixels[tiles] if len(self.groups) > 1 else pixels, extra, mask, reduce)
+            parts.append(self._as_one(*found, first))
+            first += group.tiles
+        features, index = (
+            torch.cat(part, dim=1) if len(part) > 1 else part[0] for part in zip(*parts, strict=True)
+        )
+        return self._jointly(features, index, valid) if self.joint else (features, index)
+
+    def _reduced(
+        self, pixel_values: Tensor, text: dict[str, Tensor], valid: Tensor | None, reduce: nn.ModuleDict
+    ) -> tuple[Tensor, Tensor]:
+        """Tiles [t, 3, H, W], each by itself → features [t, k, D] and raster positions [t, k] within each."""
         config, first = self.vision_tower.config, self.vision_tower.cls_tokens
         grid = self.profile.patch_grid
         hidden = self.vision_tower.embed(pixel_values.to(self.multi_modal_projector.dtype))
         states = {0: hidden}
-        cues = Cues(grid, _raster(grid, hidden))
+        cues = Cues(grid, _raster(grid, hidden), valid=None if valid is None else valid != 0)
         earlier: Cues | None = None
         sizes: Tensor | None = None
         layers: list[TowerLayer] = self.vision_tower.encoder.layers[: config.layers]
         for i, layer in enumerate(layers):
             rows = None if sizes is None else _join(torch.ones_like(sizes[:, :first]), sizes)
             hidden, queries, keys = layer.attend(hidden, rows)
-            cues = Cues(grid, cues.positions, queries, keys, config.heads, first > 0, sizes, earlier)
+            cues = Cues(
+                grid, cues.positions, queries, keys, config.heads, first > 0, sizes, earlier, valid=cues.valid
+            )
             if i == self.earlier_layer:
                 earlier = cues
-            if f"layer_{i}" in self.reduce:
-                reduced, cues = self.reduce[f"layer_{i}"](hidden[:, first:], cues)
+            if f"layer_{i}" in reduce:
+                reduced, cues = reduce[f"layer_{i}"](hidden[:, first:], cues)
                 hidden, sizes = _join(hidden[:, :first], reduced.tokens), reduced.sizes
             hidden = layer.feed_forward(hidden)
             if i + 1 in self.feature_layers:
@@ -143,8 +177,8 @@ class VisionEncoder(GraphModule):
             queries, keys = self.vision_tower.encoder.layers[-1](hidden)
             following = Cues(grid, cues.positions, queries, keys, has_cls=first > 0)
             cues = replace(cues, following=following)
-        if "encoder_output" in self.reduce:
-            reduced, cues = self.reduce["encoder_output"](features, cues)
+        if "encoder_output" in reduce:
+            reduced, cues = reduce["encoder_output"](features, cues)
             features = reduced.tokens
         cues = replace(cues, features=features)
         merger = self.multi_modal_projector
@@ -152,22 +186,49 @@ class VisionEncoder(GraphModule):
             cues = replace(cues, sensitivity=merger.sensitivity(features))
         features = merger(_join(handed, features))
         if self.profile.token_grid != grid:  # the merger joined patches: of what it made, no cue is known
-            cues = Cues(self.profile.token_grid, _raster(self.profile.token_grid, features))
+            cues = Cues(self.profile.token_grid, _raster(self.profile.token_grid, features), valid=cues.valid)
         if text:
-            cues = self._with_text(cues, dict(zip(self.text_inputs, text, strict=True)), features[:, aside:])
-        if "projector_output" in self.reduce:
-            reduced, cues = self.reduce["projector_output"](features[:, aside:], cues)
+            cues = self._with_text(cues, text, features[:, aside:])
+        if "projector_output" in reduce:
+            reduced, cues = reduce["projector_output"](features[:, aside:], cues)
             features = _join(features[:, :aside], reduced.tokens)
         index = cues.positions
         if self.keeps_cls:
             index = torch.cat([torch.zeros_like(index[:, :1]), index + 1], dim=1)
-        return self._of_one_image(features, index) if self.profile.tiles > 1 else (features, index)
+        return features, index
+
+    def _as_one(self, features: Tensor, index: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Tiles from number `first` on, [t, k, D] and [t, k] → [1, t·k, D] and [1, t·k], numbered through."""
+        tiles = first + torch.arange(len(index), device=index.device)
+        index = index + (tiles * (self.profile.visual_tokens // self.profile.tiles))[:, None]
+        return features.flatten(0, 1)[None], index.flatten()[None]
+
+    def _jointly(self, features: Tensor, index: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """All tokens [1, n, D] with their places [1, n] → what is left of each part that is reduced as one."""
+        mask = None if valid is None else take(valid.flatten()[None], index) != 0
+        kept, first = [], 0
+        for group, reduce in zip(self.joint, self.reduce_joint, strict=True):
+            rows = slice(first, first + group.before)
+            cues = Cues((1, group.before), index[:, rows], valid=None if mask is None else mask[:, rows])
+            part = features[:, rows]
+            if group.steps:
+                assert isinstance(reduce, nn.ModuleDict)
+                reduced, cues = reduce["projector_output"](part, cues)
+                part = reduced.tokens
+            kept.append((part, cues.positions))
+            first += group.before
+        found, where = (
+            torch.cat(parts, dim=1) if len(parts) > 1 else parts[0] for parts in zip(*kept, strict=True)
+        )
+        return found, where
 
     def ports(self) -> Ports:
         """As in the table above, for one image."""
         dtype = self.multi_modal_projector.dtype
         channels = self.multi_modal_projector.outputs
-        text = {
+        tiles, tokens = self.profile.input_shape[0], self.profile.visual_tokens // self.profile.tiles
+        extra = {
+            "valid": Port("valid", (tiles, tokens)),
             "text_embeds": Port("text_embeds", (1, self.text_length, channels), dtype),
             "text_mask": Port("text_mask", (1, self.text_length)),
             "clip_text": Port("clip_text", (1, self.clip.outputs if self.clip else 0), torch.float32),
@@ -177,18 +238,12 @@ class VisionEncoder(GraphModule):
             Port("image_features", (1, self.keep, channels), dtype),
             Port("keep_index", (1, self.keep)),
         )
-        return Ports((pixels, *(text[name] for name in self.text_inputs)), outputs)
-
-    def _of_one_image(self, features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """[T, k, D] and [T, k] → [1, K, D] and [1, K], numbered through."""
-        tiles = self.profile.tiles
-        first = torch.arange(tiles, device=index.device) * (self.profile.visual_tokens // tiles)
-        return features.flatten(0, 1)[None], (index + first[:, None]).flatten()[None]
+        return Ports((pixels, *(extra[name] for name in self.extra_inputs)), outputs)
 
     def _with_text(self, cues: Cues, text: dict[str, Tensor], tokens: Tensor) -> Cues:
         """The cues of the tokens [B, n, D] beside those of the prompt, the same for every tile."""
-        if self.profile.tiles > 1:
-            text = {name: rows.expand(self.profile.tiles, *rows.shape[1:]) for name, rows in text.items()}
+        if (count := len(tokens)) > 1:
+            text = {name: rows.expand(count, *rows.shape[1:]) for name, rows in text.items()}
         if "text_embeds" in text:
             cues = replace(cues, prompt=Prompt(text["text_embeds"], text["text_mask"] != 0, tokens))
         if "clip_text" in text:
@@ -197,10 +252,11 @@ class VisionEncoder(GraphModule):
         return cues
 
 
-def text_inputs(plan: ReductionPlan) -> tuple[str, ...]:
+def extra_inputs(plan: ReductionPlan) -> tuple[str, ...]:
     """Names of the vision graph's inputs after the pixels, in their order."""
+    valid = ("valid",) if plan.masked else ()
     embeds = ("text_embeds", "text_mask") if plan.text_length else ()
-    return (*embeds, "clip_text") if plan.reads("clip_text") else embeds
+    return (*valid, *embeds, *(("clip_text",) if plan.reads("clip_text") else ()))
 
 
 def _raster(grid: tuple[int, int], hidden: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ from fico_export.parity.choice import generate_scores
 from fico_export.parity.prompts import (
     NEW_TOKENS,
     QUESTION,
+    asked_about,
     fits,
     ids,
     lay_out,
-    pictures,
     whole_ids,
 )
 from fico_export.parity.reference import AnyReference, ReducedReference
@@ -56,7 +56,8 @@ def answers(vlm: Vlm, reference: AnyReference, reduced: ReducedReference | None)
         EngineError: the graphs give no numbers to choose by.
     """
     given = []
-    for images in ([], pictures(1)) if reduced else ([], pictures(1), pictures(2)):
+    for count in (0, 1) if reduced else (0, 1, 2):
+        images = asked_about(vlm, count)
         if not fits(vlm, images):
             continue
         tokens = vlm.generate(QUESTION, images, max_new_tokens=NEW_TOKENS, sampling=GREEDY).token_ids

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fico_export.errors import InputError
 from fico_export.parity.int4 import StreamedReference
 from fico_export.parity.reference import AnyReference
 from fico_export.runtime.inputs.layouts.base import NONE
@@ -51,6 +52,23 @@ def pictures(count: int) -> list[Image.Image]:
         )
         made.append(Image.fromarray(canvas.clip(0, 255).astype(np.uint8)))
     return made
+
+
+def holds(vlm: Vlm, image: Image.Image) -> bool:
+    """Whether the image shows enough tokens to keep, of a bundle that leaves padding out."""
+    try:
+        if vlm.layout.masked:
+            vlm.layout.valid(image.size)
+    except InputError:
+        return False
+    return True
+
+
+def asked_about(vlm: Vlm, count: int) -> list[Image.Image]:
+    """So many images that a bundle can be asked about."""
+    (rows, columns), (height, width) = vlm.manifest.profile.tile_grid, vlm.manifest.profile.size
+    whole = (columns * width, rows * height)
+    return [image if holds(vlm, image) else image.resize(whole) for image in pictures(count)]
 
 
 def fits(vlm: Vlm, shown: Sequence[Image.Image]) -> bool:

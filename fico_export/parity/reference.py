@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fico_export.models.parts.transformers_quiet import quiet_transformers
 from fico_export.models.source import SourceModel
 from fico_export.reducers.base.plan import ReductionPlan
 from fico_export.reducers.base.reducer import Site
+from fico_export.runtime.inputs.images import Pixels
 from fico_export.runtime.inputs.layouts.base import Index
 from fico_export.runtime.inputs.positions import as_input
 
@@ -41,10 +43,13 @@ class Reference:
         with torch.inference_mode():
             return np.asarray(self._model.get_input_embeddings()(torch.tensor(token_ids, dtype=torch.int64)))
 
-    def image_features(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """All N features [N, D] of one image [1, 3, S, S]."""
+    def image_features(self, pixels: Pixels) -> npt.NDArray[np.float32]:
+        """All features [N, D] of an image as the prompt shows them, newline vectors among them."""
+        values, sizes = torch.from_numpy(pixels.values), {}
+        if "image_sizes" in inspect.signature(self._model.get_image_features).parameters:
+            values, sizes = values[None], {"image_sizes": torch.tensor([pixels.size[::-1]])}
         with torch.inference_mode():
-            features = self._model.get_image_features(torch.from_numpy(pixels))
+            features = self._model.get_image_features(values, **sizes)
         # transformers has returned a tensor, a list of tensors, and an output object over its versions.
         features = getattr(features, "pooler_output", features)
         return np.asarray(features[0]).reshape(-1, features[0].shape[-1])

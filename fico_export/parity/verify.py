@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from fico_export.bundle import graph_names
 from fico_export.bundle.manifest import Manifest
-from fico_export.bundle.profiles import Profile
 from fico_export.devices.memory import available_bytes
 from fico_export.errors import EngineError
 from fico_export.models.source import SourceModel
 from fico_export.parity.answers import Given, answers, compare_answers
+from fico_export.parity.compare import INDEX_AGREEMENT, compare
 from fico_export.parity.int4 import StreamedReference, rounded
-from fico_export.parity.prompts import (
-    NEW_TOKENS,
-    QUESTION,
-    Embedder,
-    lay_out,
-    pictures,
-)
+from fico_export.parity.prompts import NEW_TOKENS, QUESTION, Embedder, asked_about, lay_out
 from fico_export.parity.reference import (
     AnyReference,
     ReducedReference,
@@ -34,28 +25,13 @@ from fico_export.parity.reference import (
     reference_of,
 )
 from fico_export.parity.report import Check, Report
+from fico_export.parity.vision import PICTURES, check_tower, check_vision, images_of
 from fico_export.progress import Progress
 from fico_export.runtime.backends.base import Step
-from fico_export.runtime.inputs.images import Pixels
 from fico_export.runtime.inputs.positions import following
 from fico_export.runtime.sampling import GREEDY
 from fico_export.runtime.vlm import Vlm
 
-# Errors are held to this share of the largest reference value. FP32: the same arithmetic in another order. FP16: its 10-bit
-# mantissa over dozens of layers; which tokens are kept may then differ where scores nearly tie. INT4: as FP16, against the
-# weights as rounded; but ONNX Runtime rounds activations to 8 bits besides, in MatMulNBits and in what it makes of a
-# DequantizeLinear, which costs a half percent of a layer's output (measured): more scores tie.
-MAX_ERROR = {"fp32": 1e-3, "fp16": None, "int4": None}
-COSINE = {"fp32": 0.99999, "fp16": 0.99, "int4": 0.99}
-# A row can differ much in FP16 without a fault: a token merged into the other of two targets that nearly tie.
-MIN_ROW_COSINE = {"fp32": 0.9999, "fp16": None, "int4": None}
-INDEX_AGREEMENT = {"fp32": 1.0, "fp16": 0.95, "int4": 0.9}
-# A change of the image that moves its features about three times as far as the precision's rounding does (measured).
-NUDGE = {"fp32": 3e-6, "fp16": 3e-3, "int4": 3e-3}
-NUDGES = 4
-NUDGE_SLACK = 0.05  # of the tokens: four nudges do not find the worst outcome
-
-PICTURES = 4
 GAPPED = np.array([at + at // 5 for at in range(24)])  # positions with gaps, as those of kept tokens have
 
 
@@ -83,14 +59,14 @@ def verify_bundle(folder: Path, checkpoint: SourceModel, *, progress: Progress) 
     if not same:
         report.checks.append(Check("profiles", "those of the checkpoint", 0.0, 1.0, True))
     shown = {
-        profile.name: _pixels(vlm, profile, checkpoint.profiles == (profile,))
+        profile.name: images_of(vlm, profile, checkpoint.profiles == (profile,))
         for profile in checkpoint.profiles
     }
     for profile in checkpoint.profiles if same else ():
         if not (pixels := shown[profile.name]):
             report.checks.append(Check(profile.graph, "images that take it", 0.0, 1.0, True))
             continue
-        _vision(report, manifest, checkpoint, vlm, profile, pixels)
+        check_vision(report, manifest, checkpoint, vlm, profile, pixels)
 
     if manifest.quantization is not None:
         _int4(report, vlm, exact, checkpoint, progress)
@@ -107,7 +83,7 @@ def verify_bundle(folder: Path, checkpoint: SourceModel, *, progress: Progress) 
     progress.stage("verify decoder")
     reference = reference_of(checkpoint)
     if isinstance(reference, Reference):
-        _tower(report, checkpoint, reference, shown[checkpoint.profile.name][0].values)
+        check_tower(report, checkpoint, reference, shown[checkpoint.profile.name][-1])
     _embed(report, vlm, reference)
     _decoder(report, vlm, reference)
     reduced = None
@@ -124,16 +100,6 @@ def verify_bundle(folder: Path, checkpoint: SourceModel, *, progress: Progress) 
     return report
 
 
-def _pixels(vlm: Vlm, profile: Profile, only: bool) -> list[Pixels]:
-    """Images of a profile: the usual ones, or where there are others, those and one in the profile's own shape."""
-    (rows, columns), (height, width) = profile.tile_grid, profile.size
-    images = pictures(PICTURES)
-    if not only:
-        images.append(images[0].resize((columns * width, rows * height)))
-    taken = [image for image in images if vlm.layout.profile(image.size).name == profile.name]
-    return [vlm.preprocess(image) for image in taken]
-
-
 def _int4(report: Report, vlm: Vlm, exact: SourceModel, checkpoint: SourceModel, progress: Progress) -> None:
     """The graphs of an INT4 bundle against torch with the weights as rounded: one pass for all, layer by layer.
 
@@ -145,7 +111,7 @@ def _int4(report: Report, vlm: Vlm, exact: SourceModel, checkpoint: SourceModel,
     prompts = [(reference.embed(ids), _gapped(vlm))]
     said, inside = [], vlm.manifest.reduction.in_decoder
     progress.stage("verify answers")
-    for images in ([],) if inside else ([], pictures(1)):
+    for images in ([],) if inside else ([], asked_about(vlm, 1)):
         embeds, positions, _ = lay_out(vlm, images, reference)
         tokens = vlm.generate(QUESTION, images, max_new_tokens=NEW_TOKENS, sampling=GREEDY).token_ids
         said.append((images, len(embeds) - 1, tokens))
@@ -177,91 +143,11 @@ def _no_room(checkpoint: SourceModel, copies: float) -> str:
     return f"needs {needed / 1e9:.0f} GB of memory, {available / 1e9:.0f} GB are free"
 
 
-def _vision(
-    report: Report,
-    manifest: Manifest,
-    checkpoint: SourceModel,
-    vlm: Vlm,
-    profile: Profile,
-    pixels: list[Pixels],
-) -> None:
-    reduction = manifest.reduction
-    plan = checkpoint.plan(reduction.method, reduction.keep, reduction.options)
-    with torch.device("meta"):
-        module = checkpoint.vision(checkpoint.plan_for(plan, profile), torch.float32, profile)
-    module = checkpoint.with_weights(module)
-    text = vlm.read_prompt(QUESTION)
-    wide = {
-        name: torch.from_numpy(t.astype(np.int64 if t.dtype == np.int64 else np.float32))
-        for name, t in text.items()
-    }
-    given = [wide[name] for name in module.text_inputs]
-    record = manifest.quantization
-    precision = "fp16" if record and not record.vision_bits else manifest.precision
-    floor = INDEX_AGREEMENT[precision]
-    agreements: list[float] = []
-    floors: list[float] = []
-    pairs: list[tuple[npt.NDArray[Any], npt.NDArray[np.float32]]] = []
-    tied: list[tuple[npt.NDArray[Any], npt.NDArray[np.float32]]] = []
-    for picture in pixels:
-        with torch.inference_mode():
-            expected, expected_index = (
-                np.asarray(t[0]) for t in module(torch.from_numpy(picture.values), *given)
-            )
-        got = vlm.encode_pixels(picture, text)
-        shared, mine, theirs = np.intersect1d(got.keep_index, expected_index, return_indices=True)
-        agreements.append(len(shared) / len(expected_index))
-        floors.append(floor)
-        if agreements[-1] < floor:
-            own = _own_agreement(module, picture.values, given, expected_index, NUDGE[precision])
-            floors[-1] = min(floor, own - NUDGE_SLACK) if own < 1 else floor
-        if shared.size:
-            same = floors[-1] == floor
-            (pairs if same else tied).append((got.features[mine], expected[theirs]))
-    worst = min(range(len(pixels)), key=lambda i: agreements[i] - floors[i])
-    note = f"scores tie in {len(tied)} of {len(pixels)} images: torch parts with itself there" if tied else ""
-    report.checks.append(
-        Check(profile.graph, "kept-index agreement", agreements[worst], floors[worst], True, note)
-    )
-    if pairs or tied:
-        _compare(report, profile.graph, pairs or tied)
-
-
-def _own_agreement(
-    module: torch.nn.Module,
-    picture: npt.NDArray[np.float32],
-    given: list[torch.Tensor],
-    kept: npt.NDArray[np.int64],
-    nudge: float,
-) -> float:
-    """Share of the tokens kept that torch itself still keeps when the image changes by a nudge; below 1, scores tie."""
-    generator = np.random.RandomState(0)
-    shares = []
-    for _ in range(NUDGES):
-        nudged = picture * (1 + nudge * generator.uniform(-1, 1, picture.shape)).astype(np.float32)
-        with torch.inference_mode():
-            index = np.asarray(module(torch.from_numpy(nudged), *given)[1][0])
-        shares.append(len(np.intersect1d(index, kept)) / len(kept))
-    return min(shares)
-
-
-def _tower(
-    report: Report, checkpoint: SourceModel, reference: Reference, pixels: npt.NDArray[np.float32]
-) -> None:
-    """Our torch tower without reduction against transformers': was the checkpoint read as it is meant?"""
-    with torch.device("meta"):
-        module = checkpoint.vision(checkpoint.plan("none", None, {}), torch.float32)
-    with torch.inference_mode():
-        features, _ = checkpoint.with_weights(module)(torch.from_numpy(pixels))
-    cosine = _cosine(np.asarray(features[0]), reference.image_features(pixels))
-    report.checks.append(Check("tower", "cosine to transformers", cosine, COSINE["fp32"], True))
-
-
 def _embed(report: Report, vlm: Vlm, reference: Embedder) -> None:
     ids = _token_ids(vlm.manifest, 32)
     expected = reference.embed(ids)
     # The graph, and the rows that our runtime reads without it.
-    _compare(report, graph_names.EMBEDDING, [(vlm.embed_by_graph(ids), expected), (vlm.embed(ids), expected)])
+    compare(report, graph_names.EMBEDDING, [(vlm.embed_by_graph(ids), expected), (vlm.embed(ids), expected)])
 
 
 def _clip_text(report: Report, vlm: Vlm, folder: Path) -> None:
@@ -270,7 +156,7 @@ def _clip_text(report: Report, vlm: Vlm, folder: Path) -> None:
     for prompt in (QUESTION, QUESTION * 20):
         rows = clip_text_rows(folder, vlm.clip_text.segments(prompt))
         pairs.append((vlm.clip_text(prompt), rows.mean(0, keepdims=True)))
-    _compare(report, graph_names.CLIP_TEXT, pairs)
+    compare(report, graph_names.CLIP_TEXT, pairs)
 
 
 def _decoder(report: Report, vlm: Vlm, reference: AnyReference) -> None:
@@ -294,13 +180,13 @@ def _pieces(report: Report, vlm: Vlm, ids: list[int], expected: npt.NDArray[np.f
         embeds, positions = vlm.embed(ids[start:end]), _gapped(vlm)[:, start:end]
         (logits,) = vlm.decoder.step([Step(cache, embeds, positions)])
         pairs.append((logits[None], expected[end - 1][None]))
-    _compare(report, vlm.manifest.decoder_name, pairs)
+    compare(report, vlm.manifest.decoder_name, pairs)
 
 
 def _prefill(report: Report, vlm: Vlm, reference: Embedder, reduced: ReducedReference) -> None:
     """A prompt with an image through the graph that reduces, and two tokens after it, against torch."""
     agreements, pairs = [], []
-    for picture in pictures(PICTURES):
+    for picture in asked_about(vlm, PICTURES):
         embeds, positions, start = lay_out(vlm, [picture], reference)
         logits, cache, kept = vlm.decoder.prefill(embeds, positions, start)
         expected = reduced.begin(embeds, positions, start)
@@ -312,40 +198,9 @@ def _prefill(report: Report, vlm: Vlm, reference: Embedder, reduced: ReducedRefe
             pairs.append((logits[None], reduced.append(reference.embed([token]), where)[None]))
     threshold = INDEX_AGREEMENT[report.precision]
     report.checks.append(Check(graph_names.PREFILL, "kept-index agreement", min(agreements), threshold, True))
-    _compare(report, graph_names.PREFILL, pairs)
+    compare(report, graph_names.PREFILL, pairs)
 
 
 def _token_ids(manifest: Manifest, count: int) -> list[int]:
     ids = np.random.RandomState(0).randint(3, manifest.decoder.vocab_size, count)
     return [int(i) for i in ids]
-
-
-def _compare(
-    report: Report, graph: str, pairs: Sequence[tuple[npt.NDArray[Any], npt.NDArray[np.float32]]]
-) -> None:
-    """The worst over pairs of (computed, expected) rows [R, C]: error, cosine of the whole, cosine of a row."""
-    errors, cosines, rows = [], [], []
-    scale = max(float(np.abs(e).max(where=np.isfinite(e), initial=0.0)) for _, e in pairs)
-    for got, expected in pairs:
-        wide = got.astype(np.float32)
-        with np.errstate(invalid="ignore"):  # infinity less infinity is NaN, which passes nothing
-            errors.append(np.abs(wide - expected).max())
-        cosines.append(_cosine(wide.reshape(1, -1), expected.reshape(1, -1)))
-        rows.append(_cosine(wide, expected))
-    precision = report.precision
-    tolerance = MAX_ERROR[precision]
-    ceiling = None if tolerance is None else tolerance * scale
-    report.checks += [
-        Check(graph, "max abs error", float(np.max(errors)), ceiling, False),
-        Check(graph, "cosine", float(np.min(cosines)), COSINE[precision], True),
-        # np's: max and min of Python lose a NaN that is not the first
-        Check(graph, "smallest cosine of a row", float(np.min(rows)), MIN_ROW_COSINE[precision], True),
-    ]
-
-
-def _cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
-    """Smallest cosine between rows of a and b [R, C]."""
-    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
-    norms = np.linalg.norm(wide_a, axis=-1) * np.linalg.norm(wide_b, axis=-1)
-    with np.errstate(invalid="ignore"):
-        return float(((wide_a * wide_b).sum(-1) / np.maximum(norms, 1e-30)).min())

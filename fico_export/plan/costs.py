@@ -60,20 +60,29 @@ def vision_flops(model: Architecture, plan: ReductionPlan) -> Flops:
     with torch.device("meta"):
         module = model.vision(plan, torch.float16)
         rows = plan.text_length or 0
-        text = {
+        tokens = model.profile.visual_tokens // model.profile.tiles
+        extra = {
+            "valid": torch.zeros(model.profile.input_shape[0], tokens, dtype=torch.int64),
             "text_embeds": torch.zeros(1, rows, model.decoder_config.hidden_size, dtype=torch.float16),
             "text_mask": torch.zeros(1, rows, dtype=torch.int64),
         }
         pixels = torch.zeros(model.profile.input_shape)
-        counted = _count(module, pixels, *(text[name] for name in module.text_inputs))
+        counted = _count(module, pixels, *(extra[name] for name in module.extra_inputs))
     parts = {
         "embedding": counted.get("vision_tower.embeddings", 0),
-        "reducer": sum(
-            n for name, n in counted.items() if name.startswith("reduce.") and name.count(".") == 1
-        ),
+        "reducer": sum(n for name, n in counted.items() if _is_reducer(name)),
         "projector": counted.get("multi_modal_projector", 0),
     }
-    return parts | {"tower": counted[""] - sum(parts.values())}
+    parts["tower"] = counted[""] - sum(parts.values())
+    return {part: model.profile.runs * count for part, count in parts.items()}
+
+
+def _is_reducer(name: str) -> bool:
+    """Whether a submodule is one application of a reducer: `reduce.layer_3`, or of another group of tiles `reduce_others.0.layer_3`."""
+    place, *rest = name.split(".")
+    return (place == "reduce" and len(rest) == 1) or (
+        place in ("reduce_others", "reduce_joint") and len(rest) == 2
+    )
 
 
 def prefill_flops(model: Architecture, plan: ReductionPlan, text_tokens: int) -> Flops:
@@ -157,7 +166,7 @@ def vision_activations(model: Architecture, plan: ReductionPlan, storage: Storag
     """Bytes at the peak: where attention is one kernel, and where its scores are written out."""
     with torch.device("meta"):
         tower = model.vision(plan, storage.floats).vision_tower
-    config, tiles, (down, across) = tower.config, model.profile.tiles, model.profile.patch_grid
+    config, tiles, (down, across) = tower.config, model.profile.input_shape[0], model.profile.patch_grid
     rows, size = across * down + tower.cls_tokens, storage.floats.itemsize
     # In FP32, and cast for the product with the values.
     scores = tiles * config.heads * rows * rows * (4 + size)

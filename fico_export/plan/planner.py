@@ -143,6 +143,7 @@ def count(model: Architecture, request: PlanRequest) -> Work:
         ConfigError: the model cannot have the method or the budget.
     """
     assert request.method is not None
+    model = model.shaped(request)
     made = model.plan(request.method, request.keep, request.settings)
     return Work(
         made,

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fico_export.models.source import SourceModel
-from fico_export.models.vision import Reduce, VisionEncoder, text_inputs
+from fico_export.models.vision import Reduce, VisionEncoder, extra_inputs
 from fico_export.reducers.base.cues import Cues
 from fico_export.reducers.base.plan import Step
 from fico_export.reducers.base.reducer import Reduction
@@ -88,7 +88,7 @@ def encoder(checkpoint: SourceModel, method: str, keep: int, options: dict[str, 
     plan = checkpoint.plan(method, keep, options)
     with torch.device("meta"):
         module = checkpoint.vision(plan, torch.float32)
-    module.text_inputs = text_inputs(plan)
+    module.extra_inputs = extra_inputs(plan)
     return checkpoint.with_weights(module)
 
 
@@ -115,7 +115,7 @@ def trace(
     try:
         # Not inference_mode: its tensors take no part in derivatives.
         with torch.no_grad():
-            rows = [torch.from_numpy(np.ascontiguousarray(text[name])) for name in module.text_inputs]
+            rows = [torch.from_numpy(np.ascontiguousarray(text[name])) for name in module.extra_inputs]
             rows = [row.to(torch.float32) if row.is_floating_point() else row for row in rows]
             _, index = module(torch.from_numpy(pixels), *rows)
     finally:

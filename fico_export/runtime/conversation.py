@@ -270,8 +270,9 @@ class Conversation:
             return self._bundle.encode_pixels(image, text)
         manifest = self._bundle.manifest
         layout = self._bundle.layout
-        expected = (layout.profile(image.size).handed_over, manifest.decoder.hidden_size)
-        if image.features.shape != expected or len(image.block.ids) != layout.rows(image.size):
+        expected = (layout.features(image.size), manifest.decoder.hidden_size)
+        there = len(image.block.ids)
+        if image.features.shape != expected or there != len(layout.place(image.size, image.keep_index).ids):
             raise InputError(
                 f"an image's features have the shape {image.features.shape}, this bundle's are {expected}",
                 fix="encode the image with the bundle that is to answer",

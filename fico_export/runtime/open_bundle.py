@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fico_export import documents
-from fico_export.bundle import files, generation_config, graph_names
+from fico_export.bundle import files, generation_config, graph_names, newline
 from fico_export.bundle.manifest import Manifest
 from fico_export.bundle.profiles import Profile
 from fico_export.devices.memory import give_back
@@ -29,6 +29,7 @@ from fico_export.runtime.inputs.layout import Layout
 from fico_export.runtime.inputs.layouts.base import Size
 from fico_export.runtime.inputs.preprocess import ImageProcessor
 from fico_export.runtime.inputs.prompt import PromptFormatter
+from fico_export.runtime.inputs.tile_runs import run_tiles
 from fico_export.runtime.sampling import Sampler, Sampling
 
 if TYPE_CHECKING:
@@ -90,8 +91,11 @@ class OpenBundle:
         self.generation_config = generation_config.load(
             self.folder / self.manifest.require("generation_config.json")
         )
+        self._newline = newline.load(self.folder, self.manifest)
         inputs = self.manifest.graph(self.manifest.profile.graph).inputs
-        self._text_inputs = {i.name: i.shape for i in inputs if i.name != "pixel_values"}
+        self._text_inputs = {
+            i.name: i.shape for i in inputs if i.name not in ("pixel_values", graph_names.VALID)
+        }
         if not lazy:
             self._graphs.require_memory(loading_steps(self.manifest), low_memory=low_memory)
         if not lazy and not low_memory:
@@ -226,17 +230,22 @@ class OpenBundle:
                 fix="give what preprocess(image) returns",
             )
         feeds = {"pixel_values": pixels.values, **(self.read_prompt(None) if text is None else text)}
+        if self.layout.masked:
+            feeds[graph_names.VALID] = self.layout.valid(pixels.size).astype(np.int64)
+        profile = self.layout.profile(pixels.size)
         with self.owned():
-            session = self._vision(self.layout.profile(pixels.size))
-            features, keep_index, *planes = (
-                output[0] for output in self._run(session, "vision graph", feeds)
-            )
+            session = self._vision(profile)
+            outputs = run_tiles(lambda given: self._run(session, "vision graph", given), profile, feeds)
             give_back()
+        features, keep_index, *planes = outputs
+        features, keep_index = self.layout.shown(pixels.size, features, keep_index)
         block = self.layout.place(pixels.size, keep_index)
         # The positions too: two images of other shapes can become the same pixels.
         content = b"".join(array.tobytes() for array in (*feeds.values(), block.offsets))
         digest = hashlib.sha256(content).hexdigest()
-        return ImageFeatures(features, keep_index, digest, pixels.size, block, *planes)
+        row = None if self._newline is None else self._newline.astype(features.dtype)
+        added = planes[0] if planes else None
+        return ImageFeatures(features, keep_index, digest, pixels.size, block, added, row)
 
     def encode_image(
         self, image: ImageSource, prompt: str | None = None, *, image_range: Range | None = None

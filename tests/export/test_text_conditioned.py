@@ -236,7 +236,7 @@ def test_k_is_exact_at_every_budget_and_all_tokens_need_no_text(method, with_cli
         assert features.shape == (1, keep, 64)
         assert (index.diff(dim=1) > 0).all()
     everything = torch_module(with_clip, with_clip.plan(method, 576, {}))
-    assert everything.text_inputs == ()
+    assert everything.extra_inputs == ()
     with torch.inference_mode():
         assert everything(pixels)[0].shape == (1, 576, 64)
 

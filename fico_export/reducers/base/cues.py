@@ -55,6 +55,7 @@ class Cues:
         prompt: the text, in a decoder layer, and at the projector's output for a method that reads it there.
         clip_text: [B, P] mean of the unit-length CLIP embeddings of the text, at the projector's output likewise.
         clip_tokens: [B, n, P] the live tokens in the same space, not of unit length.
+        valid: [B, n] bool, which tokens may be kept: those that show padding may not; None where all may.
     """
 
     grid: tuple[int, int]
@@ -71,6 +72,7 @@ class Cues:
     prompt: Prompt | None = None
     clip_text: Tensor | None = None
     clip_tokens: Tensor | None = None
+    valid: Tensor | None = None
 
     def logits(self) -> Tensor:
         """[B, m, m] scaled attention logits, averaged over heads.
@@ -138,7 +140,11 @@ class Cues:
             return torch.cat([x[:, :first], kept], dim=1) if first else kept
 
         return replace(
-            self, positions=take(self.positions, indices), queries=rows(self.queries), keys=rows(self.keys)
+            self,
+            positions=take(self.positions, indices),
+            queries=rows(self.queries),
+            keys=rows(self.keys),
+            valid=None,  # what is kept may be kept
         )
 
     def _prompt_rows(self) -> tuple[Tensor, Tensor, Tensor]:

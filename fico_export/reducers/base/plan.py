@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fico_export import reducers
 from fico_export.errors import ConfigError
-from fico_export.reducers.base.reducer import (
-    Composite,
-    Depth,
-    Options,
-    Positions,
-    Reducer,
-    Site,
-    TextOptions,
-)
+from fico_export.reducers.base.reducer import Composite, Positions, Reducer, Site, TextOptions
+from fico_export.reducers.base.steps import Group, Limits, Step, TilesOfPlan
 
-
-@dataclass(frozen=True)
-class Step:
-    """One method of a plan.
-
-    Attributes:
-        method: the reducer's name.
-        reducer: its record.
-        options: its hyper-parameters.
-        before: visual tokens that it is given.
-        keep: visual tokens that it leaves, fewer than `before`.
-        schedule: layer → live patches after it; empty at a site that is no layer.
-        earlier_layer: the layer whose attention the method also reads, if any.
-    """
-
-    method: str
-    reducer: Reducer[Any]
-    options: Options
-    before: int
-    keep: int
-    schedule: dict[int, int] = field(default_factory=dict)
-    earlier_layer: int | None = None
+__all__ = ["Group", "Limits", "ReductionPlan", "Step", "make_plan"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +23,10 @@ class ReductionPlan:
         visual_tokens: N, patches and a CLS token where the model hands it to the decoder.
         keep: K, 1 … N, left in the cache of the decoder's last layer.
         positions: the policy for position ids that the methods ask for.
-        steps: in the order of their sites.
+        steps: in the order of their sites, with the tokens of all tiles.
+        groups: the tiles, with the steps of each before the decoder.
+        joint: the tiles, with the step at the projector's output of all that are reduced as one there.
+        masked: whether tokens that show padding are no candidates.
     """
 
     method: str
@@ -60,6 +35,9 @@ class ReductionPlan:
     keep: int
     positions: Positions
     steps: tuple[Step, ...] = ()
+    groups: tuple[Group, ...] = ()
+    joint: tuple[Group, ...] = ()
+    masked: bool = False
 
     def at(self, site: Site) -> Step | None:
         """The step that acts at a site."""
@@ -80,6 +58,12 @@ class ReductionPlan:
         last = self.at(Site.DECODER_LAYER)
         return last.before if last else self.keep
 
+    def shares(self) -> list[tuple[int, int]]:
+        """Part by part: how many tiles are reduced together before the decoder, and how many visual tokens are left of them."""
+        if self.joint:
+            return [(group.tiles, group.keep) for group in self.joint]
+        return [(1, group.keep) for group in self.groups for _ in range(group.tiles)]
+
     def cached(self, layers: int) -> list[int]:
         """Visual tokens in the cache of each of the decoder's layers."""
         step, live, result = self.at(Site.DECODER_LAYER), self.handed_over, []
@@ -88,38 +72,6 @@ class ReductionPlan:
             result.append(left if step and step.reducer.before_attention else live)
             live = left
         return result
-
-
-# Cues that a site knows of what a merger made of several patches.
-_OF_MERGED = {"prompt"}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a model offers to a plan.
-
-    Attributes:
-        patches: visual tokens of a tile, as the merger makes them of the tower's patches.
-        kept_aside: tokens besides those of a tile that reach the decoder and count in K (1 for a CLS token, else 0).
-        tower: its depth.
-        decoder: its depth; `used` are the layers after which a reduction still shortens a cache.
-        has_cls: whether the tower has a CLS token.
-        tiles: T, of an image; each is reduced by itself before the decoder.
-        merged: whether the merger joins patches: then a method acts on what it makes of them, or in the decoder.
-    """
-
-    patches: int
-    kept_aside: int
-    tower: Depth
-    decoder: Depth
-    has_cls: bool = True
-    tiles: int = 1
-    merged: bool = False
-
-    @property
-    def total(self) -> int:
-        """N."""
-        return self.tiles * (self.patches + self.kept_aside)
 
 
 def make_plan(method: str, keep: int | None, settings: dict[str, Any], limits: Limits) -> ReductionPlan:
@@ -137,14 +89,14 @@ def make_plan(method: str, keep: int | None, settings: dict[str, Any], limits: L
     wanted = _parse(method, keep, limits.total)
     chain = [part for name, budget in wanted for part in _parts(name, budget, wanted, settings, limits.total)]
     options = _share(settings, wanted)
-    steps: list[Step] = []
-    before = limits.total
+    tiles, steps, before = TilesOfPlan(limits, wanted[-1][1]), list[Step](), limits.total
     for name, reducer, budget in chain:
         least = limits.tiles * (1 + limits.kept_aside)
         if not least <= budget <= limits.total:
+            of_tiles = f" in {limits.tiles} tiles" if limits.tiles > 1 else ""
             raise ConfigError(
                 f"{name if len(chain) > 1 else '--keep'} {budget} is outside {least} … {limits.total}, "
-                "the visual tokens this model has",
+                f"the visual tokens this model has{of_tiles}",
                 fix=f"--keep K with K in {least} … {limits.total}",
             )
         if budget > before:
@@ -154,10 +106,15 @@ def make_plan(method: str, keep: int | None, settings: dict[str, Any], limits: L
             )
         if budget == before:
             continue
-        step = _step(name, reducer, options.get(name, {}), before, budget, limits)
+        step = tiles.apply(name, reducer, reducer.parse_options(options.get(name, {})), before, budget)
         _check_order(steps, step)
         steps.append(step)
         before = budget
+    if limits.tiling.kind != "per-tile" and steps and not tiles.joint:
+        raise ConfigError(
+            f"--tiling {limits.tiling.kind} with --method {method}: tiles are joined at the projector's output, where it does nothing",
+            fix="drop --tiling, or choose a method that acts there: `fico list methods --verbose`",
+        )
     resolved = {
         name: reducers.get(name).parse_options(given).model_dump(mode="json")
         for name, given in options.items()
@@ -170,7 +127,8 @@ def make_plan(method: str, keep: int | None, settings: dict[str, Any], limits: L
     positions: Positions = "compact" if all(r.positions == "compact" for _, r, _ in chain) else "original"
     return ReductionPlan(
         ",".join(name if len(wanted) == 1 else f"{name}@{budget}" for name, budget in wanted),
-        flat, limits.total, wanted[-1][1], positions, tuple(steps),
+        flat, limits.total, wanted[-1][1], positions, tuple(steps), tiles.groups, tiles.joint,
+        bool(steps) and limits.tiling.masked,
     )  # fmt: skip
 
 
@@ -257,54 +215,6 @@ def _share(settings: dict[str, Any], wanted: list[tuple[str, int]]) -> dict[str,
                 fix="`fico list methods --verbose` shows each method's options",
             )
     return shared
-
-
-def _step(
-    name: str, reducer: Reducer[Any], given: dict[str, Any], before: int, budget: int, limits: Limits
-) -> Step:
-    options = reducer.parse_options(given)
-    if reducer.without_cls is None and not limits.has_cls:
-        raise ConfigError(
-            f"--method {name} needs a tower with a CLS token, and this model's has none",
-            fix="choose another method: `fico list methods --verbose` says how each does without",
-        )
-    decoder = reducer.site is Site.DECODER_LAYER
-    if not decoder:
-        _require_offered(name, reducer, budget, limits)
-    depth = limits.decoder if decoder else limits.tower
-    tiles, aside = (1, 0) if decoder else (limits.tiles, limits.kept_aside)
-    schedule: dict[int, int] = {}
-    if reducer.schedule is not None:
-        of_tile = reducer.schedule(before // tiles - aside, budget // tiles - aside, depth, options)
-        schedule = {layer: tiles * left for layer, left in of_tile.items()}
-    if "following" in reducer.cues and depth.used == depth.total:
-        raise ConfigError(
-            f"--method {name} reads the layer after the features, and this model takes them from the last layer",
-            fix="choose another method: `fico list methods`",
-        )
-    if reducer.whole_grid and before < limits.total:
-        raise ConfigError(
-            f"--method {name} works on the whole grid of patches, and here another method is to act before it",
-            fix="name it first, or choose another method for this place",
-        )
-    earlier = reducer.earlier_layer(depth) if reducer.earlier_layer else None
-    return Step(name, reducer, options, before, budget, schedule, earlier)
-
-
-def _require_offered(name: str, reducer: Reducer[Any], budget: int, limits: Limits) -> None:
-    """Refuse what cannot be done before the decoder of a model of several tiles, or of one whose merger joins patches."""
-    if limits.merged and (reducer.site is not Site.PROJECTOR_OUTPUT or reducer.cues - _OF_MERGED):
-        raise ConfigError(
-            f"--method {name} reads single patches, and this model joins several to one visual token",
-            fix="choose a method that acts at the projector output on features alone, or in the decoder: "
-            "`fico list methods --verbose`",
-        )
-    if budget % limits.tiles:
-        lower = budget - budget % limits.tiles
-        raise ConfigError(
-            f"--method {name} reduces each of an image's {limits.tiles} tiles by itself, and {budget} is no multiple of that",
-            fix=f"--keep {max(lower, limits.tiles)} or --keep {lower + limits.tiles}",
-        )
 
 
 def _check_order(steps: list[Step], step: Step) -> None:

@@ -67,6 +67,7 @@ class ImageFeatures:
         size: (width, height) of the upright image.
         block: the R rows of the prompt that stand for the image.
         planes: [L, K, D] what is added to the hidden states of these rows after the first L layers, where the model has such.
+        newline: [D] the model's newline vector, where it has one and the image's rows end with it.
     """
 
     features: npt.NDArray[Any]
@@ -75,6 +76,7 @@ class ImageFeatures:
     size: Size
     block: Block
     planes: npt.NDArray[Any] | None = None
+    newline: npt.NDArray[Any] | None = None
 
     @property
     def runs(self) -> list[int | range]:

@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fico_export.bundle import graph_names
 from fico_export.bundle.manifest import Manifest
 from fico_export.bundle.profiles import LayoutRecord, Profile
 from fico_export.errors import BundleError, InputError
 from fico_export.runtime.backends.base import Array, require_rows
 from fico_export.runtime.inputs import layouts
 from fico_export.runtime.inputs.images import ImageFeatures, Pixels
-from fico_export.runtime.inputs.layouts.base import NONE, Block, Index, Size, Tile
+from fico_export.runtime.inputs.layouts.base import NEWLINE, NONE, Block, Features, Index, Size, Tile
 from fico_export.runtime.inputs.positions import POLICIES
 from fico_export.runtime.inputs.preprocess import ImageProcessor
 
@@ -46,7 +47,7 @@ class LaidOut:
     Attributes:
         keys: what each token is: its id, or (image, which of its tokens). Equal keys have equal cache entries.
         ids: [S] token ids; `NONE` where a visual token stands.
-        visual: [S] which row of all images' features stands there; `NONE` for a text token.
+        visual: [S] which row of all images' features stands there; `NONE` for a text token, `NEWLINE` for the newline vector.
         positions: [A, S] position ids.
         next_position: of the first token of the answer, on every axis.
     """
@@ -72,7 +73,10 @@ class LaidOut:
         """
         visual = self.visual[start:]
         embeds = embed(np.where(visual == NONE, self.ids[start:], 0).tolist())
-        at, planes = np.flatnonzero(visual != NONE), None
+        newlines = visual == NEWLINE
+        if newlines.any():
+            embeds[newlines] = next(image.newline for image in images if image.newline is not None)
+        at, planes = np.flatnonzero(visual >= 0), None
         if at.size:
             embeds[at] = np.concatenate([image.features for image in images])[visual[at]]
             added = [image.planes for image in images if image.planes is not None]
@@ -90,15 +94,21 @@ class Layout:
         profiles: shapes of image.
         positions: name of the policy.
         image_id: the image token, of which a template gives one an image.
+        masked: whether the vision graph is told which tokens show padding.
 
     Raises:
         BundleError: there is no such rule.
     """
 
     def __init__(
-        self, record: LayoutRecord, profiles: Sequence[Profile], positions: str, image_id: int
+        self,
+        record: LayoutRecord,
+        profiles: Sequence[Profile],
+        positions: str,
+        image_id: int,
+        masked: bool = False,
     ) -> None:
-        self.axes, self._profiles, self._image_id = record.axes, profiles, image_id
+        self.axes, self._profiles, self._image_id, self.masked = record.axes, profiles, image_id, masked
         self._numbers, self._rule = record.numbers, layouts.get(record.rule)
         self._policy = POLICIES[positions]
 
@@ -110,7 +120,10 @@ class Layout:
             BundleError: the manifest names a rule that there is not, or gives it profiles or numbers that it does not take.
         """
         record, positions = manifest.layout, manifest.reduction.positions
-        layout = cls(record, manifest.profiles, positions, manifest.tokens.image_id)
+        masked = any(
+            tensor.name == graph_names.VALID for tensor in manifest.graph(manifest.profile.graph).inputs
+        )
+        layout = cls(record, manifest.profiles, positions, manifest.tokens.image_id, masked)
         fix = "export or copy the bundle again"
         for profile in manifest.profiles:
             if problem := layout._rule.problem(profile, record.numbers):
@@ -119,10 +132,15 @@ class Layout:
                     fix=fix,
                 )
             block = layout._whole(profile, (1, 1))
-            if manifest.reduction.in_decoder and len(block.runs) > 1:
+            shown = (
+                layout.place((1, 1), np.arange(profile.handed_over))
+                if manifest.reduction.in_decoder
+                else block
+            )
+            if manifest.reduction.in_decoder and (shown.visual < 0).any():
                 raise BundleError(
                     f"{manifest.name} reduces inside the decoder, which takes an image's visual tokens in one run, and the "
-                    f"layout of {profile.name} has text between them",
+                    f"layout of {profile.name} has others between them",
                     fix="export with a method that acts before the decoder: `fico list methods --verbose`",
                 )
             if (largest := int(block.ids.max())) >= manifest.decoder.vocab_size:
@@ -140,8 +158,10 @@ class Layout:
         """What the tower is shown of an upright image.
 
         Raises:
-            InputError: as of the processor.
+            InputError: as of the processor; or fewer tokens show the image than are to be kept.
         """
+        if self.masked:
+            self.valid(image.size)
         tiles = self._rule.cut(image, self.profile(image.size), processor.resample)
         return Pixels(np.concatenate([processor(tile) for tile in tiles]), image.size)
 
@@ -150,22 +170,60 @@ class Layout:
         return self._rule.tiles(size, self.profile(size))
 
     def whole(self, size: Size) -> Block:
-        """All N visual tokens of an image in the prompt, as the model has it without a reduction."""
+        """All visual tokens of an image that the prompt shows, as the model has it without a reduction."""
         return self._whole(self.profile(size), size)
+
+    def valid(self, size: Size) -> npt.NDArray[np.bool_]:
+        """[T, N] which tokens of each tile show something of an image, and not padding.
+
+        Raises:
+            InputError: of tiles that are reduced together, fewer do than are to be kept.
+        """
+        profile = self.profile(size)
+        found = self._rule.valid(profile, size).reshape(profile.tiles, -1)
+        first = 0
+        for tiles, keep in profile.shares:
+            if (shown := int(found[first : first + tiles].sum())) < keep:
+                raise InputError(
+                    f"an image of {size[0]}×{size[1]} is so thin that {shown} tokens of {tiles} tiles show it, and {keep} are to be kept",
+                    fix="crop it to a part that is less long and thin; or export with a smaller --keep, or without --unpad",
+                )
+            first += tiles
+        return found
+
+    def shown(self, size: Size, features: Features, index: Index) -> tuple[Features, Index]:
+        """What of the vision graph's features [K, D] and kept index [K] stands in the prompt."""
+        resample = self._rule.resampled(self.profile(size), size, self._numbers)
+        if resample is not None:
+            features = resample(features)
+            index = np.arange(len(features))
+        stands = np.isin(index, self.whole(size).visual)
+        return (features, index) if stands.all() else (features[stands], index[stands])
 
     def place(self, size: Size, keep_index: Index) -> Block:
         """What stands for an image of which `keep_index` [K] is left, at the positions that the policy gives it."""
-        return self._policy.place(self.whole(size).kept(keep_index))
+        profile = self.profile(size)
+        whole = self._whole(profile, size)
+        stays = self._rule.stays(profile, whole, keep_index, self._numbers)
+        return self._policy.place(whole.kept(keep_index, stays))
+
+    def features(self, size: Size) -> int:
+        """K of an image, known before it is encoded."""
+        return self._features(self.profile(size), self.whole(size))
 
     def rows(self, size: Size) -> int:
-        """R, known before the image is encoded."""
-        profile = self.profile(size)
-        return len(self.whole(size).ids) - profile.visual_tokens + profile.handed_over
+        """R at most, likewise known before: which tokens are kept can leave fewer."""
+        whole = self.whole(size)
+        count = self._features(self.profile(size), whole)
+        return count + self._rule.beside(whole, count, self._numbers)
 
     def span(self, size: Size) -> int:
-        """Position ids that an image takes, likewise known before: whichever tokens are kept, it is the same."""
-        kept = np.arange(self.profile(size).handed_over)
-        return self.place(size, kept).span
+        """Position ids that an image takes at most, likewise."""
+        return self._policy.span(self.whole(size).span, self.rows(size))
+
+    @staticmethod
+    def _features(profile: Profile, whole: Block) -> int:
+        return min(profile.handed_over, int((whole.visual >= 0).sum()))
 
     def whole_ids(self, ids: Sequence[int], sizes: Sequence[Size]) -> list[int]:
         """The prompt as transformers' ``generate`` has it: N visual tokens for each image token.
@@ -204,7 +262,7 @@ class Layout:
                     (digest, row) if token == NONE else token
                     for token, row in zip(block.ids.tolist(), block.visual.tolist(), strict=True)
                 ]
-                visual = np.where(block.visual == NONE, NONE, block.visual + features)
+                visual = np.where(block.visual < 0, block.visual, block.visual + features)
                 parts.append(Block(block.ids, visual, block.offsets + position, block.span))
                 position += block.span
                 features += 0 if image is None else len(image.features)
@@ -247,7 +305,7 @@ def require_room(manifest: Manifest, layout: Layout, ids: Sequence[int], sizes: 
         require_rows(0, length, manifest.cache_rows)
     needed = max(length, text + sum(map(layout.span, sizes)))
     if needed >= context:
-        each = max((layout.profile(size).handed_over for size in sizes), default=0)
+        each = max(map(layout.features, sizes), default=0)
         raise InputError(
             f"the prompt takes {needed} positions, {each} tokens an image; the model has {context}",
             fix="shorten the prompt, give fewer images, or export with a smaller --keep",

@@ -17,10 +17,12 @@ class Policy:
     Attributes:
         name: as users give it.
         place: block of the rows that are left, at the positions that they had → the same, at those that they get.
+        span: (span before the reduction, rows that are left) → position ids that the image takes.
     """
 
     name: str
     place: Callable[[Block], Block]
+    span: Callable[[int, int], int]
 
 
 def _where_they_stood(block: Block) -> Block:
@@ -32,8 +34,8 @@ def _counted(block: Block) -> Block:
     return replace(block, offsets=np.tile(np.arange(rows), (len(block.offsets), 1)), span=rows)
 
 
-ORIGINAL = Policy("original", _where_they_stood)
-COMPACT = Policy("compact", _counted)
+ORIGINAL = Policy("original", _where_they_stood, lambda span, rows: span)
+COMPACT = Policy("compact", _counted, lambda span, rows: rows)
 POLICIES = {policy.name: policy for policy in (ORIGINAL, COMPACT)}
 
 

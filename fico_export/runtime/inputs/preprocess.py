@@ -1,7 +1,7 @@
 """An image to the pixels the vision tower was trained on.
 
 Bit-equal to the Pillow processors of transformers 5 (``CLIPImageProcessorPil``, ``LlavaImageProcessorPil`` and
-``SiglipImageProcessorPil``). The torchvision processors round differently and are not the reference.
+``SiglipImageProcessorPil``; for each tile also those of LLaVA-NeXT and LLaVA-OneVision). The torchvision processors round differently and are not the reference.
 
     image   →  [pad to a square]  →  resize  →  centre crop  →  (x · factor − mean) / std
     RGB, upright  LLaVA with do_pad     Pillow     zeros outside   float32 [1, 3, H, W]
@@ -40,9 +40,12 @@ _SIGLIP = {
     "image_mean": (0.5, 0.5, 0.5),
     "image_std": (0.5, 0.5, 0.5),
 }
+_ONEVISION = {**_CLIP, "size": {"height": 384, "width": 384}, "do_center_crop": False, "crop_size": None}
 _PROCESSORS: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": _CLIP,
     "LlavaImageProcessor": _CLIP,
+    "LlavaNextImageProcessor": _CLIP,
+    "LlavaOnevisionImageProcessor": _ONEVISION,
     "SiglipImageProcessor": _SIGLIP,
 }
 """Processor name → what it does where the config is silent."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,13 @@ class Tile(NamedTuple):
 
 
 NONE = -1
+NEWLINE = -2
+"""In the place of a visual token, where the model's newline vector stands."""
+
+Features = npt.NDArray[Any]
+"""[n, D]"""
+
+Resampled = Callable[[Features], Features]
 
 
 @dataclass(frozen=True)
@@ -39,8 +46,9 @@ class Block:
     """What stands for an image in the prompt: R rows, each a text token or a visual token.
 
     Attributes:
-        ids: [R] token id of a text token; `NONE` where a visual token stands.
-        visual: [R] which visual token stands there, in the order of the vision graph's output; `NONE` for a text token.
+        ids: [R] token id of a text token; `NONE` where a visual token or a newline vector stands.
+        visual: [R] which visual token stands there, in the order of the vision graph's output; `NONE` for a text token, `NEWLINE`
+            for the newline vector.
         offsets: [A, R] position ids, counted from the one where the image begins.
         span: position ids that the image takes: what follows it goes on so far after its beginning, on every axis.
     """
@@ -57,26 +65,45 @@ class Block:
 
     @property
     def runs(self) -> list[int | range]:
-        """The rows in words: the id of each text token, and the rows of each run of visual tokens."""
+        """The rows in words: the id of each text token, and the rows of each run of visual tokens and newline vectors."""
         found: list[int | range] = []
         for visual, rows in groupby(range(len(self.ids)), key=lambda row: self.visual[row] != NONE):
             which = list(rows)
             found += [range(which[0], which[-1] + 1)] if visual else self.ids[which].tolist()
         return found
 
-    def kept(self, index: Index) -> Block:
+    def kept(self, index: Index, stays: npt.NDArray[np.bool_] | None = None) -> Block:
         """The block of a reduced image.
 
         Args:
             index: [K] which of its visual tokens are left, ascending.
+            stays: [R] which of the other rows are left; all by default.
 
         Returns:
-            All text tokens and what is left of the visual ones, which stand where they stood; `visual` counts the K.
+            What is left, where it stood; `visual` counts the K.
         """
-        text = self.visual == NONE
-        rows = text | np.isin(self.visual, index)
-        nth = np.where(text, NONE, np.searchsorted(index, self.visual))
+        others = self.visual < 0
+        rows = np.isin(self.visual, index) | (others if stays is None else stays)
+        nth = np.where(others, self.visual, np.searchsorted(index, self.visual))
         return replace(self, ids=self.ids[rows], visual=nth[rows], offsets=self.offsets[:, rows])
+
+
+def _all_stay(
+    profile: Profile, whole: Block, index: Index, numbers: Mapping[str, int]
+) -> npt.NDArray[np.bool_]:
+    return whole.visual < 0
+
+
+def _all_beside(whole: Block, count: int, numbers: Mapping[str, int]) -> int:
+    return int((whole.visual < 0).sum())
+
+
+def _all_valid(profile: Profile, size: Size) -> npt.NDArray[np.bool_]:
+    return np.ones(profile.visual_tokens, np.bool_)
+
+
+def _as_they_are(profile: Profile, size: Size, numbers: Mapping[str, int]) -> None:
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +116,11 @@ class Rule:
         cut: (image, profile, filter to resize by) → what the tower is shown, T images in the order of the graph's input, each
             then prepared as the checkpoint's image processor does.
         tiles: (size, profile) → what these T images are of one of that size.
-        block: (profile, size, axes, numbers) → all N visual tokens of the image in the prompt.
+        block: (profile, size, axes, numbers) → all visual tokens of the image that the prompt shows.
+        stays: (profile, whole block, kept index, numbers) → [R] which rows without a visual token stand for a reduced image.
+        beside: (whole block, K, numbers) → how many these are at most.
+        valid: (profile, size) → [N] which visual tokens show something of the image, and not padding.
+        resampled: (profile, size, numbers) → what makes of all N features those of the whole block; None where they are those.
     """
 
     problem: Callable[[Profile, Mapping[str, int]], str]
@@ -97,6 +128,10 @@ class Rule:
     cut: Callable[[Image.Image, Profile, Image.Resampling], list[Image.Image]]
     tiles: Callable[[Size, Profile], list[Tile]]
     block: Callable[[Profile, Size, int, Mapping[str, int]], Block]
+    stays: Callable[[Profile, Block, Index, Mapping[str, int]], npt.NDArray[np.bool_]] = _all_stay
+    beside: Callable[[Block, int, Mapping[str, int]], int] = _all_beside
+    valid: Callable[[Profile, Size], npt.NDArray[np.bool_]] = _all_valid
+    resampled: Callable[[Profile, Size, Mapping[str, int]], Resampled | None] = _as_they_are
 
 
 def first(profiles: Sequence[Profile], size: Size) -> Profile:

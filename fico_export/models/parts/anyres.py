@@ -1,0 +1,155 @@
+"""How LLaVA-NeXT and LLaVA-OneVision see images: the whole image as one tile, and a grid of tiles that its shape chooses."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from fico_export.bundle import graph_names
+from fico_export.bundle.profiles import MAX_TILES, NEWLINES, LayoutRecord, Profile
+from fico_export.errors import CheckpointError, ConfigError, unknown_name
+from fico_export.models.parts import config_check
+from fico_export.models.parts.llava_like import Images
+from fico_export.models.source import Files
+from fico_export.models.towers.clip import ClipConfig
+from fico_export.options import ExportOptions
+from fico_export.reducers.base.tiling import EQUAL, Tiling
+
+ALL = "all"
+USUAL = "2x2"
+"""The grid to which published reducers resize every image."""
+
+
+def images(config: Any, tower: ClipConfig, aside: int, *, most: int = 0) -> Images:
+    """The grids of a config.json's pinpoints.
+
+    Args:
+        config: as transformers reads it.
+        tower: shape of the tower.
+        aside: visual tokens of a tile beside its patches.
+        most: so many first tiles as which a grid may have tokens at most, where nothing is reduced; 0 for any number.
+
+    Raises:
+        CheckpointError: a pinpoint is no multiple of the tile, or the CLS token is among the visual tokens.
+    """
+    if aside:
+        raise CheckpointError(
+            "vision_feature_select_strategy 'full' keeps the CLS token, which has no place in a grid of tiles",
+            fix='a model of this family has "default" there in config.json',
+        )
+    profiles = tuple(_profile(pinpoint, tower) for pinpoint in _pinpoints(config))
+    if len({profile.name for profile in profiles}) < len(profiles):
+        raise _wrong(config.image_grid_pinpoints, "a list in which each stands once")
+    return Images(profiles, LayoutRecord(rule="anyres"), partial(_shape, profiles, most), newline=True)
+
+
+def same_pinpoints(files: Files, config: Any) -> Files:
+    """The text files, whose image processor has the config's pinpoints.
+
+    Raises:
+        CheckpointError: it has others.
+    """
+    given = files.preprocessor.get("image_grid_pinpoints")
+    if given is not None and [list(p) for p in given] != [list(p) for p in config.image_grid_pinpoints]:
+        raise CheckpointError(
+            "image_grid_pinpoints of preprocessor_config.json are not those of config.json",
+            fix="use the preprocessor_config.json and config.json of one checkpoint",
+        )
+    return files
+
+
+def _pinpoints(config: Any) -> list[tuple[int, int]]:
+    pinpoints = config.image_grid_pinpoints
+    right = isinstance(pinpoints, list) and 1 <= len(pinpoints) <= 64
+    if not right or not all(
+        isinstance(p, list | tuple)
+        and len(p) == 2
+        and all(type(side) is int and 0 < side <= 2**13 for side in p)
+        for p in pinpoints
+    ):
+        raise _wrong(pinpoints, "a list of 1 to 64 pairs of height and width")
+    return [(int(height), int(width)) for height, width in pinpoints]
+
+
+def _wrong(value: Any, expected: str) -> CheckpointError:
+    return CheckpointError(
+        f"config.json: image_grid_pinpoints is {value!r:.80}, not {expected}", fix=config_check.FIX
+    )
+
+
+def _profile(pinpoint: tuple[int, int], tower: ClipConfig) -> Profile:
+    side = tower.image_size
+    (rows, rest), (columns, beside) = divmod(pinpoint[0], side), divmod(pinpoint[1], side)
+    tiles = rows * columns + 1
+    if rest or beside or not 2 <= tiles <= MAX_TILES:
+        raise _wrong(list(pinpoint), f"multiples of the tile's side, {side}, in a list of pairs")
+    total = tiles * tower.patches
+    return Profile(
+        name=f"{rows}x{columns}",
+        graph=graph_names.VISION,
+        tile_grid=(rows, columns),
+        tiles=tiles,
+        patch_grid=tower.grid,
+        token_grid=tower.grid,
+        patch_size=tower.patch_size,
+        input_shape=(tiles, 3, side, side),
+        visual_tokens=total,
+        handed_over=total,
+    )
+
+
+def _shape(
+    profiles: tuple[Profile, ...], most: int, options: ExportOptions
+) -> tuple[tuple[Profile, ...], LayoutRecord, Tiling]:
+    """The grids that a request asks for, each with the graph of its number of tiles."""
+    whole = options.method == "none"
+    _refuse_contradictions(options, whole)
+    chosen = _chosen(profiles, options.profile or ((ALL,) if whole else ()))
+    newlines = options.newlines or ("all" if whole else "rows" if options.unpad else "drop")
+    unpad = whole or options.unpad
+    numbers = {"unpad": int(unpad), "newlines": NEWLINES.index(newlines)}
+    if whole and most:
+        numbers["most"] = most
+    record = LayoutRecord(rule="anyres", numbers=numbers)
+    if whole:  # all tiles are treated alike, whatever the grid: one graph of one tile serves all
+        return tuple(_tile_by_tile(profile) for profile in chosen), record, EQUAL
+    tiling = Tiling(options.tiling or "per-tile", options.base_keep, masked=options.unpad)  # type: ignore[arg-type]
+    first = chosen[0].tiles
+    named = (
+        profile
+        if profile.tiles == first
+        else profile.model_copy(update={"graph": f"{graph_names.VISION}_{profile.tiles}_tiles"})
+        for profile in chosen
+    )
+    return tuple(named), record, tiling
+
+
+def _refuse_contradictions(options: ExportOptions, whole: bool) -> None:
+    if not whole:
+        return
+    for flag, given in (
+        ("--tiling", options.tiling),
+        ("--base-keep", options.base_keep),
+        ("--newlines", options.newlines),
+    ):
+        if given not in (None, "all"):
+            raise ConfigError(
+                f"{flag} {given} with --method none, which keeps all that the model was trained on",
+                fix=f"drop {flag}, or choose a method: `fico list methods`",
+            )
+
+
+def _chosen(profiles: tuple[Profile, ...], names: tuple[str, ...]) -> tuple[Profile, ...]:
+    """The profiles of these names, in the order of the pinpoints, which decides between equals."""
+    known = {profile.name: profile for profile in profiles}
+    if ALL in names:
+        return profiles
+    for name in names:
+        if name not in known:
+            raise unknown_name("profile", name, (*known, ALL))
+    usual = known.get(USUAL, profiles[-1])
+    return tuple(profile for profile in profiles if profile.name in names) or (usual,)
+
+
+def _tile_by_tile(profile: Profile) -> Profile:
+    return profile.model_copy(update={"input_shape": (1, *profile.input_shape[1:])})

@@ -1,0 +1,132 @@
+"""The vision graph of a profile against torch, and torch's tower against transformers', on several images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fico_export.bundle import graph_names
+from fico_export.bundle.manifest import Manifest
+from fico_export.bundle.profiles import Profile
+from fico_export.models.source import SourceModel
+from fico_export.models.vision import VisionEncoder
+from fico_export.parity.compare import COSINE, INDEX_AGREEMENT, compare, cosine
+from fico_export.parity.prompts import QUESTION, holds, pictures
+from fico_export.parity.reference import Reference
+from fico_export.parity.report import Check, Report
+from fico_export.parity.whole import everything_shown
+from fico_export.runtime.inputs.images import Pixels
+from fico_export.runtime.inputs.tile_runs import run_tiles
+from fico_export.runtime.vlm import Vlm
+
+# A change of the image that moves its features about three times as far as the precision's rounding does (measured).
+NUDGE = {"fp32": 3e-6, "fp16": 3e-3, "int4": 3e-3}
+NUDGES = 4
+NUDGE_SLACK = 0.05  # of the tokens: four nudges do not find the worst outcome
+
+PICTURES = 4
+
+
+def images_of(vlm: Vlm, profile: Profile, only: bool) -> list[Pixels]:
+    """Images of a profile: the usual ones, or where there are others, those and one in the profile's own shape."""
+    (rows, columns), (height, width) = profile.tile_grid, profile.size
+    images = [image for image in pictures(PICTURES) if holds(vlm, image)]
+    if not only or profile.tiles > 1:
+        images.append(images[0].resize((columns * width, rows * height)))
+    taken = [image for image in images if vlm.layout.profile(image.size).name == profile.name]
+    return [vlm.preprocess(image) for image in taken]
+
+
+def check_vision(
+    report: Report,
+    manifest: Manifest,
+    checkpoint: SourceModel,
+    vlm: Vlm,
+    profile: Profile,
+    pixels: list[Pixels],
+) -> None:
+    """Kept indices and features of a profile's images against the module in torch."""
+    reduction = manifest.reduction
+    plan = checkpoint.plan(reduction.method, reduction.keep, reduction.options)
+    with torch.device("meta"):
+        module = checkpoint.vision(checkpoint.plan_for(plan, profile), torch.float32, profile=profile)
+    module = checkpoint.with_weights(module)
+    text = vlm.read_prompt(QUESTION)
+    wide = {
+        name: torch.from_numpy(t.astype(np.int64 if t.dtype == np.int64 else np.float32))
+        for name, t in text.items()
+    }
+    given = {name: wide[name] for name in module.extra_inputs if name in wide}
+    record = manifest.quantization
+    precision = "fp16" if record and not record.vision_bits else manifest.precision
+    floor = INDEX_AGREEMENT[precision]
+    agreements: list[float] = []
+    floors: list[float] = []
+    pairs: list[tuple[npt.NDArray[Any], npt.NDArray[np.float32]]] = []
+    tied: list[tuple[npt.NDArray[Any], npt.NDArray[np.float32]]] = []
+    for picture in pixels:
+        with torch.inference_mode():
+            expected, expected_index = _through(module, profile, picture, given, vlm)
+        got = vlm.encode_pixels(picture, text)
+        shared, mine, theirs = np.intersect1d(got.keep_index, expected_index, return_indices=True)
+        agreements.append(len(shared) / len(expected_index))
+        floors.append(floor)
+        if agreements[-1] < floor:
+            run = partial(_through, module, profile, given=given, vlm=vlm)
+            own = _own_agreement(run, picture, expected_index, NUDGE[precision])
+            floors[-1] = min(floor, own - NUDGE_SLACK) if own < 1 else floor
+        if shared.size:
+            same = floors[-1] == floor
+            (pairs if same else tied).append((got.features[mine], expected[theirs]))
+    worst = min(range(len(pixels)), key=lambda i: agreements[i] - floors[i])
+    note = f"scores tie in {len(tied)} of {len(pixels)} images: torch parts with itself there" if tied else ""
+    report.checks.append(
+        Check(profile.graph, "kept-index agreement", agreements[worst], floors[worst], True, note)
+    )
+    if pairs or tied:
+        compare(report, profile.graph, pairs or tied)
+
+
+def _through(
+    module: VisionEncoder, profile: Profile, picture: Pixels, given: dict[str, torch.Tensor], vlm: Vlm
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """What the vision graph's module makes of an image, as far as the prompt shows it: features [K, D] and kept index [K]."""
+    if vlm.layout.masked:
+        given = {graph_names.VALID: torch.from_numpy(vlm.layout.valid(picture.size)), **given}
+
+    def run(feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        pixels = torch.from_numpy(feeds["pixel_values"])
+        return [np.asarray(t) for t in module(pixels, *(given[name] for name in module.extra_inputs))]
+
+    features, index = run_tiles(run, profile, {"pixel_values": picture.values})
+    return vlm.layout.shown(picture.size, features, index)
+
+
+def _own_agreement(
+    run: Callable[[Pixels], tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]],
+    picture: Pixels,
+    kept: npt.NDArray[np.int64],
+    nudge: float,
+) -> float:
+    """Share of the tokens kept that torch itself still keeps when the image changes by a nudge; below 1, scores tie."""
+    generator = np.random.RandomState(0)
+    shares, values = [], picture.values
+    for _ in range(NUDGES):
+        nudged = values * (1 + nudge * generator.uniform(-1, 1, values.shape)).astype(np.float32)
+        with torch.inference_mode():
+            _, index = run(replace(picture, values=nudged))
+        shares.append(len(np.intersect1d(index, kept)) / len(kept))
+    return min(shares)
+
+
+def check_tower(report: Report, checkpoint: SourceModel, reference: Reference, pixels: Pixels) -> None:
+    """Our torch tower and layout without reduction against transformers': was the checkpoint read as it is meant?"""
+    shown = everything_shown(checkpoint)
+    found = cosine(shown(pixels), reference.image_features(pixels))
+    report.checks.append(Check("tower", "cosine to transformers", found, COSINE["fp32"], True))
