@@ -11,12 +11,13 @@ from torch import Tensor
 
 from fico_export.reducers.base.cues import Cues
 from fico_export.reducers.base.reducer import Options, Reducer, Reduction, Site
+from fico_export.reducers.stages.filter import only
 from fico_export.reducers.stages.select import take, top_indices
 
 
 def apply(tokens: Tensor, cues: Cues, keep: int, options: Options) -> Reduction:
     """The K of [B, N, C] with the most attention from CLS."""
-    indices = top_indices(cues.cls_attention(), keep)
+    indices = top_indices(only(cues.cls_attention(), cues.valid), keep)
     return Reduction(take(tokens, indices), indices)
 
 
@@ -26,6 +27,6 @@ REDUCER = Reducer(
     source="arXiv 2412.01818; github.com/Theia-4869/FasterVLM",
     filter="attention from CLS",
     options=Options,
-    cues=frozenset({"cls_attention"}),
+    cues=frozenset({"cls_attention", "valid"}),
     without_cls="attention received from all tokens in place of CLS attention",
 )

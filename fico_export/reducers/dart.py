@@ -13,7 +13,7 @@ from torch import Tensor
 from fico_export.reducers.base.cues import Cues
 from fico_export.reducers.base.protocols import NINE
 from fico_export.reducers.base.reducer import Options, Published, Reducer, Reduction, Site
-from fico_export.reducers.stages.filter import cosine_matrix
+from fico_export.reducers.stages.filter import cosine_matrix, only
 from fico_export.reducers.stages.select import take, top_indices, top_mask
 
 
@@ -26,9 +26,9 @@ class DartOptions(Options):
 def apply(tokens: Tensor, cues: Cues, keep: int, options: DartOptions) -> Reduction:
     """The pivots among [B, N, C], and the tokens of lowest mean cosine to them."""
     features = tokens.to(torch.float32)
-    pivot = top_mask(features.abs().sum(-1), min(options.pivots, keep))
+    pivot = top_mask(only(features.abs().sum(-1), cues.valid), min(options.pivots, keep))
     likeness = (cosine_matrix(features) * pivot[:, None]).sum(-1)
-    indices = top_indices(torch.where(pivot, torch.inf, -likeness), keep)
+    indices = top_indices(only(torch.where(pivot, torch.inf, -likeness), cues.valid), keep)
     return Reduction(take(tokens, indices), indices)
 
 
@@ -38,5 +38,6 @@ REDUCER = Reducer(
     source="arXiv 2502.11494; TensorRT-Edge-LLM's embedding-level form",
     filter="unlikeness to pivots of largest norm",
     options=DartOptions,
+    cues=frozenset({"valid"}),
     published=Published({192: 98.5, 128: 97.5, 64: 93.9}, f"{NINE}; of the form inside the decoder"),
 )

@@ -25,8 +25,8 @@ def apply(tokens: Tensor, cues: Cues, keep: int, options: Options) -> Reduction:
         nearest = torch.minimum(state[0], 1 - row(cosines, best))
         return nearest, (nearest,)
 
-    first = isolation(cosines)
-    indices = greedy(first, keep, step, (torch.full_like(first, 2.0),))
+    first = isolation(cosines, cues.valid)
+    indices = greedy(first, keep, step, (torch.full_like(first, 2.0),), cues.valid)
     return Reduction(take(tokens, indices), indices)
 
 
@@ -36,5 +36,6 @@ REDUCER = Reducer(
     source="arXiv 2503.02175; github.com/vbdi/divprune",
     filter="cosine distance to the nearest kept token, greedily",
     options=Options,
+    cues=frozenset({"valid"}),
     published=Published({128: 96.9, 64: 94.8, 32: 91.8}, ELEVEN),
 )

@@ -18,7 +18,7 @@ from fico_export.reducers.stages.select import take
 
 def apply(tokens: Tensor, cues: Cues, keep: int, options: Options) -> Reduction:
     """K times the one of [B, N, C] that those kept so far explain least."""
-    indices = largest_volume(cosine_matrix(tokens.to(torch.float32)), keep)
+    indices = largest_volume(cosine_matrix(tokens.to(torch.float32)), keep, valid=cues.valid)
     return Reduction(take(tokens, indices), indices)
 
 
@@ -28,4 +28,5 @@ REDUCER = Reducer(
     source="arXiv 2506.10967; github.com/Theia-4869/CDPruner",
     filter="what the kept tokens leave unexplained (determinantal point process), greedily",
     options=Options,
+    cues=frozenset({"valid"}),
 )

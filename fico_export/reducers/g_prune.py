@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fico_export.reducers.base.cues import Cues
 from fico_export.reducers.base.reducer import Options, Reducer, Reduction, Site
-from fico_export.reducers.stages.filter import cosine_matrix, same_token
+from fico_export.reducers.stages.filter import cosine_matrix, only, same_token
 from fico_export.reducers.stages.select import take, top_indices
 
 _CUT = -5000.0  # in place of −∞: exp underflows to exactly 0 in FP32
@@ -32,13 +32,16 @@ def apply(tokens: Tensor, cues: Cues, keep: int, options: GPruneOptions) -> Redu
     features = tokens.to(torch.float32)
     cosines = cosine_matrix(features)
     # The diagonal always counts: rounding must not cut a token off from itself.
-    edges = (cosines >= options.similarity) | same_token(cosines.shape[1], cosines)
+    edges = cosines >= options.similarity
+    if cues.valid is not None:
+        edges = edges & cues.valid[:, None] & cues.valid[:, :, None]
+    edges = edges | same_token(cosines.shape[1], cosines)
     flow = torch.where(edges, cosines / options.temperature, _CUT).softmax(-1)
     importance = features.norm(dim=-1, keepdim=True).transpose(1, 2)
     for _ in range(options.iterations):
         importance = importance @ flow
     degree = edges.to(torch.float32).sum(-1)
-    indices = top_indices(importance.squeeze(1) / degree, keep)
+    indices = top_indices(only(importance.squeeze(1) / degree, cues.valid), keep)
     return Reduction(take(tokens, indices), indices)
 
 
@@ -48,4 +51,5 @@ REDUCER = Reducer(
     source="arXiv 2501.02268; github.com/jytmelon/G-Prune",
     filter="L2 norm, propagated over the graph of similar tokens, per neighbour",
     options=GPruneOptions,
+    cues=frozenset({"valid"}),
 )

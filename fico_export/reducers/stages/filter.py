@@ -8,6 +8,11 @@ from torch import Tensor
 _TINY = 1e-12
 
 
+def only(scores: Tensor, valid: Tensor | None, other: float = -torch.inf) -> Tensor:
+    """Scores [B, n] with `other` where a token is not valid; None for all are."""
+    return scores if valid is None else torch.where(valid, scores, other)
+
+
 def normalize(x: Tensor) -> Tensor:
     """Scale x to unit L2 norm over its last dimension; a zero vector stays zero."""
     return x / x.norm(dim=-1, keepdim=True).clamp_min(_TINY)
@@ -19,9 +24,9 @@ def cosine_matrix(x: Tensor) -> Tensor:
     return unit @ unit.transpose(1, 2)
 
 
-def unit_range(x: Tensor) -> Tensor:
-    """Scale each row of x [B, n] to 0 … 1; a constant row becomes 0."""
-    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+def unit_range(x: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Scale each row of x [B, n] to 0 … 1, by its valid tokens; a constant row becomes 0."""
+    low, high = only(x, valid, torch.inf).amin(-1, keepdim=True), only(x, valid).amax(-1, keepdim=True)
     return (x - low) / (high - low).clamp_min(_TINY)
 
 
@@ -31,17 +36,30 @@ def same_token(n: int, like: Tensor) -> Tensor:
     return place[:, None] == place
 
 
-def isolation(cosines: Tensor) -> Tensor:
-    """[B, n] distance of each token to its nearest other one, from cosines [B, n, n]."""
+def isolation(cosines: Tensor, valid: Tensor | None = None) -> Tensor:
+    """[B, n] distance of each token to its nearest other valid one, from cosines [B, n, n]."""
     # Symmetric to the last bit: each other's nearest tie, and a tie goes to the lower index on every backend.
     both = torch.maximum(cosines, cosines.transpose(1, 2))
-    return 1 - torch.where(same_token(cosines.shape[1], cosines), -torch.inf, both).amax(-1)
+    others = torch.where(same_token(cosines.shape[1], cosines), -torch.inf, both)
+    return 1 - (others if valid is None else only(others, valid[:, None])).amax(-1)
 
 
-def mean_of_others(cosines: Tensor) -> Tensor:
-    """[B, n] mean cosine of each token to the others, from cosines [B, n, n]."""
+def mean_of_others(cosines: Tensor, valid: Tensor | None = None) -> Tensor:
+    """[B, n] mean cosine of each token to the other valid ones, from cosines [B, n, n]."""
     n = cosines.shape[1]
-    return torch.where(same_token(n, cosines), 0.0, cosines).sum(-1) / max(1, n - 1)
+    others = torch.where(same_token(n, cosines), 0.0, cosines)
+    if valid is None:
+        return others.sum(-1) / max(1, n - 1)
+    count = valid.to(torch.float32).sum(-1, keepdim=True)
+    return only(others, valid[:, None], 0.0).sum(-1) / (count - 1).clamp_min(1)
+
+
+def mean_token(tokens: Tensor, valid: Tensor | None = None) -> Tensor:
+    """[B, 1, C] mean of the valid tokens [B, n, C]."""
+    if valid is None:
+        return tokens.mean(1, keepdim=True)
+    weights = valid.to(torch.float32)[:, None]
+    return (weights @ tokens) / weights.sum(-1, keepdim=True)
 
 
 def distance_from_mean(keys: Tensor) -> Tensor:

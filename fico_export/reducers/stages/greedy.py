@@ -14,7 +14,11 @@ _ROUNDING = 1e-5  # in FP32, up to 4e-6 is left of a unit vector that is wholly 
 
 
 def greedy(
-    scores: Tensor, keep: int, step: Callable[[Tensor, State], tuple[Tensor, State]], state: State
+    scores: Tensor,
+    keep: int,
+    step: Callable[[Tensor, State], tuple[Tensor, State]],
+    state: State,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """Pick K times the best token that is not taken yet; ties go to the lower index.
 
@@ -26,6 +30,7 @@ def greedy(
         keep: K.
         step: (best [B] int64, state) → scores [B, N] of the next choice, and the state after this one.
         state: tensors that `step` carries on, of constant shapes.
+        valid: [B, N] bool, which tokens may be picked; None for all.
 
     Returns:
         [B, K] int64, ascending.
@@ -41,7 +46,8 @@ def greedy(
             :1
         ].clone()
 
-    carry: State = (torch.zeros_like(scores, dtype=torch.bool), scores.clone(), *(t.clone() for t in state))
+    barred = torch.zeros_like(scores, dtype=torch.bool) if valid is None else ~valid
+    carry: State = (barred, scores.clone(), *(t.clone() for t in state))
     if torch.compiler.is_exporting():
         from torch._higher_order_ops.scan import scan
 
@@ -49,10 +55,12 @@ def greedy(
     else:
         for _ in range(keep):
             carry, _ = turn(carry, place)
-    return mask_to_indices(carry[0], keep)
+    return mask_to_indices(carry[0] if valid is None else carry[0] & valid, keep)
 
 
-def largest_volume(cosines: Tensor, keep: int, weights: Tensor | None = None) -> Tensor:
+def largest_volume(
+    cosines: Tensor, keep: int, weights: Tensor | None = None, valid: Tensor | None = None
+) -> Tensor:
     """Pick K times the token that those kept so far explain least: greedy MAP of a determinantal point process.
 
     Its kernel is `weights[i] · cosines[i, j] · weights[j]`, up to the square root of the weights; the incremental Cholesky
@@ -62,6 +70,7 @@ def largest_volume(cosines: Tensor, keep: int, weights: Tensor | None = None) ->
         cosines: [B, N, N] between the tokens.
         keep: K.
         weights: [B, N] > 0 by which the unexplained part of each token counts; None for all alike.
+        valid: as of `greedy`.
 
     Returns:
         [B, K] int64, ascending.
@@ -85,7 +94,7 @@ def largest_volume(cosines: Tensor, keep: int, weights: Tensor | None = None) ->
     whole = torch.ones_like(cosines[:, 0])
     factor = torch.zeros(cosines.shape[0], keep, cosines.shape[1], device=cosines.device)
     turn = torch.zeros(1, dtype=torch.int64, device=cosines.device)
-    return greedy(scores(whole), keep, step, (whole, factor, turn))
+    return greedy(scores(whole), keep, step, (whole, factor, turn), valid)
 
 
 def largest_cover(worth: Tensor, keep: int, weights: Tensor | None = None) -> Tensor:
