@@ -136,12 +136,21 @@ class Architecture:
         return self.profiles[0]
 
     def plan_for(self, plan: ReductionPlan, profile: Profile) -> ReductionPlan:
-        """What a plan that was made for images of the first profile is for those of another."""
+        """What a plan that was made for images of the first profile is for those of another.
+
+        Raises:
+            ConfigError: they cannot have it.
+        """
         if profile == self.profile:
             return plan
-        return self.plan(
-            plan.method, None if plan.method == "none" else plan.keep, plan.settings, profile=profile
-        )
+        keep = None if plan.method == "none" else plan.keep
+        try:
+            return self.plan(plan.method, keep, plan.settings, profile=profile)
+        except ConfigError as error:
+            raise ConfigError(
+                f"--profile {profile.name} (by default it is among them): {error.what}",
+                fix=f"{error.fix}; or leave it out: --profile {self.profile.name}",
+            ) from error
 
     def embed_tokens(self, dtype: torch.dtype) -> EmbedTokens:
         """The embedding graph's module, parameters uninitialised."""

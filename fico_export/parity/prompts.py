@@ -72,15 +72,18 @@ def asked_about(vlm: Vlm, count: int) -> list[Image.Image]:
 
 
 def fits(vlm: Vlm, shown: Sequence[Image.Image]) -> bool:
-    """Whether a static cache has room for a prompt with these images and its answer; every export's has for one."""
-    rows = vlm.manifest.cache_rows
-    length = len(ids(vlm, len(shown))) + sum(vlm.layout.rows(image.size) - 1 for image in shown)
-    return len(shown) < 2 or rows is None or length + NEW_TOKENS <= rows
+    """Whether the bundle takes so many images, and a static cache has room for them and an answer; every export's has for one."""
+    rows, count = vlm.manifest.cache_rows, len(shown)
+    if count < 2 or not vlm.layout.takes(count):
+        return count < 2
+    layout = vlm.layout.among(count)
+    length = len(ids(vlm, count)) + sum(layout.rows(image.size) - 1 for image in shown)
+    return rows is None or length + NEW_TOKENS <= rows
 
 
 def lay_out(vlm: Vlm, shown: Sequence[Image.Image], reference: Embedder) -> Prompt:
     """The prompt about these images, each as the bundle's vision graph makes it."""
-    encoded = [vlm.encode_image(image, QUESTION) for image in shown]
+    encoded = [vlm.encode_image(image, QUESTION, among=len(shown)) for image in shown]
     laid_out = vlm.layout.lay_out(ids(vlm, len(shown)), encoded)
     embeds, positions, _ = laid_out.rows(reference.embed, encoded)
     return Prompt(embeds.astype(np.float32, copy=False), positions, int(np.argmax(laid_out.visual != NONE)))

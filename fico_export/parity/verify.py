@@ -58,11 +58,14 @@ def verify_bundle(folder: Path, checkpoint: SourceModel, *, progress: Progress) 
     same = names == [profile.name for profile in checkpoint.profiles]
     if not same:
         report.checks.append(Check("profiles", "those of the checkpoint", 0.0, 1.0, True))
+    compared = {
+        profile.graph: profile for profile in reversed(checkpoint.profiles)
+    }  # the first of each graph
     shown = {
         profile.name: images_of(vlm, profile, checkpoint.profiles == (profile,))
-        for profile in checkpoint.profiles
+        for profile in compared.values()
     }
-    for profile in checkpoint.profiles if same else ():
+    for profile in reversed(compared.values()) if same else ():
         if not (pixels := shown[profile.name]):
             report.checks.append(Check(profile.graph, "images that take it", 0.0, 1.0, True))
             continue
@@ -73,7 +76,6 @@ def verify_bundle(folder: Path, checkpoint: SourceModel, *, progress: Progress) 
         return report
     copies = 3.2 if manifest.reduction.in_decoder else 2.2
     if note := _no_room(checkpoint, copies):
-        compared = [profile.graph for profile in manifest.profiles]
         for graph in ("tower", *(name for name in manifest.graphs if name not in compared), "answers"):
             report.checks.append(Check(graph, "compared with transformers", None, None, True, note))
         return report

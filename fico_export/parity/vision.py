@@ -39,8 +39,12 @@ def images_of(vlm: Vlm, profile: Profile, only: bool) -> list[Pixels]:
     images = [image for image in pictures(PICTURES) if holds(vlm, image)]
     if not only or profile.tiles > 1:
         images.append(images[0].resize((columns * width, rows * height)))
-    taken = [image for image in images if vlm.layout.profile(image.size).name == profile.name]
-    return [vlm.preprocess(image) for image in taken]
+    for count in (1, 2):  # a prompt's images: some models show one of several by another profile
+        layout = vlm.layout.among(count) if vlm.layout.takes(count) else None
+        taken = [image for image in images if layout and layout.profile(image.size).name == profile.name]
+        if taken:
+            return [vlm.preprocess(image, among=count) for image in taken]
+    return []
 
 
 def check_vision(
@@ -97,15 +101,16 @@ def _through(
     module: VisionEncoder, profile: Profile, picture: Pixels, given: dict[str, torch.Tensor], vlm: Vlm
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """What the vision graph's module makes of an image, as far as the prompt shows it: features [K, D] and kept index [K]."""
-    if vlm.layout.masked:
-        given = {graph_names.VALID: torch.from_numpy(vlm.layout.valid(picture.size)), **given}
+    layout = vlm.layout.that_of(picture)
+    if layout.masked:
+        given = {graph_names.VALID: torch.from_numpy(layout.valid(picture.size)), **given}
 
     def run(feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         pixels = torch.from_numpy(feeds["pixel_values"])
         return [np.asarray(t) for t in module(pixels, *(given[name] for name in module.extra_inputs))]
 
     features, index = run_tiles(run, profile, {"pixel_values": picture.values})
-    return vlm.layout.shown(picture.size, features, index)
+    return layout.shown(picture.size, features, index)
 
 
 def _own_agreement(

@@ -232,14 +232,15 @@ class Conversation:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}", fix="give at least 1")
         stops = StopStrings(stop)
         answer, clock = Answer(), _Clock()
-        shown = image_list(images, image_range)
+        shown, history, bundle = image_list(images, image_range), self._history, self._bundle
+        count = len(history.features) + len(shown)
         given = [
-            image if isinstance(image, ImageFeatures) else self._bundle.preprocess(image) for image in shown
+            image if isinstance(image, ImageFeatures) else bundle.preprocess(image, among=count)
+            for image in shown
         ]
         # Laid out with the images' sizes alone, so that a prompt too long is refused before the slow part.
-        history, bundle = self._history, self._bundle
         messages = [*history.messages, Message("user", prompt, len(given))]
-        self._require_one_image(len(history.features) + len(given))
+        self._require_one_image(count)
         sizes = [image.size for image in (*history.features, *given)]
         ids = bundle.formatter.encode(messages)
         answer.prompt_tokens = require_room(bundle.manifest, bundle.layout, ids, sizes)
@@ -247,7 +248,8 @@ class Conversation:
         answer.stages_ms["preprocess"] = clock.lap_ms()
         encoded = all(isinstance(image, ImageFeatures) for image in given)
         text = {} if encoded else bundle.read_prompt(prompt)
-        features = [*history.features, *(self._encode(image, text) for image in given)]
+        before = [bundle.as_among(image, count) for image in history.features]
+        features = [*before, *(self._encode(image, text, count) for image in given)]
         answer.stages_ms["vision"] = clock.lap_ms()
 
         answer.visual_tokens = sum(len(image.features) for image in features)
@@ -265,11 +267,14 @@ class Conversation:
         before = self._history.reduced
         return len(before) if before and keys[: len(before)] == before else len(keys)
 
-    def _encode(self, image: ImageFeatures | Pixels, text: Mapping[str, npt.NDArray[Any]]) -> ImageFeatures:
+    def _encode(
+        self, image: ImageFeatures | Pixels, text: Mapping[str, npt.NDArray[Any]], count: int
+    ) -> ImageFeatures:
         if isinstance(image, Pixels):
             return self._bundle.encode_pixels(image, text)
+        image = self._bundle.as_among(image, count)
         manifest = self._bundle.manifest
-        layout = self._bundle.layout
+        layout = self._bundle.layout.among(count)
         expected = (layout.features(image.size), manifest.decoder.hidden_size)
         there = len(image.block.ids)
         if image.features.shape != expected or there != len(layout.place(image.size, image.keep_index).ids):

@@ -173,13 +173,14 @@ class OpenBundle:
         if decoder is not None:
             decoder.close()
 
-    def preprocess(self, image: ImageSource, *, image_range: Range | None = None) -> Pixels:
-        """An image as the tower is shown it; arguments as for `load_image`.
+    def preprocess(self, image: ImageSource, *, image_range: Range | None = None, among: int = 1) -> Pixels:
+        """An image as the tower is shown it; other arguments as for `encode_image`.
 
         Raises:
-            InputError: not an image, or too large.
+            InputError: not an image, or too large; or the bundle takes no prompt with so many.
         """
-        return self.layout.pixels(load_image(image, image_range=image_range), self.processor)
+        layout = self.layout.among(among)
+        return layout.pixels(load_image(image, image_range=image_range), self.processor)
 
     @property
     def reads_prompt(self) -> bool:
@@ -229,26 +230,54 @@ class OpenBundle:
                 f"pixels are a {type(pixels).__name__}, and where an image stands in a prompt depends on its size",
                 fix="give what preprocess(image) returns",
             )
-        feeds = {"pixel_values": pixels.values, **(self.read_prompt(None) if text is None else text)}
-        if self.layout.masked:
-            feeds[graph_names.VALID] = self.layout.valid(pixels.size).astype(np.int64)
-        profile = self.layout.profile(pixels.size)
+        layout = self.layout.that_of(pixels)
+        text = self.read_prompt(None) if text is None else text
+        feeds = {"pixel_values": pixels.values, **text}
+        if layout.masked:
+            feeds[graph_names.VALID] = layout.valid(pixels.size).astype(np.int64)
+        profile = layout.profile(pixels.size)
         with self.owned():
             session = self._vision(profile)
             outputs = run_tiles(lambda given: self._run(session, "vision graph", given), profile, feeds)
             give_back()
         features, keep_index, *planes = outputs
-        features, keep_index = self.layout.shown(pixels.size, features, keep_index)
-        block = self.layout.place(pixels.size, keep_index)
+        features, keep_index = layout.shown(pixels.size, features, keep_index)
+        block = layout.place(pixels.size, keep_index)
         # The positions too: two images of other shapes can become the same pixels.
         content = b"".join(array.tobytes() for array in (*feeds.values(), block.offsets))
         digest = hashlib.sha256(content).hexdigest()
         row = None if self._newline is None else self._newline.astype(features.dtype)
         added = planes[0] if planes else None
-        return ImageFeatures(features, keep_index, digest, pixels.size, block, added, row)
+        again = None if pixels.image is None else (pixels.image, text)
+        several = pixels.several
+        return ImageFeatures(features, keep_index, digest, pixels.size, block, added, row, several, again)
+
+    def as_among(self, image: ImageFeatures, count: int) -> ImageFeatures:
+        """An encoded image as it stands in a prompt of so many: encoded again where the model shows it otherwise there.
+
+        Raises:
+            InputError: it was encoded for a prompt of another number, and cannot be encoded again; or as of `preprocess`.
+        """
+        layout = self.layout.among(count)
+        if image.several == layout.several:
+            return image
+        if image.again is None:
+            if not image.several:
+                return image  # of another bundle: whoever takes it compares its shape
+            raise InputError(
+                "an image was encoded as one of several, and stands alone in this prompt, where the model shows it otherwise",
+                fix="encode it for a prompt of its own: encode_image(image)",
+            )
+        source, text = image.again
+        return self.encode_pixels(layout.pixels(source, self.processor), text)
 
     def encode_image(
-        self, image: ImageSource, prompt: str | None = None, *, image_range: Range | None = None
+        self,
+        image: ImageSource,
+        prompt: str | None = None,
+        *,
+        image_range: Range | None = None,
+        among: int = 1,
     ) -> ImageFeatures:
         """Features [K, D] and kept positions [K] of an image: to ask about it several times, or for a decoder of your own.
 
@@ -256,12 +285,15 @@ class OpenBundle:
             image: the image.
             prompt: the question to be asked, for a bundle whose method reads it to choose what it keeps.
             image_range: of a grey image of more than 8 bits, the values that become black and white; its own by default.
+            among: images that the prompt is to show; some models show one of several otherwise. A conversation that is given
+                what stands alone encodes it again where it has to.
 
         Raises:
-            InputError: not an image, or too large; or no prompt where the bundle reads it, or too long a one.
+            InputError: not an image, or too large; or no prompt where the bundle reads it, or too long a one; or the bundle takes
+                no prompt with so many images.
         """
         text = self.read_prompt(prompt)
-        return self.encode_pixels(self.preprocess(image, image_range=image_range), text)
+        return self.encode_pixels(self.preprocess(image, image_range=image_range, among=among), text)
 
     def embed(self, token_ids: Sequence[int]) -> npt.NDArray[Any]:
         """Embeddings [S, C] of token ids, read from the table."""

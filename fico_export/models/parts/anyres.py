@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from fico_export import reducers
 from fico_export.bundle import graph_names
 from fico_export.bundle.profiles import MAX_TILES, NEWLINES, LayoutRecord, Profile
 from fico_export.errors import CheckpointError, ConfigError, unknown_name
@@ -13,14 +14,18 @@ from fico_export.models.parts.llava_like import Images
 from fico_export.models.source import Files
 from fico_export.models.towers.clip import ClipConfig
 from fico_export.options import ExportOptions
+from fico_export.reducers.base.reducer import Composite, Reducer, Site
 from fico_export.reducers.base.tiling import EQUAL, Tiling
 
 ALL = "all"
 USUAL = "2x2"
 """The grid to which published reducers resize every image."""
 
+SINGLE = "1"
+"""The profile of one tile, of each of several images in a prompt."""
 
-def images(config: Any, tower: ClipConfig, aside: int, *, most: int = 0) -> Images:
+
+def images(config: Any, tower: ClipConfig, aside: int, *, most: int = 0, single: bool = False) -> Images:
     """The grids of a config.json's pinpoints.
 
     Args:
@@ -28,6 +33,7 @@ def images(config: Any, tower: ClipConfig, aside: int, *, most: int = 0) -> Imag
         tower: shape of the tower.
         aside: visual tokens of a tile beside its patches.
         most: so many first tiles as which a grid may have tokens at most, where nothing is reduced; 0 for any number.
+        single: whether several images of a prompt are one tile each.
 
     Raises:
         CheckpointError: a pinpoint is no multiple of the tile, or the CLS token is among the visual tokens.
@@ -40,6 +46,8 @@ def images(config: Any, tower: ClipConfig, aside: int, *, most: int = 0) -> Imag
     profiles = tuple(_profile(pinpoint, tower) for pinpoint in _pinpoints(config))
     if len({profile.name for profile in profiles}) < len(profiles):
         raise _wrong(config.image_grid_pinpoints, "a list in which each stands once")
+    if single:
+        profiles = (*profiles, _profile_of(SINGLE, (1, 1), 1, tower))
     return Images(profiles, LayoutRecord(rule="anyres"), partial(_shape, profiles, most), newline=True)
 
 
@@ -83,11 +91,15 @@ def _profile(pinpoint: tuple[int, int], tower: ClipConfig) -> Profile:
     tiles = rows * columns + 1
     if rest or beside or not 2 <= tiles <= MAX_TILES:
         raise _wrong(list(pinpoint), f"multiples of the tile's side, {side}, in a list of pairs")
-    total = tiles * tower.patches
+    return _profile_of(f"{rows}x{columns}", (rows, columns), tiles, tower)
+
+
+def _profile_of(name: str, grid: tuple[int, int], tiles: int, tower: ClipConfig) -> Profile:
+    side, total = tower.image_size, tiles * tower.patches
     return Profile(
-        name=f"{rows}x{columns}",
+        name=name,
         graph=graph_names.VISION,
-        tile_grid=(rows, columns),
+        tile_grid=grid,
         tiles=tiles,
         patch_grid=tower.grid,
         token_grid=tower.grid,
@@ -104,24 +116,28 @@ def _shape(
     """The grids that a request asks for, each with the graph of its number of tiles."""
     whole = options.method == "none"
     _refuse_contradictions(options, whole)
-    chosen = _chosen(profiles, options.profile or ((ALL,) if whole else ()))
+    chosen = _chosen(profiles, options.profile or ((ALL,) if whole else ()), options.method)
     newlines = options.newlines or ("all" if whole else "rows" if options.unpad else "drop")
     unpad = whole or options.unpad
     numbers = {"unpad": int(unpad), "newlines": NEWLINES.index(newlines)}
     if whole and most:
         numbers["most"] = most
+    if profiles[-1].name == SINGLE:
+        numbers["single"] = 1
     record = LayoutRecord(rule="anyres", numbers=numbers)
     if whole:  # all tiles are treated alike, whatever the grid: one graph of one tile serves all
         return tuple(_tile_by_tile(profile) for profile in chosen), record, EQUAL
     tiling = Tiling(options.tiling or "per-tile", options.base_keep, masked=options.unpad)  # type: ignore[arg-type]
     first = chosen[0].tiles
     named = (
-        profile
-        if profile.tiles == first
-        else profile.model_copy(update={"graph": f"{graph_names.VISION}_{profile.tiles}_tiles"})
+        profile if profile.tiles == first else profile.model_copy(update={"graph": _graph(profile)})
         for profile in chosen
     )
     return tuple(named), record, tiling
+
+
+def _graph(profile: Profile) -> str:
+    return f"{graph_names.VISION}_{profile.tiles}_tile{'s' if profile.tiles > 1 else ''}"
 
 
 def _refuse_contradictions(options: ExportOptions, whole: bool) -> None:
@@ -139,16 +155,29 @@ def _refuse_contradictions(options: ExportOptions, whole: bool) -> None:
             )
 
 
-def _chosen(profiles: tuple[Profile, ...], names: tuple[str, ...]) -> tuple[Profile, ...]:
-    """The profiles of these names, in the order of the pinpoints, which decides between equals."""
+def _chosen(profiles: tuple[Profile, ...], names: tuple[str, ...], method: str | None) -> tuple[Profile, ...]:
+    """The profiles of these names, in the order of the pinpoints, which decides between equals.
+
+    By default the usual one, and that of several images, unless the decoder reduces, which takes one image.
+    """
     known = {profile.name: profile for profile in profiles}
     if ALL in names:
         return profiles
     for name in names:
         if name not in known:
             raise unknown_name("profile", name, (*known, ALL))
-    usual = known.get(USUAL, profiles[-1])
-    return tuple(profile for profile in profiles if profile.name in names) or (usual,)
+    if names:
+        return tuple(profile for profile in profiles if profile.name in names)
+    grids = [profile for profile in profiles if profile.name != SINGLE]
+    others = [] if method is None or _in_decoder(method) else [p for p in profiles if p.name == SINGLE]
+    return (known.get(USUAL, grids[-1]), *others)
+
+
+def _in_decoder(method: str) -> bool:
+    """Whether the last method of a chain acts there."""
+    record = reducers.get(method.split(",")[-1].partition("@")[0].strip())
+    parts = [reducers.get(part) for part in record.parts] if isinstance(record, Composite) else [record]
+    return any(isinstance(part, Reducer) and part.site is Site.DECODER_LAYER for part in parts)
 
 
 def _tile_by_tile(profile: Profile) -> Profile:

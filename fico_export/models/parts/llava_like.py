@@ -152,14 +152,15 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         profile: Profile | None = None,
         tiling: Tiling = EQUAL,
     ) -> ReductionPlan:
+        tiles = (profile or first).tiles
         limits = Limits(
             tower.patches,
             int(keeps_cls),
             Depth(tower.total_layers, tower.layers),
             Depth(decoder.layers, decoder.layers - 1),
             has_cls=kind.cls_tokens > 0,
-            tiles=(profile or first).tiles,
-            tiling=tiling,
+            tiles=tiles,
+            tiling=tiling if tiles > 1 else replace(tiling, kind="per-tile"),
         )
         made = make_plan(method, keep, settings, limits)
         if made.at(Site.ENCODER_LAYER) and len(feature_layers) > 1:

@@ -46,10 +46,14 @@ class Pixels:
     Attributes:
         values: [T, 3, H, W] float32.
         size: (width, height) of the upright image that they were made from.
+        several: whether they are for a prompt with several images, of a model that shows an image alone otherwise.
+        image: the upright image, of one for a prompt of its own, where the model shows several otherwise.
     """
 
     values: npt.NDArray[np.float32]
     size: Size
+    several: bool = False
+    image: Image.Image | None = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         """The values, for whoever takes an array."""
@@ -68,6 +72,8 @@ class ImageFeatures:
         block: the R rows of the prompt that stand for the image.
         planes: [L, K, D] what is added to the hidden states of these rows after the first L layers, where the model has such.
         newline: [D] the model's newline vector, where it has one and the image's rows end with it.
+        several: as of `Pixels`.
+        again: the image, and what the graph took of the prompt, to encode it as one of several.
     """
 
     features: npt.NDArray[Any]
@@ -77,6 +83,8 @@ class ImageFeatures:
     block: Block
     planes: npt.NDArray[Any] | None = None
     newline: npt.NDArray[Any] | None = None
+    several: bool = False
+    again: tuple[Image.Image, Mapping[str, npt.NDArray[Any]]] | None = None
 
     @property
     def runs(self) -> list[int | range]:

@@ -6,6 +6,7 @@ Letters as in `layouts/base.py`; S tokens of a prompt, images expanded.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -96,6 +97,9 @@ class Layout:
         image_id: the image token, of which a template gives one an image.
         masked: whether the vision graph is told which tokens show padding.
 
+    Attributes:
+        several: whether it is that of prompts with several images, of a model that shows an image alone otherwise.
+
     Raises:
         BundleError: there is no such rule.
     """
@@ -108,9 +112,15 @@ class Layout:
         image_id: int,
         masked: bool = False,
     ) -> None:
-        self.axes, self._profiles, self._image_id, self.masked = record.axes, profiles, image_id, masked
+        self.axes, self._all, self._image_id, self.masked = record.axes, profiles, image_id, masked
         self._numbers, self._rule = record.numbers, layouts.get(record.rule)
         self._policy = POLICIES[positions]
+        self._profiles = self._rule.among(profiles, record.numbers, False)
+        self.several, self._of_several = False, self
+        others = self._rule.among(profiles, record.numbers, True)
+        if others != self._profiles:
+            found = self._of_several = copy(self)
+            found.several, found._of_several, found._profiles = True, found, others
 
     @classmethod
     def of(cls, manifest: Manifest) -> Layout:
@@ -150,6 +160,28 @@ class Layout:
                 )
         return layout
 
+    def among(self, count: int) -> Layout:
+        """That of a prompt with so many images; all else here is of images alone in theirs.
+
+        Raises:
+            InputError: the bundle has no profile for so many.
+        """
+        if not self.takes(count):
+            names = ", ".join(profile.name for profile in self._all)
+            raise InputError(
+                f"{count} images in a prompt: this model shows each of several images as one tile, and this bundle is for {names}",
+                fix="ask about one image, or export with --profile 1 beside the others",
+            )
+        return self._of_several if count > 1 else self
+
+    def takes(self, count: int) -> bool:
+        """Whether a prompt can have so many images."""
+        return bool((self._of_several if count > 1 else self)._profiles)
+
+    def that_of(self, pixels: Pixels) -> Layout:
+        """That of the prompts for which they were made."""
+        return self._of_several if pixels.several else self
+
     def profile(self, size: Size) -> Profile:
         """The profile that an image of this size takes."""
         return self._rule.choose(self._profiles, size)
@@ -163,7 +195,9 @@ class Layout:
         if self.masked:
             self.valid(image.size)
         tiles = self._rule.cut(image, self.profile(image.size), processor.resample)
-        return Pixels(np.concatenate([processor(tile) for tile in tiles]), image.size)
+        values = np.concatenate([processor(tile) for tile in tiles])
+        alone = self._of_several is not self
+        return Pixels(values, image.size, self.several, image if alone else None)
 
     def tiles(self, size: Size) -> list[Tile]:
         """The parts of an image that it is shown."""
@@ -229,18 +263,18 @@ class Layout:
         """The prompt as transformers' ``generate`` has it: N visual tokens for each image token.
 
         Raises:
-            InputError: there are more or fewer image tokens than sizes.
+            InputError: there are more or fewer image tokens than sizes; or as of `among`.
         """
         if (count := list(ids).count(self._image_id)) != len(sizes):
             raise InputError(
                 f"the prompt has {count} image tokens, and {len(sizes)} images were given",
                 fix="give a size for each image token",
             )
-        shown = iter(sizes)
+        shown, layout = iter(sizes), self.among(len(sizes))
         found: list[int] = []
         for token in ids:
             if token == self._image_id:
-                block = self.whole(next(shown)).ids
+                block = layout.whole(next(shown)).ids
                 found += np.where(block == NONE, token, block).tolist()
             else:
                 found.append(token)
@@ -297,9 +331,10 @@ def require_room(manifest: Manifest, layout: Layout, ids: Sequence[int], sizes: 
         S.
 
     Raises:
-        InputError: it takes more positions than the model has, or more rows than a static cache.
+        InputError: it takes more positions than the model has, or more rows than a static cache; or as of `Layout.among`.
     """
     text, context = len(ids) - len(sizes), manifest.decoder.context
+    layout = layout.among(len(sizes))
     length = text + sum(map(layout.rows, sizes))
     if manifest.cache_rows is not None:
         require_rows(0, length, manifest.cache_rows)

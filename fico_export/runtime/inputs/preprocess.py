@@ -1,10 +1,11 @@
 """An image to the pixels the vision tower was trained on.
 
 Bit-equal to the Pillow processors of transformers 5 (``CLIPImageProcessorPil``, ``LlavaImageProcessorPil`` and
-``SiglipImageProcessorPil``; for each tile also those of LLaVA-NeXT and LLaVA-OneVision). The torchvision processors round differently and are not the reference.
+``SiglipImageProcessorPil``; for each tile also those of LLaVA-NeXT and LLaVA-OneVision, and for an image of which the latter
+makes no tiles). The torchvision processors round differently and are not the reference.
 
     image   →  [pad to a square]  →  resize  →  centre crop  →  (x · factor − mean) / std
-    RGB, upright  LLaVA with do_pad     Pillow     zeros outside   float32 [1, 3, H, W]
+    RGB, upright  LLaVA, OneVision      Pillow     zeros outside   float32 [1, 3, H, W]
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
 }
 """Processor name → what it does where the config is silent."""
 
-_SQUARES = ("LlavaImageProcessor",)
-"""Those whose ``do_pad`` means a square of the mean colour."""
+_ALWAYS_SQUARE = "LlavaOnevisionImageProcessor"
+_SQUARES = ("LlavaImageProcessor", _ALWAYS_SQUARE)
+"""Those that make a square of the mean colour: LLaVA's where ``do_pad`` says so, OneVision's of what is no tile already."""
 
 _SWITCHES = (
     "do_pad",
@@ -99,7 +101,7 @@ class ImageProcessor:
         name = _processor_name(config)
         config = {**_PROCESSORS[name], **config}
         _check_switches(config)
-        pads, squares = bool(config.get("do_pad")), name in _SQUARES
+        pads, squares = bool(config.get("do_pad")) or name == _ALWAYS_SQUARE, name in _SQUARES
         if pads and not squares and config.get("pad_size") is not None:
             raise _bad_value("pad_size", config["pad_size"], f"null, all that {name} is supported with")
         resample = config.get("resample", Image.Resampling.BICUBIC)

@@ -2,10 +2,12 @@
 
 The grid is the one that wastes least of the image, which is resized to it keeping its shape and padded. In the prompt, the tokens of
 the first tile come before those of all others, which are counted row by row of the whole grid; a newline vector follows each row.
-What stands for padding is left out as transformers does it, or stays, as most published reducers have it.
+What stands for padding is left out as transformers does it, or stays, as most published reducers have it. Where a model shows
+several images of a prompt otherwise, each is one tile, padded to a square by the image processor, with one newline after it.
 
 Numbers: `unpad`, whether tokens of padding are left out; `newlines`, which of the newline vectors stand after a reduction; `most`,
-so many first tiles as which the grid may have tokens at most, beyond which it is resampled (OneVision's `anyres_max_9`).
+so many first tiles as which the grid may have tokens at most, beyond which it is resampled (OneVision's `anyres_max_9`);
+`single`, whether several images of a prompt are one tile each.
 
 Source: transformers' LlavaNextImageProcessor and LlavaNextModel.pack_image_features, and those of LLaVA-OneVision.
 """
@@ -31,7 +33,7 @@ from fico_export.runtime.inputs.layouts.base import (
     Tile,
 )
 
-_NUMBERS = {"unpad", "newlines", "most"}
+_NUMBERS = {"unpad", "newlines", "most", "single"}
 _SLACK = 1.1
 """How far over `most` a grid may be before it is resampled, on a side."""
 
@@ -39,11 +41,19 @@ _SLACK = 1.1
 def problem(profile: Profile, numbers: Mapping[str, int]) -> str:
     """Tiles that are no grid with one before it, or numbers of another rule."""
     rows, columns = profile.tile_grid
-    if profile.tiles != rows * columns + 1 or profile.aside:
-        return "it is no grid of tiles with one tile before it"
+    if profile.tiles not in (1, rows * columns + 1) or profile.aside:
+        return "it is no grid of tiles with one tile before it, and no tile alone"
     if unknown := numbers.keys() - _NUMBERS:
         return f"there is no number {min(unknown)}"
     return "" if numbers.get("newlines", 0) < len(NEWLINES) else "there is no such kind of newlines"
+
+
+def among(profiles: Sequence[Profile], numbers: Mapping[str, int], several: bool) -> Sequence[Profile]:
+    """Where the model distinguishes them: one tile for each of several images, a grid for an image alone."""
+    if not numbers.get("single"):
+        return profiles
+    found = [profile for profile in profiles if (profile.tiles == 1) == several]
+    return found if several else found or profiles  # a bundle of one tile shows every image by it
 
 
 def choose(profiles: Sequence[Profile], size: Size) -> Profile:
@@ -60,7 +70,9 @@ def choose(profiles: Sequence[Profile], size: Size) -> Profile:
 
 
 def cut(image: Image.Image, profile: Profile, resample: Image.Resampling) -> list[Image.Image]:
-    """The whole image squeezed to a tile, then the grid's tiles, row by row."""
+    """The whole image squeezed to a tile, then the grid's tiles, row by row; of one tile the image itself."""
+    if profile.tiles == 1:
+        return [image]
     (height, width), (across, down) = profile.size, _canvas(profile)
     resized = image.resize(_fitted(image.size, profile), resample=resample)
     canvas = Image.new("RGB", (across, down))
@@ -72,6 +84,8 @@ def cut(image: Image.Image, profile: Profile, resample: Image.Resampling) -> lis
 
 def tiles(size: Size, profile: Profile) -> list[Tile]:
     """The whole image, then what each of the grid's tiles shows of it; padding reaches outside."""
+    if profile.tiles == 1:
+        return [Tile((0, 0, *size), size)]
     (height, width), (across, down) = profile.size, _canvas(profile)
     fitted = _fitted(size, profile)
     left, top = (across - fitted[0]) // 2, (down - fitted[1]) // 2
@@ -85,8 +99,11 @@ def tiles(size: Size, profile: Profile) -> list[Tile]:
 
 
 def block(profile: Profile, size: Size, axes: int, numbers: Mapping[str, int]) -> Block:
-    """The first tile's tokens, then the grid's row by row, each row with its newline."""
+    """The first tile's tokens, then the grid's row by row, each row with its newline; of one tile, one after all."""
     (rows, columns), first = profile.token_grid, math.prod(profile.token_grid)
+    if profile.tiles == 1:
+        visual = np.append(np.arange(first), NEWLINE)
+        return Block.of_cells(visual, np.tile(np.arange(len(visual)), (axes, 1)), len(visual))
     top, left, high, wide = _inside(profile, size, numbers)
     y, x = np.divmod(np.arange(high * wide), wide)
     y, x = y + top, x + left
@@ -108,9 +125,9 @@ def stays(profile: Profile, whole: Block, index: Index, numbers: Mapping[str, in
             return newline & False
         case "all":
             return newline
-    # A row ends with its newline; the first tile's tokens come before all rows.
-    ends = np.flatnonzero(newline)
-    starts = np.concatenate([[math.prod(profile.token_grid)], ends[:-1] + 1])[: len(ends)]
+    # A row ends with its newline; the tokens of a tile before the grid come before all rows.
+    ends, before = np.flatnonzero(newline), math.prod(profile.token_grid) if profile.tiles > 1 else 0
+    starts = np.concatenate([[before], ends[:-1] + 1])[: len(ends)]
     kept = np.concatenate([[0], np.cumsum(np.isin(whole.visual, index))])
     found: npt.NDArray[np.bool_] = np.zeros_like(newline)
     found[ends] = kept[ends] > kept[starts]
@@ -133,6 +150,8 @@ def valid(profile: Profile, size: Size) -> npt.NDArray[np.bool_]:
 
 def resampled(profile: Profile, size: Size, numbers: Mapping[str, int]) -> Resampled | None:
     """What makes of all N features those that the prompt shows, where these are fewer by interpolation."""
+    if profile.tiles == 1:
+        return None
     _, _, high, wide = _inside(profile, size, numbers)
     if (weights := _resampling(high, wide, profile, numbers)) is None:
         return None
@@ -213,5 +232,14 @@ def bilinear(outputs: int, inputs: int) -> npt.NDArray[np.float32]:
 
 
 RULE = Rule(
-    problem=problem, choose=choose, cut=cut, tiles=tiles, block=block, stays=stays, beside=beside, valid=valid, resampled=resampled
-)  # fmt: skip
+    problem=problem,
+    among=among,
+    choose=choose,
+    cut=cut,
+    tiles=tiles,
+    block=block,
+    stays=stays,
+    beside=beside,
+    valid=valid,
+    resampled=resampled,
+)

@@ -106,6 +106,10 @@ def _as_they_are(profile: Profile, size: Size, numbers: Mapping[str, int]) -> No
     return None
 
 
+def _all_alike(profiles: Sequence[Profile], numbers: Mapping[str, int], several: bool) -> Sequence[Profile]:
+    return profiles
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """A layout rule; all of it runs on the host, without torch. `numbers` are those of the manifest.
@@ -113,6 +117,7 @@ class Rule:
     Attributes:
         problem: (profile, numbers) → what the rule cannot do with them, empty where it can.
         choose: (profiles, size) → the one that an image of this size takes.
+        among: (profiles, numbers, whether a prompt shows several images) → those that its images can take.
         cut: (image, profile, filter to resize by) → what the tower is shown, T images in the order of the graph's input, each
             then prepared as the checkpoint's image processor does.
         tiles: (size, profile) → what these T images are of one of that size.
@@ -132,6 +137,7 @@ class Rule:
     beside: Callable[[Block, int, Mapping[str, int]], int] = _all_beside
     valid: Callable[[Profile, Size], npt.NDArray[np.bool_]] = _all_valid
     resampled: Callable[[Profile, Size, Mapping[str, int]], Resampled | None] = _as_they_are
+    among: Callable[[Sequence[Profile], Mapping[str, int], bool], Sequence[Profile]] = _all_alike
 
 
 def first(profiles: Sequence[Profile], size: Size) -> Profile:
