@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -43,7 +44,7 @@ def images(config: Any, tower: ClipConfig, aside: int, *, most: int = 0, single:
             "vision_feature_select_strategy 'full' keeps the CLS token, which has no place in a grid of tiles",
             fix='a model of this family has "default" there in config.json',
         )
-    profiles = tuple(_profile(pinpoint, tower) for pinpoint in _pinpoints(config))
+    profiles = tuple(_profile(pinpoint, tower) for pinpoint in config.image_grid_pinpoints)
     if len({profile.name for profile in profiles}) < len(profiles):
         raise _wrong(config.image_grid_pinpoints, "a list in which each stands once")
     if single:
@@ -66,31 +67,18 @@ def same_pinpoints(files: Files, config: Any) -> Files:
     return files
 
 
-def _pinpoints(config: Any) -> list[tuple[int, int]]:
-    pinpoints = config.image_grid_pinpoints
-    right = isinstance(pinpoints, list) and 1 <= len(pinpoints) <= 64
-    if not right or not all(
-        isinstance(p, list | tuple)
-        and len(p) == 2
-        and all(type(side) is int and 0 < side <= 2**13 for side in p)
-        for p in pinpoints
-    ):
-        raise _wrong(pinpoints, "a list of 1 to 64 pairs of height and width")
-    return [(int(height), int(width)) for height, width in pinpoints]
-
-
 def _wrong(value: Any, expected: str) -> CheckpointError:
     return CheckpointError(
         f"config.json: image_grid_pinpoints is {value!r:.80}, not {expected}", fix=config_check.FIX
     )
 
 
-def _profile(pinpoint: tuple[int, int], tower: ClipConfig) -> Profile:
+def _profile(pinpoint: Sequence[int], tower: ClipConfig) -> Profile:
     side = tower.image_size
     (rows, rest), (columns, beside) = divmod(pinpoint[0], side), divmod(pinpoint[1], side)
     tiles = rows * columns + 1
     if rest or beside or not 2 <= tiles <= MAX_TILES:
-        raise _wrong(list(pinpoint), f"multiples of the tile's side, {side}, in a list of pairs")
+        raise _wrong(list(pinpoint), f"multiples of the tile's side, {side}")
     return _profile_of(f"{rows}x{columns}", (rows, columns), tiles, tower)
 
 

@@ -54,6 +54,19 @@ def _layers_joined(value: Any) -> bool:
     return 1 <= len(layers) <= 64 and all(type(layer) is int and abs(layer) <= 1000 for layer in layers)
 
 
+def _pairs_of_sides(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and 1 <= len(value) <= 64
+        and all(
+            isinstance(pair, list)
+            and len(pair) == 2
+            and all(type(side) is int and 1 <= side <= 2**13 for side in pair)
+            for pair in value
+        )
+    )
+
+
 _object = BeforeValidator(_must_be("an object", lambda value: isinstance(value, dict)))
 
 # Each bound is several times the largest that is published.
@@ -84,6 +97,16 @@ Activation = Annotated[
 ]
 LayersJoined = Annotated[
     Any, PlainValidator(_must_be("the number of a layer, or a list of them", _layers_joined))
+]
+
+Pinpoints = Annotated[
+    Any,
+    PlainValidator(
+        _must_be(
+            "a list of 1 to 64 pairs of height and width",
+            lambda value: value is None or _pairs_of_sides(value),
+        )
+    ),
 ]
 
 
@@ -158,6 +181,7 @@ class _Llava(TypedDict, total=False):
     vision_feature_layer: LayersJoined
     projector_hidden_act: Activation
     multimodal_projector_bias: Switch
+    image_grid_pinpoints: Pinpoints
     tie_word_embeddings: Switch | None
 
 
