@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fico_export.api import export, load, verify
     from fico_export.errors import FicoError
+    from fico_export.runtime.inputs.images import Video
 
 __version__ = "0.1.0"
-__all__ = ["FicoError", "__version__", "export", "load", "verify"]
+__all__ = ["FicoError", "Video", "__version__", "export", "load", "verify"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,6 +19,10 @@ def __getattr__(name: str) -> Any:
         from fico_export.errors import FicoError
 
         return FicoError
+    if name == "Video":
+        from fico_export.runtime.inputs.images import Video
+
+        return Video
     if name in ("export", "load", "verify"):
         from fico_export import api
 

@@ -15,12 +15,13 @@ _EXTRAS = {
     "tensorrt_rtx": "rtx",
     "polygraphy": "rtx",
     "cuda": "rtx",
+    "av": "video",
 }
 _EXPORT = "export"
 
 
 def install(extra: str) -> str:
-    """The command that installs an extra: `export`, `tensorrt`, `rtx` or `report`."""
+    """The command that installs an extra: `export`, `tensorrt`, `rtx`, `report` or `video`."""
     return f"in a clone of fico_export: pip install '.[{extra}]'"
 
 

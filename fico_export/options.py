@@ -218,6 +218,14 @@ class ExportOptions:
             planned=True,
         ),
     ] = None
+    frames: Annotated[
+        int | None,
+        About(
+            "Number of frames that are taken of a video, of a model that sees videos. Default: no videos.",
+            metavar="N",
+            planned=True,
+        ),
+    ] = None
     clip_text: Annotated[
         str | Path | None,
         About(

@@ -166,6 +166,8 @@ class Tokens(Record):
     bos: Text | None
     eos: Text | None
     eos_ids: list[Count] = Field(max_length=1024)
+    video: Text | None = None
+    video_id: Count | None = None
     named: dict[Text, Text] = Field({}, max_length=1024)
     additional: list[Text] = Field([], max_length=4096)
 

@@ -72,6 +72,9 @@ class Profile(Record):
         return self.visual_tokens // self.tiles - rows * columns
 
 
+VIDEO = "video"
+"""Name of the profile of a video, whose tiles are its frames."""
+
 NEWLINES = ("drop", "rows", "all")
 """Which newline vectors stand for a reduced image: none, one after each row of which a token is kept, or one after each."""
 

@@ -32,6 +32,15 @@ ImagesOption = Annotated[
         show_default=False,
     ),
 ]
+VideosOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--video",
+        metavar="FILE|FOLDER",
+        help="Video file, animated image, or folder of frames, of a bundle that takes videos; repeatable.",
+        show_default=False,
+    ),
+]
 ImageRangeOption = Annotated[
     str | None,
     typer.Option(

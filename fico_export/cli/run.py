@@ -12,6 +12,7 @@ from fico_export.cli.each import run_each
 from fico_export.cli.images import (
     ImageRangeOption,
     ImagesOption,
+    VideosOption,
     image_range,
     opened,
     with_folders_listed,
@@ -40,7 +41,7 @@ from fico_export.errors import ConfigError
 
 if TYPE_CHECKING:
     from fico_export.runtime.answer import Answer
-    from fico_export.runtime.inputs.images import ImageSource
+    from fico_export.runtime.inputs.images import ImageSource, Video
     from fico_export.runtime.vlm import Vlm
 
 
@@ -53,6 +54,7 @@ def command(
         ),
     ],
     image: ImagesOption = None,
+    video: VideosOption = None,
     each: Annotated[
         bool,
         typer.Option(
@@ -89,9 +91,12 @@ def command(
 
     How tokens are chosen is what the checkpoint's generation_config.json says; flags win over it.
     """
+    from fico_export.runtime.inputs.images import Video
     from fico_export.runtime.inputs.prompt import Message
     from fico_export.runtime.vlm import Vlm
 
+    if video and each:
+        raise ConfigError("--video with --each, which asks about images", fix="drop --each")
     if recursive and not each:
         raise ConfigError("--recursive is of --each", fix="add --each, or drop --recursive")
     values, pictures = image_range(image_values), opened(image)
@@ -107,7 +112,7 @@ def command(
     )
     vlm = Vlm(bundle, backend=backend, threads=threads, low_memory=low_memory)
 
-    def ask(shown: list[ImageSource], *, silent: bool) -> list[Answer]:
+    def ask(shown: list[ImageSource | Video], *, silent: bool) -> list[Answer]:
         chat = vlm.chat()
         answers: list[Answer] = []
         for turn, question in enumerate(prompt):
@@ -135,7 +140,7 @@ def command(
         vlm.formatter.encode([Message("user", prompt[0], 1)])  # a prompt that cannot be used, once
         run_each(pictures, lambda picture: _turns(ask([picture], silent=True), vlm))
         return
-    answers = ask(pictures, silent=as_json)
+    answers = ask([*pictures, *map(Video, video or ())], silent=as_json)
     if as_json:
         print_json(_turns(answers, vlm))
 

@@ -211,7 +211,7 @@ def _require_one_run(model: SourceModel, plan: ReductionPlan) -> None:
         raise ConfigError(
             f"--method {plan.method} reduces inside the decoder, which takes one number of visual tokens, and these profiles have "
             + ", ".join(map(str, sorted(totals))),
-            fix="give one --profile",
+            fix="give one --profile, and no --frames",
         )
     if model.layout.numbers.get("newlines") or model.layout.numbers.get("unpad"):
         raise ConfigError(

@@ -26,7 +26,7 @@ from fico_export.reducers.base.tiling import Tiling
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-SHAPES = ("profile", "tiling", "base_keep", "unpad", "newlines")
+SHAPES = ("profile", "tiling", "base_keep", "unpad", "newlines", "frames")
 """Options of an export that choose among the ways in which a model sees an image."""
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -148,8 +148,8 @@ class Architecture:
             return self.plan(plan.method, keep, plan.settings, profile=profile)
         except ConfigError as error:
             raise ConfigError(
-                f"--profile {profile.name} (by default it is among them): {error.what}",
-                fix=f"{error.fix}; or leave it out: --profile {self.profile.name}",
+                f"for what takes the profile {profile.name}: {error.what}",
+                fix=f"{error.fix}; or leave {profile.name} out: --profile {self.profile.name}, without --frames",
             ) from error
 
     def embed_tokens(self, dtype: torch.dtype) -> EmbedTokens:

@@ -13,7 +13,7 @@ import torch
 
 from fico_export.bundle import graph_names
 from fico_export.bundle.manifest import Manifest
-from fico_export.bundle.profiles import Profile
+from fico_export.bundle.profiles import VIDEO, Profile
 from fico_export.models.source import SourceModel
 from fico_export.models.vision import VisionEncoder
 from fico_export.parity.compare import COSINE, INDEX_AGREEMENT, compare, cosine
@@ -21,7 +21,7 @@ from fico_export.parity.prompts import QUESTION, holds, pictures
 from fico_export.parity.reference import Reference
 from fico_export.parity.report import Check, Report
 from fico_export.parity.whole import everything_shown
-from fico_export.runtime.inputs.images import Pixels
+from fico_export.runtime.inputs.images import Pixels, Video
 from fico_export.runtime.inputs.tile_runs import run_tiles
 from fico_export.runtime.vlm import Vlm
 
@@ -36,6 +36,9 @@ PICTURES = 4
 def images_of(vlm: Vlm, profile: Profile, only: bool) -> list[Pixels]:
     """Images of a profile: the usual ones, or where there are others, those and one in the profile's own shape."""
     (rows, columns), (height, width) = profile.tile_grid, profile.size
+    if profile.name == VIDEO:
+        frames = pictures(PICTURES) * profile.tiles
+        return [vlm.preprocess(Video(frames[first : first + profile.tiles])) for first in range(PICTURES)]
     images = [image for image in pictures(PICTURES) if holds(vlm, image)]
     if not only or profile.tiles > 1:
         images.append(images[0].resize((columns * width, rows * height)))
@@ -101,7 +104,7 @@ def _through(
     module: VisionEncoder, profile: Profile, picture: Pixels, given: dict[str, torch.Tensor], vlm: Vlm
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """What the vision graph's module makes of an image, as far as the prompt shows it: features [K, D] and kept index [K]."""
-    layout = vlm.layout.that_of(picture)
+    layout = vlm.layout.of_kind(picture.kind)
     if layout.masked:
         given = {graph_names.VALID: torch.from_numpy(layout.valid(picture.size)), **given}
 

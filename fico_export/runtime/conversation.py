@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fico_export.errors import ConfigError, InputError
 from fico_export.runtime import scheduler
 from fico_export.runtime.answer import Answer, Stream, Wish
-from fico_export.runtime.inputs.images import ImageFeatures, Images, Pixels, Range, image_list
+from fico_export.runtime.inputs.images import ImageFeatures, Images, Pixels, Range, image_list, is_video
 from fico_export.runtime.inputs.layout import LaidOut, require_room
 from fico_export.runtime.inputs.layouts.base import NONE
 from fico_export.runtime.inputs.prompt import Message
@@ -233,14 +233,16 @@ class Conversation:
         stops = StopStrings(stop)
         answer, clock = Answer(), _Clock()
         shown, history, bundle = image_list(images, image_range), self._history, self._bundle
-        count = len(history.features) + len(shown)
+        shown = sorted(shown, key=is_video)  # as a template has them: images, then videos
+        videos = sum(map(is_video, shown))
+        images_in_all = len(shown) - videos + sum(not is_video(image) for image in history.features)
         given = [
-            image if isinstance(image, ImageFeatures) else bundle.preprocess(image, among=count)
+            image if isinstance(image, ImageFeatures) else bundle.preprocess(image, among=images_in_all)
             for image in shown
         ]
         # Laid out with the images' sizes alone, so that a prompt too long is refused before the slow part.
-        messages = [*history.messages, Message("user", prompt, len(given))]
-        self._require_one_image(count)
+        messages = [*history.messages, Message("user", prompt, len(given) - videos, videos)]
+        self._require_one_image(len(history.features) + len(given))
         sizes = [image.size for image in (*history.features, *given)]
         ids = bundle.formatter.encode(messages)
         answer.prompt_tokens = require_room(bundle.manifest, bundle.layout, ids, sizes)
@@ -248,8 +250,8 @@ class Conversation:
         answer.stages_ms["preprocess"] = clock.lap_ms()
         encoded = all(isinstance(image, ImageFeatures) for image in given)
         text = {} if encoded else bundle.read_prompt(prompt)
-        before = [bundle.as_among(image, count) for image in history.features]
-        features = [*before, *(self._encode(image, text, count) for image in given)]
+        before = [bundle.as_among(image, images_in_all) for image in history.features]
+        features = [*before, *(self._encode(image, text, images_in_all) for image in given)]
         answer.stages_ms["vision"] = clock.lap_ms()
 
         answer.visual_tokens = sum(len(image.features) for image in features)
@@ -274,7 +276,7 @@ class Conversation:
             return self._bundle.encode_pixels(image, text)
         image = self._bundle.as_among(image, count)
         manifest = self._bundle.manifest
-        layout = self._bundle.layout.among(count)
+        layout = self._bundle.layout.of_kind(image.kind)
         expected = (layout.features(image.size), manifest.decoder.hidden_size)
         there = len(image.block.ids)
         if image.features.shape != expected or there != len(layout.place(image.size, image.keep_index).ids):

@@ -24,12 +24,13 @@ from fico_export.runtime.backends.base import AnyDecoder, Graphs, Session, loadi
 from fico_export.runtime.backends.choice import choose
 from fico_export.runtime.inputs.clip_text import ClipText
 from fico_export.runtime.inputs.embedding import open_table, rows
-from fico_export.runtime.inputs.images import ImageFeatures, ImageSource, Pixels, Range, load_image
+from fico_export.runtime.inputs.images import ImageFeatures, ImageSource, Pixels, Range, Video, load_image
 from fico_export.runtime.inputs.layout import Layout
 from fico_export.runtime.inputs.layouts.base import Size
 from fico_export.runtime.inputs.preprocess import ImageProcessor
 from fico_export.runtime.inputs.prompt import PromptFormatter
 from fico_export.runtime.inputs.tile_runs import run_tiles
+from fico_export.runtime.inputs.video import frames_of
 from fico_export.runtime.sampling import Sampler, Sampling
 
 if TYPE_CHECKING:
@@ -173,12 +174,17 @@ class OpenBundle:
         if decoder is not None:
             decoder.close()
 
-    def preprocess(self, image: ImageSource, *, image_range: Range | None = None, among: int = 1) -> Pixels:
+    def preprocess(
+        self, image: ImageSource | Video, *, image_range: Range | None = None, among: int = 1
+    ) -> Pixels:
         """An image as the tower is shown it; other arguments as for `encode_image`.
 
         Raises:
-            InputError: not an image, or too large; or the bundle takes no prompt with so many.
+            InputError: not an image, or too large; or the bundle takes no prompt with so many, or no video.
         """
+        if isinstance(image, Video):
+            videos = self.layout.videos
+            return videos.video_pixels(frames_of(image, videos.frames, image_range), self.processor)
         layout = self.layout.among(among)
         return layout.pixels(load_image(image, image_range=image_range), self.processor)
 
@@ -230,7 +236,7 @@ class OpenBundle:
                 f"pixels are a {type(pixels).__name__}, and where an image stands in a prompt depends on its size",
                 fix="give what preprocess(image) returns",
             )
-        layout = self.layout.that_of(pixels)
+        layout = self.layout.of_kind(pixels.kind)
         text = self.read_prompt(None) if text is None else text
         feeds = {"pixel_values": pixels.values, **text}
         if layout.masked:
@@ -249,8 +255,8 @@ class OpenBundle:
         row = None if self._newline is None else self._newline.astype(features.dtype)
         added = planes[0] if planes else None
         again = None if pixels.image is None else (pixels.image, text)
-        several = pixels.several
-        return ImageFeatures(features, keep_index, digest, pixels.size, block, added, row, several, again)
+        kind = pixels.kind
+        return ImageFeatures(features, keep_index, digest, pixels.size, block, added, row, kind, again)
 
     def as_among(self, image: ImageFeatures, count: int) -> ImageFeatures:
         """An encoded image as it stands in a prompt of so many: encoded again where the model shows it otherwise there.
@@ -259,10 +265,10 @@ class OpenBundle:
             InputError: it was encoded for a prompt of another number, and cannot be encoded again; or as of `preprocess`.
         """
         layout = self.layout.among(count)
-        if image.several == layout.several:
+        if image.kind in (layout.kind, "video"):
             return image
         if image.again is None:
-            if not image.several:
+            if image.kind == "alone":
                 return image  # of another bundle: whoever takes it compares its shape
             raise InputError(
                 "an image was encoded as one of several, and stands alone in this prompt, where the model shows it otherwise",
@@ -273,7 +279,7 @@ class OpenBundle:
 
     def encode_image(
         self,
-        image: ImageSource,
+        image: ImageSource | Video,
         prompt: str | None = None,
         *,
         image_range: Range | None = None,
@@ -282,7 +288,7 @@ class OpenBundle:
         """Features [K, D] and kept positions [K] of an image: to ask about it several times, or for a decoder of your own.
 
         Args:
-            image: the image.
+            image: the image, or a video.
             prompt: the question to be asked, for a bundle whose method reads it to choose what it keeps.
             image_range: of a grey image of more than 8 bits, the values that become black and white; its own by default.
             among: images that the prompt is to show; some models show one of several otherwise. A conversation that is given

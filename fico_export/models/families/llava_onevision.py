@@ -1,5 +1,7 @@
 """LLaVA-OneVision: up to 36 more tiles of an image alone, resampled where they are many; several images are one tile each.
 
+A video's frames are one tile each too, with half as many rows and columns of tokens.
+
 Source: Li et al., arXiv 2408.03326; transformers' LlavaOnevisionForConditionalGeneration.
 """
 
@@ -21,7 +23,9 @@ _RATIO = re.compile(r"anyres_max_([1-9][0-9]?)")
 
 
 def _images(config: Any, tower: ClipConfig, aside: int) -> Images:
-    return anyres.images(config, tower, aside, most=_most(config.vision_aspect_ratio), single=True)
+    return anyres.images(
+        config, tower, aside, most=_most(config.vision_aspect_ratio), single=True, videos=True
+    )
 
 
 def _most(ratio: Any) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fico_export import reducers
 from fico_export.bundle import graph_names
-from fico_export.bundle.profiles import MAX_TILES, NEWLINES, LayoutRecord, Profile
+from fico_export.bundle.profiles import MAX_TILES, NEWLINES, VIDEO, LayoutRecord, Profile
 from fico_export.errors import CheckpointError, ConfigError, unknown_name
 from fico_export.models.parts import config_check
 from fico_export.models.parts.llava_like import Images
@@ -26,7 +26,9 @@ SINGLE = "1"
 """The profile of one tile, of each of several images in a prompt."""
 
 
-def images(config: Any, tower: ClipConfig, aside: int, *, most: int = 0, single: bool = False) -> Images:
+def images(
+    config: Any, tower: ClipConfig, aside: int, *, most: int = 0, single: bool = False, videos: bool = False
+) -> Images:
     """The grids of a config.json's pinpoints.
 
     Args:
@@ -35,6 +37,7 @@ def images(config: Any, tower: ClipConfig, aside: int, *, most: int = 0, single:
         aside: visual tokens of a tile beside its patches.
         most: so many first tiles as which a grid may have tokens at most, where nothing is reduced; 0 for any number.
         single: whether several images of a prompt are one tile each.
+        videos: whether it sees videos, whose frames have half as many rows and columns of tokens as a tile, rounded up.
 
     Raises:
         CheckpointError: a pinpoint is no multiple of the tile, or the CLS token is among the visual tokens.
@@ -49,7 +52,12 @@ def images(config: Any, tower: ClipConfig, aside: int, *, most: int = 0, single:
         raise _wrong(config.image_grid_pinpoints, "a list in which each stands once")
     if single:
         profiles = (*profiles, _profile_of(SINGLE, (1, 1), 1, tower))
-    return Images(profiles, LayoutRecord(rule="anyres"), partial(_shape, profiles, most), newline=True)
+    return Images(
+        profiles,
+        LayoutRecord(rule="anyres"),
+        partial(_shape, profiles, most, tower if videos else None),
+        newline=True,
+    )
 
 
 def same_pinpoints(files: Files, config: Any) -> Files:
@@ -99,12 +107,13 @@ def _profile_of(name: str, grid: tuple[int, int], tiles: int, tower: ClipConfig)
 
 
 def _shape(
-    profiles: tuple[Profile, ...], most: int, options: ExportOptions
+    profiles: tuple[Profile, ...], most: int, of_videos: ClipConfig | None, options: ExportOptions
 ) -> tuple[tuple[Profile, ...], LayoutRecord, Tiling]:
     """The grids that a request asks for, each with the graph of its number of tiles."""
     whole = options.method == "none"
     _refuse_contradictions(options, whole)
     chosen = _chosen(profiles, options.profile or ((ALL,) if whole else ()), options.method)
+    videos = () if options.frames is None else (_video(options.frames, of_videos),)
     newlines = options.newlines or ("all" if whole else "rows" if options.unpad else "drop")
     unpad = whole or options.unpad
     numbers = {"unpad": int(unpad), "newlines": NEWLINES.index(newlines)}
@@ -114,14 +123,26 @@ def _shape(
         numbers["single"] = 1
     record = LayoutRecord(rule="anyres", numbers=numbers)
     if whole:  # all tiles are treated alike, whatever the grid: one graph of one tile serves all
-        return tuple(_tile_by_tile(profile) for profile in chosen), record, EQUAL
+        return tuple(_tile_by_tile(profile) for profile in (*chosen, *videos)), record, EQUAL
     tiling = Tiling(options.tiling or "per-tile", options.base_keep, masked=options.unpad)  # type: ignore[arg-type]
     first = chosen[0].tiles
     named = (
         profile if profile.tiles == first else profile.model_copy(update={"graph": _graph(profile)})
         for profile in chosen
     )
-    return tuple(named), record, tiling
+    return (*named, *videos), record, tiling
+
+
+def _video(frames: int, tower: ClipConfig | None) -> Profile:
+    if tower is None:
+        raise ConfigError("--frames with a model that sees no videos", fix="drop --frames")
+    if not 2 <= frames <= MAX_TILES:
+        raise ConfigError(f"--frames {frames} is outside 2 … {MAX_TILES}", fix="give another number")
+    base, (rows, columns) = _profile_of(VIDEO, (1, frames), frames, tower), tower.grid
+    pooled = (-(-rows // 2), -(-columns // 2))
+    total = frames * pooled[0] * pooled[1]
+    changed = {"token_grid": pooled, "visual_tokens": total, "handed_over": total}
+    return base.model_copy(update={**changed, "graph": f"{graph_names.VISION}_{VIDEO}"})
 
 
 def _graph(profile: Profile) -> str:

@@ -6,6 +6,7 @@ Source: Liu et al., arXiv 2310.03744; checkpoints as llava-hf publishes them and
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,9 @@ import torch
 
 from fico_export.bundle.profiles import LayoutRecord, Profile
 from fico_export.errors import CheckpointError, FicoError
+from fico_export.models.mergers.base import Merger
 from fico_export.models.mergers.mlp import Projector
+from fico_export.models.mergers.pooled import Pooled
 from fico_export.models.parts import config_check
 from fico_export.models.parts.opened import opened
 from fico_export.models.parts.text_config import decoder_config
@@ -152,14 +155,16 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         profile: Profile | None = None,
         tiling: Tiling = EQUAL,
     ) -> ReductionPlan:
-        tiles = (profile or first).tiles
+        taken = profile or first
+        tiles, tokens = taken.tiles, math.prod(taken.token_grid)
         limits = Limits(
-            tower.patches,
+            tokens,
             int(keeps_cls),
             Depth(tower.total_layers, tower.layers),
             Depth(decoder.layers, decoder.layers - 1),
             has_cls=kind.cls_tokens > 0,
             tiles=tiles,
+            merged=taken.token_grid != tower.grid,
             tiling=tiling if tiles > 1 else replace(tiling, kind="per-tile"),
         )
         made = make_plan(method, keep, settings, limits)
@@ -178,10 +183,11 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
             getattr(config, "multimodal_projector_bias", True),
             dtype,
         )
-        ahead = plan.reads("following")
-        return VisionEncoder(
-            kind(tower, dtype, ahead=ahead), projector, plan, feature_layers, keeps_cls, profile or first
-        )
+        taken, ahead = profile or first, plan.reads("following")
+        merger: Merger = projector
+        if taken.token_grid != tower.grid:
+            merger = Pooled(projector, tower.grid, taken.token_grid)
+        return VisionEncoder(kind(tower, dtype, ahead=ahead), merger, plan, feature_layers, keeps_cls, taken)
 
     with _reading_config(variety):
         shapes = parameter_shapes(lambda: vision(plan("none", None, {}), torch.float32), decoder)

@@ -46,12 +46,15 @@ def tokens(folder: Path, raw: dict[str, Any], config: Any) -> Tokens:
             f"image token id {image_id} of config.json is no added token of tokenizer.json",
             fix="use the tokenizer.json of this checkpoint",
         )
+    video_id = getattr(config, "video_token_id", -1)
     named, additional = special_tokens.find(folder)
     eos_ids = stops.eos_ids(folder, raw, config)[0]
     try:
         return Tokens(
             image=added[image_id],
             image_id=image_id,
+            video=added.get(video_id),
+            video_id=video_id if video_id in added else None,
             bos=named.get("bos_token"),
             eos=named.get("eos_token"),
             eos_ids=eos_ids,

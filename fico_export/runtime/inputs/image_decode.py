@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +21,9 @@ from fico_export.runtime.inputs.image_bounds import MAX_PIXELS, BoundedReader, E
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """What Pillow is let read. Its other readers are of old formats, and one of them starts a program (EPS)."""
 
+_ANIMATED = ("GIF", "WEBP", "PNG")
+"""Of these, the formats that can hold several frames."""
+
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,6 +34,29 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _pillow_lock = threading.Lock()
+
+
+def decode_frames(content: bytes, name: str, choose: Callable[[int], Iterable[int]]) -> list[Image.Image]:
+    """Frames of an animated image, upright and as RGB.
+
+    Args:
+        content: the bytes of its file.
+        name: what to call the file in a message.
+        choose: number of frames → those that are taken.
+
+    Raises:
+        InputError: as of `decode`; or what `choose` raises.
+    """
+    if (kind := image_kinds.by_content(content)) is not None:
+        raise image_kinds.refuse(kind, name, None)
+    file, found = BoundedReader(content), []
+    with _pillow(name), Image.open(file, formats=_ANIMATED) as picture:
+        _check_pixels(picture, name)
+        file.lift()
+        for number in choose(getattr(picture, "n_frames", 1)):
+            picture.seek(number)
+            found.append(picture.convert("RGB"))
+    return found
 
 
 def decode(content: bytes, name: str, path: Path | None) -> tuple[Image.Image, TiffHeader | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from fico_export.runtime.inputs.deep_images import (
 from fico_export.runtime.inputs.image_bounds import MAX_PIXELS
 from fico_export.runtime.inputs.image_decode import decode, settle
 from fico_export.runtime.inputs.image_sources import ImageSource, path_of, read_source
-from fico_export.runtime.inputs.layouts.base import Block, Size
+from fico_export.runtime.inputs.layouts.base import Block, Kind, Size
 
 __all__ = [
     "MAX_PIXELS",
@@ -32,6 +32,7 @@ __all__ = [
     "Images",
     "Pixels",
     "Range",
+    "Video",
     "image_list",
     "load_image",
 ]
@@ -45,14 +46,14 @@ class Pixels:
 
     Attributes:
         values: [T, 3, H, W] float32.
-        size: (width, height) of the upright image that they were made from.
-        several: whether they are for a prompt with several images, of a model that shows an image alone otherwise.
+        size: (width, height) of the upright image, or of the frames, that they were made from.
+        kind: how the prompt is to show them.
         image: the upright image, of one for a prompt of its own, where the model shows several otherwise.
     """
 
     values: npt.NDArray[np.float32]
     size: Size
-    several: bool = False
+    kind: Kind = "alone"
     image: Image.Image | None = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
@@ -72,7 +73,7 @@ class ImageFeatures:
         block: the R rows of the prompt that stand for the image.
         planes: [L, K, D] what is added to the hidden states of these rows after the first L layers, where the model has such.
         newline: [D] the model's newline vector, where it has one and the image's rows end with it.
-        several: as of `Pixels`.
+        kind: as of `Pixels`.
         again: the image, and what the graph took of the prompt, to encode it as one of several.
     """
 
@@ -83,7 +84,7 @@ class ImageFeatures:
     block: Block
     planes: npt.NDArray[Any] | None = None
     newline: npt.NDArray[Any] | None = None
-    several: bool = False
+    kind: Kind = "alone"
     again: tuple[Image.Image, Mapping[str, npt.NDArray[Any]]] | None = None
 
     @property
@@ -102,13 +103,37 @@ class ImageFeatures:
         return self.block.span
 
 
-Images = ImageSource | ImageFeatures | Iterable[ImageSource | ImageFeatures]
-"""One image or several, as every `images` argument takes them."""
+@dataclass(frozen=True)
+class Video:
+    """A video, as an `images` argument takes it; a prompt shows it after the images of its turn.
 
-_ALONE = (ImageFeatures, str, os.PathLike, bytes, bytearray, memoryview, np.ndarray, Image.Image, Mapping)
+    Args:
+        source: a video file, an animated image, a folder of images in the order of their names, or images.
+    """
+
+    source: str | os.PathLike[str] | bytes | Sequence[ImageSource]
 
 
-def image_list(images: Images | None, image_range: Range | None = None) -> list[ImageSource | ImageFeatures]:
+Images = ImageSource | Video | ImageFeatures | Iterable[ImageSource | Video | ImageFeatures]
+"""One image or several, as every `images` argument takes them; videos among them."""
+
+_ALONE = (
+    ImageFeatures,
+    Video,
+    str,
+    os.PathLike,
+    bytes,
+    bytearray,
+    memoryview,
+    np.ndarray,
+    Image.Image,
+    Mapping,
+)
+
+
+def image_list(
+    images: Images | None, image_range: Range | None = None
+) -> list[ImageSource | Video | ImageFeatures]:
     """One image or several as a list; an image alone is a list of one.
 
     Args:
@@ -126,7 +151,13 @@ def image_list(images: Images | None, image_range: Range | None = None) -> list[
     given: list[Any] = [images] if alone else list(images)  # type: ignore[arg-type]
     if image_range is None:
         return given
-    return [i if isinstance(i, ImageFeatures) else load_image(i, image_range=image_range) for i in given]
+    ready = (ImageFeatures, Video)
+    return [i if isinstance(i, ready) else load_image(i, image_range=image_range) for i in given]
+
+
+def is_video(image: ImageSource | Video | ImageFeatures | Pixels) -> bool:
+    """Whether it is one, or what was made of one."""
+    return isinstance(image, Video) or (isinstance(image, ImageFeatures | Pixels) and image.kind == "video")
 
 
 def load_image(source: ImageSource, *, image_range: Range | None = None) -> Image.Image:

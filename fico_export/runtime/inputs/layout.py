@@ -22,7 +22,7 @@ from fico_export.errors import BundleError, InputError
 from fico_export.runtime.backends.base import Array, require_rows
 from fico_export.runtime.inputs import layouts
 from fico_export.runtime.inputs.images import ImageFeatures, Pixels
-from fico_export.runtime.inputs.layouts.base import NEWLINE, NONE, Block, Features, Index, Size, Tile
+from fico_export.runtime.inputs.layouts.base import NEWLINE, NONE, Block, Features, Index, Kind, Size, Tile
 from fico_export.runtime.inputs.positions import POLICIES
 from fico_export.runtime.inputs.preprocess import ImageProcessor
 
@@ -96,9 +96,10 @@ class Layout:
         positions: name of the policy.
         image_id: the image token, of which a template gives one an image.
         masked: whether the vision graph is told which tokens show padding.
+        video_id: the video token, of which a template gives one a video; None where there is none.
 
     Attributes:
-        several: whether it is that of prompts with several images, of a model that shows an image alone otherwise.
+        kind: of what it lays out; several images are as one alone where the model shows them so.
 
     Raises:
         BundleError: there is no such rule.
@@ -111,16 +112,19 @@ class Layout:
         positions: str,
         image_id: int,
         masked: bool = False,
+        video_id: int | None = None,
     ) -> None:
         self.axes, self._all, self._image_id, self.masked = record.axes, profiles, image_id, masked
         self._numbers, self._rule = record.numbers, layouts.get(record.rule)
-        self._policy = POLICIES[positions]
-        self._profiles = self._rule.among(profiles, record.numbers, False)
-        self.several, self._of_several = False, self
-        others = self._rule.among(profiles, record.numbers, True)
-        if others != self._profiles:
-            found = self._of_several = copy(self)
-            found.several, found._of_several, found._profiles = True, found, others
+        self._policy, self._video_id = POLICIES[positions], video_id
+        self._profiles = self._rule.among(profiles, record.numbers, "alone")
+        self.kind: Kind = "alone"
+        self._of_kinds: dict[Kind, Layout] = {"alone": self, "several": self}
+        for kind in ("several", "video"):
+            others = self._rule.among(profiles, record.numbers, kind)
+            if others != self._profiles:
+                found = self._of_kinds[kind] = copy(self)
+                found.kind, found._profiles = kind, others
 
     @classmethod
     def of(cls, manifest: Manifest) -> Layout:
@@ -132,7 +136,8 @@ class Layout:
         record, positions = manifest.layout, manifest.reduction.positions
         graph = manifest.graphs.get(manifest.profile.graph)
         masked = graph is not None and any(tensor.name == graph_names.VALID for tensor in graph.inputs)
-        layout = cls(record, manifest.profiles, positions, manifest.tokens.image_id, masked)
+        tokens = manifest.tokens
+        layout = cls(record, manifest.profiles, positions, tokens.image_id, masked, tokens.video_id)
         fix = "export or copy the bundle again"
         for profile in manifest.profiles:
             if problem := layout._rule.problem(profile, record.numbers):
@@ -160,7 +165,7 @@ class Layout:
         return layout
 
     def among(self, count: int) -> Layout:
-        """That of a prompt with so many images; all else here is of images alone in theirs.
+        """That of images in a prompt with so many; all else here is of an image alone in its prompt.
 
         Raises:
             InputError: the bundle has no profile for so many.
@@ -171,15 +176,35 @@ class Layout:
                 f"{count} images in a prompt: this model shows each of several images as one tile, and this bundle is for {names}",
                 fix="ask about one image, or export with --profile 1 beside the others",
             )
-        return self._of_several if count > 1 else self
+        return self._of_kinds["several" if count > 1 else "alone"]
 
     def takes(self, count: int) -> bool:
         """Whether a prompt can have so many images."""
-        return bool((self._of_several if count > 1 else self)._profiles)
+        return bool(self._of_kinds["several" if count > 1 else "alone"]._profiles)
 
-    def that_of(self, pixels: Pixels) -> Layout:
-        """That of the prompts for which they were made."""
-        return self._of_several if pixels.several else self
+    @property
+    def videos(self) -> Layout:
+        """That of videos.
+
+        Raises:
+            InputError: the bundle takes none.
+        """
+        found = self._of_kinds["video"]
+        if not found._profiles:
+            raise InputError(
+                "this bundle takes no video",
+                fix="give single frames as images; or export a model that takes videos (LLaVA-OneVision) with --frames N",
+            )
+        return found
+
+    @property
+    def frames(self) -> int:
+        """Frames of a video; 0 where the bundle takes none."""
+        return sum(profile.tiles for profile in self._of_kinds["video"]._profiles)
+
+    def of_kind(self, kind: Kind) -> Layout:
+        """That of what was made for this kind."""
+        return self._of_kinds[kind]
 
     def profile(self, size: Size) -> Profile:
         """The profile that an image of this size takes."""
@@ -195,8 +220,14 @@ class Layout:
             self.valid(image.size)
         tiles = self._rule.cut(image, self.profile(image.size), processor.resample)
         values = np.concatenate([processor(tile) for tile in tiles])
-        alone = self._of_several is not self
-        return Pixels(values, image.size, self.several, image if alone else None)
+        other = self.kind == "alone" and self._of_kinds["several"] is not self
+        return Pixels(values, image.size, self.kind, image if other else None)
+
+    def video_pixels(self, frames: Sequence[Image.Image], processor: ImageProcessor) -> Pixels:
+        """What the tower is shown of a video's upright frames, each resized to a tile without keeping its shape."""
+        height, width = self._profiles[0].size
+        tiles = [frame.resize((width, height), resample=processor.resample) for frame in frames]
+        return Pixels(np.concatenate([processor(tile) for tile in tiles]), frames[0].size, self.kind)
 
     def tiles(self, size: Size) -> list[Tile]:
         """The parts of an image that it is shown."""
@@ -259,33 +290,46 @@ class Layout:
         return min(profile.handed_over, int((whole.visual >= 0).sum()))
 
     def whole_ids(self, ids: Sequence[int], sizes: Sequence[Size]) -> list[int]:
-        """The prompt as transformers' ``generate`` has it: N visual tokens for each image token.
+        """The prompt as transformers' ``generate`` has it: N visual tokens for each token of an image or a video.
 
         Raises:
-            InputError: there are more or fewer image tokens than sizes; or as of `among`.
+            InputError: there are more or fewer such tokens than sizes; or as of `among` and `videos`.
         """
-        if (count := list(ids).count(self._image_id)) != len(sizes):
+        layouts = self.of_prompt(ids)
+        if len(layouts) != len(sizes):
             raise InputError(
-                f"the prompt has {count} image tokens, and {len(sizes)} images were given",
+                f"the prompt has {len(layouts)} image tokens, and {len(sizes)} images were given",
                 fix="give a size for each image token",
             )
-        shown, layout = iter(sizes), self.among(len(sizes))
+        shown = iter(zip(layouts, sizes, strict=True))
         found: list[int] = []
         for token in ids:
-            if token == self._image_id:
-                block = layout.whole(next(shown)).ids
+            if token in (self._image_id, self._video_id):
+                layout, size = next(shown)
+                block = layout.whole(size).ids
                 found += np.where(block == NONE, token, block).tolist()
             else:
                 found.append(token)
         return found
 
+    def of_prompt(self, ids: Sequence[int]) -> list[Layout]:
+        """That of each image and video of a prompt with one token for each.
+
+        Raises:
+            InputError: as of `among` and `videos`.
+        """
+        ids = list(ids)
+        images = self.among(ids.count(self._image_id))
+        kinds = [token == self._video_id for token in ids if token in (self._image_id, self._video_id)]
+        return [self.videos if video else images for video in kinds]
+
     def lay_out(self, ids: Sequence[int], images: Sequence[ImageFeatures]) -> LaidOut:
-        """Keys, ids and position ids of a prompt with one image token for each of the images."""
+        """Keys, ids and position ids of a prompt with one token for each of the images, videos among them."""
         shown = iter(images)
         keys: list[Hashable] = []
         parts: list[Block] = []
         position = features = 0
-        for is_image, run in groupby(ids, key=lambda token: token == self._image_id):
+        for is_image, run in groupby(ids, key=lambda token: token in (self._image_id, self._video_id)):
             tokens = list(run)
             blocks = [next(shown) for _ in tokens] if is_image else [None]
             for image in blocks:
@@ -333,13 +377,13 @@ def require_room(manifest: Manifest, layout: Layout, ids: Sequence[int], sizes: 
         InputError: it takes more positions than the model has, or more rows than a static cache; or as of `Layout.among`.
     """
     text, context = len(ids) - len(sizes), manifest.decoder.context
-    layout = layout.among(len(sizes))
-    length = text + sum(map(layout.rows, sizes))
+    shown = list(zip(layout.of_prompt(ids), sizes, strict=True))
+    length = text + sum(of.rows(size) for of, size in shown)
     if manifest.cache_rows is not None:
         require_rows(0, length, manifest.cache_rows)
-    needed = max(length, text + sum(map(layout.span, sizes)))
+    needed = max(length, text + sum(of.span(size) for of, size in shown))
     if needed >= context:
-        each = max(map(layout.features, sizes), default=0)
+        each = max((of.features(size) for of, size in shown), default=0)
         raise InputError(
             f"the prompt takes {needed} positions, {each} tokens an image; the model has {context}",
             fix="shorten the prompt, give fewer images, or export with a smaller --keep",

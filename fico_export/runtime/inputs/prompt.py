@@ -42,11 +42,13 @@ class Message:
         role: ``system``, ``user`` or ``assistant``.
         text: what was said.
         images: how many images the turn shows.
+        videos: how many videos, after the images.
     """
 
     role: str
     text: str
     images: int = 0
+    videos: int = 0
 
 
 class PromptFormatter:
@@ -139,7 +141,8 @@ class PromptFormatter:
 
     @staticmethod
     def _as_parts(message: Message) -> list[dict[str, str]]:
-        return [{"type": "image"}] * message.images + [{"type": "text", "text": message.text}]
+        shown = [{"type": "image"}] * message.images + [{"type": "video"}] * message.videos
+        return [*shown, {"type": "text", "text": message.text}]
 
     def _as_text(self, message: Message) -> str:
         return "\n".join([self.tokens.image] * message.images + [message.text])
@@ -159,12 +162,16 @@ class PromptFormatter:
         begins = bool(self.tokens.bos) and text.startswith(str(self.tokens.bos))
         ids = self._bounded.encode(text, add_special_tokens=not begins)
         image_id = self.tokens.image_id
-        wanted, shown = sum(message.images for message in messages), ids.count(image_id)
-        if wanted != shown:
-            raise InputError(
-                f"the messages have {wanted} images, the prompt made of them shows {shown}",
-                fix="put the images in a turn of the role user; a template may drop those of other roles",
-            )
+        videos = ids.count(self.tokens.video_id) if self.tokens.video_id is not None else 0
+        for what, wanted, shown in (
+            ("images", sum(message.images for message in messages), ids.count(image_id)),
+            ("videos", sum(message.videos for message in messages), videos),
+        ):
+            if wanted != shown:
+                raise InputError(
+                    f"the messages have {wanted} {what}, the prompt made of them shows {shown}",
+                    fix=f"put the {what} in a turn of the role user; a template may drop those of other roles",
+                )
         return [token for token in ids for _ in range(tokens_per_image if token == image_id else 1)]
 
     def require_system(self, system: str) -> None:
@@ -200,11 +207,12 @@ class PromptFormatter:
             raise InputError(
                 f"the text has {len(text):,} characters, more than {MAX_TEXT:,}", fix="shorten the prompt"
             )
-        if self.tokens.image in text:
-            raise InputError(
-                f"the text holds {self.tokens.image!r}, which stands for an image",
-                fix="give images by --image (in Python images=), and drop the marker from the text",
-            )
+        for marker, what in ((self.tokens.image, "image"), (self.tokens.video, "video")):
+            if marker and marker in text:
+                raise InputError(
+                    f"the text holds {marker!r}, which stands for {'an' if what == 'image' else 'a'} {what}",
+                    fix=f"give {what}s by --{what} (in Python images=), and drop the marker from the text",
+                )
         try:
             text.encode()
         except UnicodeEncodeError as error:

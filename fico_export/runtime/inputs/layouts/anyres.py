@@ -3,7 +3,8 @@
 The grid is the one that wastes least of the image, which is resized to it keeping its shape and padded. In the prompt, the tokens of
 the first tile come before those of all others, which are counted row by row of the whole grid; a newline vector follows each row.
 What stands for padding is left out as transformers does it, or stays, as most published reducers have it. Where a model shows
-several images of a prompt otherwise, each is one tile, padded to a square by the image processor, with one newline after it.
+several images of a prompt otherwise, each is one tile, padded to a square by the image processor, with one newline after it. The
+frames of a video are tiles without one before them, with one newline after the last.
 
 Numbers: `unpad`, whether tokens of padding are left out; `newlines`, which of the newline vectors stand after a reduction; `most`,
 so many first tiles as which the grid may have tokens at most, beyond which it is resampled (OneVision's `anyres_max_9`);
@@ -27,6 +28,7 @@ from fico_export.runtime.inputs.layouts.base import (
     Block,
     Features,
     Index,
+    Kind,
     Resampled,
     Rule,
     Size,
@@ -41,19 +43,24 @@ _SLACK = 1.1
 def problem(profile: Profile, numbers: Mapping[str, int]) -> str:
     """Tiles that are no grid with one before it, or numbers of another rule."""
     rows, columns = profile.tile_grid
-    if profile.tiles not in (1, rows * columns + 1) or profile.aside:
-        return "it is no grid of tiles with one tile before it, and no tile alone"
+    if profile.tiles - rows * columns not in (0, 1) or profile.aside:
+        return "it has tiles beside a grid and one before it"
+    if profile.tiles == rows * columns and rows > 1:
+        return "it has a grid of tiles without one before it"
     if unknown := numbers.keys() - _NUMBERS:
         return f"there is no number {min(unknown)}"
     return "" if numbers.get("newlines", 0) < len(NEWLINES) else "there is no such kind of newlines"
 
 
-def among(profiles: Sequence[Profile], numbers: Mapping[str, int], several: bool) -> Sequence[Profile]:
-    """Where the model distinguishes them: one tile for each of several images, a grid for an image alone."""
+def among(profiles: Sequence[Profile], numbers: Mapping[str, int], kind: Kind) -> Sequence[Profile]:
+    """Frames for a video; where the model distinguishes them, one tile for each of several images and a grid for one alone."""
+    if kind == "video":
+        return [profile for profile in profiles if _in_one_run(profile) and profile.tiles > 1]
+    images = [profile for profile in profiles if not _in_one_run(profile) or profile.tiles == 1]
     if not numbers.get("single"):
-        return profiles
-    found = [profile for profile in profiles if (profile.tiles == 1) == several]
-    return found if several else found or profiles  # a bundle of one tile shows every image by it
+        return images
+    found = [profile for profile in images if _in_one_run(profile) == (kind == "several")]
+    return found if kind == "several" else found or images  # a bundle of one tile shows every image by it
 
 
 def choose(profiles: Sequence[Profile], size: Size) -> Profile:
@@ -71,7 +78,7 @@ def choose(profiles: Sequence[Profile], size: Size) -> Profile:
 
 def cut(image: Image.Image, profile: Profile, resample: Image.Resampling) -> list[Image.Image]:
     """The whole image squeezed to a tile, then the grid's tiles, row by row; of one tile the image itself."""
-    if profile.tiles == 1:
+    if _in_one_run(profile):
         return [image]
     (height, width), (across, down) = profile.size, _canvas(profile)
     resized = image.resize(_fitted(image.size, profile), resample=resample)
@@ -84,8 +91,8 @@ def cut(image: Image.Image, profile: Profile, resample: Image.Resampling) -> lis
 
 def tiles(size: Size, profile: Profile) -> list[Tile]:
     """The whole image, then what each of the grid's tiles shows of it; padding reaches outside."""
-    if profile.tiles == 1:
-        return [Tile((0, 0, *size), size)]
+    if _in_one_run(profile):
+        return [Tile((0, 0, *size), size)] * profile.tiles
     (height, width), (across, down) = profile.size, _canvas(profile)
     fitted = _fitted(size, profile)
     left, top = (across - fitted[0]) // 2, (down - fitted[1]) // 2
@@ -99,10 +106,10 @@ def tiles(size: Size, profile: Profile) -> list[Tile]:
 
 
 def block(profile: Profile, size: Size, axes: int, numbers: Mapping[str, int]) -> Block:
-    """The first tile's tokens, then the grid's row by row, each row with its newline; of one tile, one after all."""
+    """The first tile's tokens, then the grid's row by row, each row with its newline; in one run, one after all."""
     (rows, columns), first = profile.token_grid, math.prod(profile.token_grid)
-    if profile.tiles == 1:
-        visual = np.append(np.arange(first), NEWLINE)
+    if _in_one_run(profile):
+        visual = np.append(np.arange(profile.visual_tokens), NEWLINE)
         return Block.of_cells(visual, np.tile(np.arange(len(visual)), (axes, 1)), len(visual))
     top, left, high, wide = _inside(profile, size, numbers)
     y, x = np.divmod(np.arange(high * wide), wide)
@@ -126,7 +133,7 @@ def stays(profile: Profile, whole: Block, index: Index, numbers: Mapping[str, in
         case "all":
             return newline
     # A row ends with its newline; the tokens of a tile before the grid come before all rows.
-    ends, before = np.flatnonzero(newline), math.prod(profile.token_grid) if profile.tiles > 1 else 0
+    ends, before = np.flatnonzero(newline), 0 if _in_one_run(profile) else math.prod(profile.token_grid)
     starts = np.concatenate([[before], ends[:-1] + 1])[: len(ends)]
     kept = np.concatenate([[0], np.cumsum(np.isin(whole.visual, index))])
     found: npt.NDArray[np.bool_] = np.zeros_like(newline)
@@ -150,7 +157,7 @@ def valid(profile: Profile, size: Size) -> npt.NDArray[np.bool_]:
 
 def resampled(profile: Profile, size: Size, numbers: Mapping[str, int]) -> Resampled | None:
     """What makes of all N features those that the prompt shows, where these are fewer by interpolation."""
-    if profile.tiles == 1:
+    if _in_one_run(profile):
         return None
     _, _, high, wide = _inside(profile, size, numbers)
     if (weights := _resampling(high, wide, profile, numbers)) is None:
@@ -167,6 +174,11 @@ def resampled(profile: Profile, size: Size, numbers: Mapping[str, int]) -> Resam
         return np.concatenate([features[:first], smaller.astype(features.dtype)])
 
     return apply
+
+
+def _in_one_run(profile: Profile) -> bool:
+    """Whether no tile stands before the others, so that all tokens are one run: one tile, or the frames of a video."""
+    return profile.tiles == math.prod(profile.tile_grid)
 
 
 def _canvas(profile: Profile) -> Size:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,10 @@ Size = tuple[int, int]
 
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom), in pixels of an upright image."""
+
+
+Kind = Literal["alone", "several", "video"]
+"""What is shown: the one image of a prompt, one of several, which some models show otherwise, or a video."""
 
 
 class Tile(NamedTuple):
@@ -106,8 +110,8 @@ def _as_they_are(profile: Profile, size: Size, numbers: Mapping[str, int]) -> No
     return None
 
 
-def _all_alike(profiles: Sequence[Profile], numbers: Mapping[str, int], several: bool) -> Sequence[Profile]:
-    return profiles
+def _all_alike(profiles: Sequence[Profile], numbers: Mapping[str, int], kind: Kind) -> Sequence[Profile]:
+    return [] if kind == "video" else profiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +121,7 @@ class Rule:
     Attributes:
         problem: (profile, numbers) → what the rule cannot do with them, empty where it can.
         choose: (profiles, size) → the one that an image of this size takes.
-        among: (profiles, numbers, whether a prompt shows several images) → those that its images can take.
+        among: (profiles, numbers, kind) → those that what is shown can take; none of a kind that is not shown.
         cut: (image, profile, filter to resize by) → what the tower is shown, T images in the order of the graph's input, each
             then prepared as the checkpoint's image processor does.
         tiles: (size, profile) → what these T images are of one of that size.
@@ -137,7 +141,7 @@ class Rule:
     beside: Callable[[Block, int, Mapping[str, int]], int] = _all_beside
     valid: Callable[[Profile, Size], npt.NDArray[np.bool_]] = _all_valid
     resampled: Callable[[Profile, Size, Mapping[str, int]], Resampled | None] = _as_they_are
-    among: Callable[[Sequence[Profile], Mapping[str, int], bool], Sequence[Profile]] = _all_alike
+    among: Callable[[Sequence[Profile], Mapping[str, int], Kind], Sequence[Profile]] = _all_alike
 
 
 def first(profiles: Sequence[Profile], size: Size) -> Profile:

@@ -1,0 +1,116 @@
+"""A video to some of its frames, evenly spaced, as transformers samples them: an animated image, a folder, images, or a video file."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from fico_export import extras
+from fico_export.errors import ConfigError, InputError
+from fico_export.runtime.inputs.image_bounds import MAX_PIXELS
+from fico_export.runtime.inputs.image_decode import decode_frames
+from fico_export.runtime.inputs.image_sources import name_of, read_source
+from fico_export.runtime.inputs.images import Range, Video, load_image
+
+MAX_FRAMES = 100_000
+"""Frames of the longest video: almost an hour."""
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".avif")
+"""Of the files that a folder's frames are."""
+
+_VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp")
+
+
+def frames_of(video: Video, count: int, image_range: Range | None = None) -> list[Image.Image]:
+    """So many frames of a video, upright and as RGB.
+
+    Args:
+        video: the video.
+        count: how many.
+        image_range: as of `load_image`.
+
+    Raises:
+        InputError: it cannot be read, or has fewer frames.
+        ConfigError: it is a video file, and PyAV is not installed.
+    """
+    source = video.source
+    if isinstance(source, str | os.PathLike) and (folder := Path(source)).is_dir():
+        source = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        if not source:
+            raise InputError(
+                f"{name_of(folder)} has no images", fix=f"put frames there: {', '.join(SUFFIXES)}"
+            )
+    if isinstance(source, Sequence) and not isinstance(source, str | bytes):
+        return [load_image(source[i], image_range=image_range) for i in _indices(len(source), count)]
+    if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in _VIDEOS:
+        return _of_file(Path(source), count)
+    name, content = read_source(source)
+    if not isinstance(content, bytes):
+        raise InputError(f"{name} is one image", fix="give a list of images, a folder, or a file")
+    return decode_frames(content, name, lambda total: _indices(total, count))
+
+
+def _indices(total: int, count: int) -> list[int]:
+    """Which of so many frames are taken.
+
+    Raises:
+        InputError: there are too few.
+    """
+    if total < count:
+        raise InputError(
+            f"the video has {total} frames, and this bundle takes {count}",
+            fix=f"give a longer one, or export with --frames {max(total, 2)} or fewer",
+        )
+    return [i * total // count for i in range(count)]
+
+
+def _of_file(path: Path, count: int) -> list[Image.Image]:
+    """By PyAV: once to count the frames, for a header may not say how many there are, and once to take some."""
+    try:
+        av = importlib.import_module("av")
+    except ImportError as error:
+        raise ConfigError(
+            f"to read {name_of(path)} takes PyAV, which is not installed",
+            fix=f"{extras.install('video')}; or give its frames as a folder of images: "
+            f"ffmpeg -i {path} -vf fps=1 frames/%04d.png",
+        ) from error
+    if not path.is_file():
+        raise InputError(
+            f"there is no file {name_of(path)}", fix=f"give a path that exists from {Path.cwd()}"
+        )
+    try:
+        total = _through(av, path, lambda number, frame: None)
+        wanted, found = set(_indices(total, count)), {}
+
+        def take(number: int, frame: Any) -> None:
+            if number in wanted:
+                found[number] = frame.to_image().convert("RGB")
+
+        _through(av, path, take)
+    except InputError:
+        raise
+    except Exception as error:  # FFmpeg's errors are classes of PyAV's own
+        raise InputError(
+            f"{name_of(path)} is no video, or damaged: {error}", fix="copy or download the file again"
+        ) from error
+    return [found[number] for number in sorted(found)]
+
+
+def _through(av: Any, path: Path, take: Callable[[int, Any], None]) -> int:
+    """Decode a file's video stream frame by frame; how many there are."""
+    number = 0
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            if frame.width * frame.height > MAX_PIXELS or number >= MAX_FRAMES:
+                raise InputError(
+                    f"{name_of(path)} has over {MAX_PIXELS:,} pixels a frame, or over {MAX_FRAMES:,} frames",
+                    fix="cut it to a part, or scale it down first",
+                )
+            take(number, frame)
+            number += 1
+    return number
