@@ -167,7 +167,9 @@ def test_positions_as_a_graph_takes_them():
 def test_a_rule_that_there_is_not_is_refused():
     manifest = manifest_of().model_copy(update={"layout": LayoutRecord(rule="spiral")})
 
-    with pytest.raises(BundleError, match="by the rule 'spiral'; this fico_export knows grid, square"):
+    with pytest.raises(
+        BundleError, match="by the rule 'spiral'; this fico_export knows anyres, grid, square"
+    ):
         Layout.of(manifest)
 
 

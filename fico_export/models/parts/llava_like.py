@@ -145,6 +145,14 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         images = variety.images(config, tower, int(keeps_cls))
     first = images.profiles[0]
 
+    of_one = Limits(
+        tower.patches,
+        int(keeps_cls),
+        Depth(tower.total_layers, tower.layers),
+        Depth(decoder.layers, decoder.layers - 1),
+        has_cls=kind.cls_tokens > 0,
+    )
+
     def plan(
         method: str,
         keep: int | None,
@@ -152,15 +160,7 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         profile: Profile | None = None,
         tiling: Tiling = EQUAL,
     ) -> ReductionPlan:
-        limits = Limits(
-            tower.patches,
-            int(keeps_cls),
-            Depth(tower.total_layers, tower.layers),
-            Depth(decoder.layers, decoder.layers - 1),
-            has_cls=kind.cls_tokens > 0,
-            tiles=(profile or first).tiles,
-            tiling=tiling,
-        )
+        limits = replace(of_one, tiles=(profile or first).tiles, tiling=tiling)
         made = make_plan(method, keep, settings, limits)
         if made.at(Site.ENCODER_LAYER) and len(feature_layers) > 1:
             raise CheckpointError(
@@ -170,13 +170,9 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         return made
 
     def vision(plan: ReductionPlan, dtype: torch.dtype, profile: Profile | None = None) -> VisionEncoder:
-        projector = Projector(
-            tower.hidden_size * len(feature_layers),
-            decoder.hidden_size,
-            config.projector_hidden_act,
-            getattr(config, "multimodal_projector_bias", True),
-            dtype,
-        )
+        bias = getattr(config, "multimodal_projector_bias", True)
+        inputs, outputs = tower.hidden_size * len(feature_layers), decoder.hidden_size
+        projector = Projector(inputs, outputs, config.projector_hidden_act, bias, dtype)
         ahead = plan.reads("following")
         return VisionEncoder(
             kind(tower, dtype, ahead=ahead), projector, plan, feature_layers, keeps_cls, profile or first

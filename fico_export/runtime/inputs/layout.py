@@ -120,9 +120,8 @@ class Layout:
             BundleError: the manifest names a rule that there is not, or gives it profiles or numbers that it does not take.
         """
         record, positions = manifest.layout, manifest.reduction.positions
-        masked = any(
-            tensor.name == graph_names.VALID for tensor in manifest.graph(manifest.profile.graph).inputs
-        )
+        vision = manifest.graphs.get(manifest.profile.graph)
+        masked = vision is not None and graph_names.VALID in vision.shapes()
         layout = cls(record, manifest.profiles, positions, manifest.tokens.image_id, masked)
         fix = "export or copy the bundle again"
         for profile in manifest.profiles:
