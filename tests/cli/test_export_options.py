@@ -45,6 +45,7 @@ def test_every_option_is_a_keyword_and_is_described():
     assert all(f"{option.name}: {words(option.about.text)}" in described for option in options()[2:])
     assert {name: p.default for name, p in parameters.items() if p.default not in (None, "demo")} == {
         "max_batch": 1,
+        "unpad": False,
         "overwrite": False,
         "copy_weights": False,
         "verify": True,
@@ -53,12 +54,20 @@ def test_every_option_is_a_keyword_and_is_described():
 
 def test_every_option_that_is_not_of_one_machine_is_a_key_of_a_recipe(tmp_path):
     given = [option for option in options() if not option.about.local]
-    texts = {"keep": "3", "block": "3", "max_context": "3", "max_batch": "3", "settings": "{}"}
+    texts = {
+        "keep": "3",
+        "block": "3",
+        "max_context": "3",
+        "max_batch": "3",
+        "base_keep": "3",
+        "settings": "{}",
+    }
+    texts["unpad"] = "true"
     lines = [f"{o.name} = {texts.get(o.name, repr((o.about.choices or ['x'])[0]))}" for o in given]
     (tmp_path / "r.toml").write_text("\n".join(['description = "d"', *lines]))
     recipe = Recipe.load(tmp_path / "r.toml")
 
-    assert {name for name in NAMES if getattr(recipe, name) not in (None, False, True)} == {
+    assert {name for name in NAMES if getattr(recipe, name) not in (None, False, True)} | {"unpad"} == {
         option.name for option in given
     }
 

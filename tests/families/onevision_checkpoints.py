@@ -6,6 +6,7 @@ from functools import cache
 import torch
 import transformers
 from anyres_checkpoints import fill, rename
+from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers.video_processing_utils import VideoProcessorMixin
 
@@ -134,8 +135,30 @@ class Theirs:
         prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return self.processor(text=[prompt], images=[shown] if shown else None, return_tensors="pt")
 
-    def answer(self, *turns, new_tokens=8):
+    def pixels(self, frames):
+        """[1, F, 3, H, W] as the video processor makes them, by the image processor, on Pillow."""
+        tiles = [frame.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for frame in frames]
+        made = self.processor.image_processor(tiles, return_tensors="pt")["pixel_values"]
+        return made[None, :, 0]  # the whole image's tile
+
+    def video(self, frames):
+        """[F·9 + 1, D]: the frames' features and the newline."""
+        with torch.no_grad():
+            return self.model.get_video_features(self.pixels(frames)).pooler_output[0].numpy()
+
+    def answer(self, *turns, new_tokens=8, video=None):
+        """Its tokens; a video is of the first turn, which has one text."""
         fed = self.inputs(*turns)
+        if video is not None:
+            image = self.processor.image_token_id
+            ids, newline = fed["input_ids"][0].tolist(), self.processor.tokenizer("\n")["input_ids"][0]
+            at = ids.index(newline, max((i for i, token in enumerate(ids) if token == image), default=0))
+            ids[at:at] = [self.processor.video_token_id] * (9 * len(video) + 1)
+            more = {
+                "input_ids": torch.tensor([ids]),
+                "attention_mask": torch.ones(1, len(ids), dtype=torch.int64),
+            }
+            fed = {**fed, **more, "pixel_values_videos": self.pixels(video)}
         with torch.no_grad():
             made = self.model.generate(**fed, max_new_tokens=new_tokens, do_sample=False)
         return made[0, fed["input_ids"].shape[1] :].tolist()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from onevision_checkpoints import SIDE, Theirs, write_onevision
 
 import fico_export
 from fico_export import models
-from fico_export.errors import CheckpointError, ConfigError, InputError
+from fico_export.errors import CheckpointError, ConfigError, FicoError, InputError
 from fico_export.options import ExportOptions
 from fico_export.runtime.inputs.layout import Layout
 from fico_export.runtime.inputs.layouts import anyres
@@ -21,6 +22,8 @@ from fico_export.runtime.inputs.prompt import Message
 from fico_export.runtime.sampling import GREEDY
 
 QUESTION, MORE = "What is it?", "And this?"
+FRAMES = 4  # of nine: 0, 2, 4 and 6
+NINE = [picture(90, 60, i) for i in range(9)]
 # One tile, odd sides, sides of a pixel, and grids so large that they are resampled: 5×6, 6×6, 6×2.
 SIZES = [(200, 150), (70, 70), (31, 30), (260, 90), (1, 57), (57, 1), (420, 333), (400, 401), (130, 420)]
 
@@ -37,8 +40,8 @@ def theirs(checkpoint):
 
 @pytest.fixture(scope="module")
 def whole(make_bundle, checkpoint):
-    """All tokens, every grid, as the model was trained."""
-    with fico_export.load(make_bundle(checkpoint, method="none")) as vlm:
+    """All tokens, every grid and videos, as the model was trained."""
+    with fico_export.load(make_bundle(checkpoint, method="none", frames=FRAMES)) as vlm:
         yield vlm
 
 
@@ -91,6 +94,68 @@ def test_images_that_were_encoded_alone_are_encoded_again_among_others_and_not_t
     assert "encode_image(image)" in raised.value.fix
 
 
+def test_a_video_alone_and_with_an_image_is_answered_as_by_transformers(whole, theirs):
+    image, video = picture(200, 150), fico_export.Video(NINE)
+
+    for images in ([], [image]):
+        said = whole.generate(QUESTION, [video, *images], max_new_tokens=8, sampling=GREEDY)
+        assert said.token_ids == theirs.answer((images, QUESTION), video=NINE[:8:2])
+    assert len(whole.encode_image(video).block.ids) == FRAMES * 9 + 1
+    chat = whole.chat()
+    first = chat.ask(QUESTION, video, max_new_tokens=4, sampling=GREEDY)
+    second = chat.ask(MORE, image, max_new_tokens=4, sampling=GREEDY)
+    assert second.cached_tokens >= first.prompt_tokens - 1  # the video stands as it stood
+    assert second.visual_tokens == len(whole.encode_image(image).features) + FRAMES * 9
+
+
+def test_a_video_is_a_folder_an_animation_or_images(whole, tmp_path):
+    for i, frame in enumerate(NINE):
+        frame.save(tmp_path / f"{i}.png")
+    (tmp_path / "notes.txt").write_text("no frame")
+    NINE[0].save(tmp_path.parent / "all.png", save_all=True, append_images=NINE[1:])
+    expected = whole.preprocess(fico_export.Video(NINE)).values
+
+    for source in (tmp_path, str(tmp_path.parent / "all.png"), (tmp_path.parent / "all.png").read_bytes()):
+        np.testing.assert_array_equal(whole.preprocess(fico_export.Video(source)).values, expected)
+    NINE[0].save(tmp_path / "all.gif", save_all=True, append_images=NINE[1:], duration=100)
+    assert whole.preprocess(fico_export.Video(tmp_path / "all.gif")).values.shape == (FRAMES, 3, SIDE, SIDE)
+
+
+def test_a_video_file_is_read_by_pyav(whole, tmp_path):
+    av = pytest.importorskip("av", reason="pip install '.[video]'")
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 96, 64, "yuv420p", 4_000_000
+        for frame in NINE:
+            container.mux(stream.encode(av.VideoFrame.from_image(frame.resize((96, 64)))))
+        container.mux(stream.encode())
+    read = whole.preprocess(fico_export.Video(tmp_path / "clip.mp4")).values
+
+    near = whole.preprocess(fico_export.Video([frame.resize((96, 64)) for frame in NINE])).values
+    assert np.abs(read - near).mean() < 0.1
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(InputError, match=r"broken\.mp4' is no video, or damaged"):
+        whole.preprocess(fico_export.Video(tmp_path / "broken.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ([NINE[0]] * 3, ["3 frames", "takes 4", "--frames 3"]),
+        ("clip.mp4", ["takes PyAV", ".[video]", "ffmpeg -i clip.mp4"]),
+        (".", ["has no images"]),
+        ("clip.gif", ["no file 'clip.gif'"]),
+    ],
+)
+def test_a_video_that_cannot_be_read_is_refused(whole, monkeypatch, tmp_path, source, words):
+    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(FicoError) as raised:
+        whole.generate(QUESTION, fico_export.Video(source))
+    assert all(word in f"{raised.value} {raised.value.fix}" for word in words), raised.value
+
+
 def test_the_layout_is_the_processors_over_fifty_sizes(whole, theirs):
     generator = np.random.default_rng(0)
 
@@ -103,9 +168,11 @@ def test_the_layout_is_the_processors_over_fifty_sizes(whole, theirs):
 
 def test_one_graph_of_one_tile_serves_36_grids_and_one_of_several_images(whole):
     manifest = whole.manifest
+    *images, video = manifest.profiles
 
-    assert len(manifest.profiles) == 37
-    assert {profile.graph for profile in manifest.profiles} == {"vision_encoder"}
+    assert len(images) == 37
+    assert {profile.graph for profile in images} == {"vision_encoder"}
+    assert (video.graph, video.runs, video.token_grid) == ("vision_encoder_video", FRAMES, (3, 3))
     assert manifest.graphs["vision_encoder"].shapes()["pixel_values"] == [1, 3, SIDE, SIDE]
     assert manifest.layout.numbers == {"unpad": 1, "newlines": 2, "most": 9, "single": 1}
 
@@ -148,10 +215,22 @@ def test_logits_of_what_is_kept_are_those_of_transformers_at_the_places_that_it_
     """`g-prune` keeps features as they are. An image alone has the usual grid, and of several each K tokens."""
     with fico_export.load(
         make_bundle(
-            checkpoint, 20, method="g-prune", newlines="rows", unpad=True, positions=positions, verify=False
+            checkpoint,
+            20,
+            method="g-prune",
+            newlines="rows",
+            unpad=True,
+            positions=positions,
+            frames=4,
+            verify=False,
         )
     ) as vlm:
-        assert [profile.name for profile in vlm.manifest.profiles] == ["2x2", "1"]
+        assert [profile.name for profile in vlm.manifest.profiles] == ["2x2", "1", "video"]
+        video = vlm.encode_image(fico_export.Video(NINE))
+        assert video.block.visual.tolist() == [*range(20), NEWLINE]
+        at = list(range(21)) if positions == "compact" else [*video.keep_index.tolist(), 36]
+        assert video.offsets.tolist() == [at]
+        np.testing.assert_allclose(video.features, theirs.video(NINE[:8:2])[video.keep_index], atol=2e-5)
         for images in ([picture(140, 130)], [picture(200, 150, 1), picture(90, 260, 2)]):
             encoded = [vlm.encode_image(image, among=len(images)) for image in images]
             assert [len(image.features) for image in encoded] == [20] * len(images)
@@ -209,6 +288,8 @@ def test_a_budget_larger_than_a_tile_is_for_images_alone(make_bundle, checkpoint
     bundle = make_bundle(checkpoint, 40, method="g-prune", profile="2x2")
     with fico_export.load(bundle) as vlm:
         vlm.generate(QUESTION, picture(200, 150), max_new_tokens=1)
+        with pytest.raises(InputError, match="takes no video"):
+            vlm.generate(QUESTION, fico_export.Video(NINE))
         with pytest.raises(InputError, match=r"2 images in a prompt: .* this bundle is for 2x2") as raised:
             vlm.generate(QUESTION, [picture(200, 150), picture(9, 9)])
     assert "--profile 1" in raised.value.fix
@@ -299,6 +380,10 @@ def test_files_that_cannot_be_are_refused_by_name(tmp_path, checkpoint, file, ch
         ({"keep": 20, "profile": ["7x1"]}, ["7x1", "6x6, all"]),
         ({"keep": 20, "method": "g-prune", "profile": ["6x6", "1"]}, ["37 … 925", "37 tiles"]),
         ({"keep": 20, "method": "fastv", "settings": {"layer": 1}, "profile": ["2x2", "1"]}, ["one --profile"]),
+        ({"keep": 20, "method": "fastv", "settings": {"layer": 1}, "frames": 4}, ["no --frames"]),
+        ({"keep": 20, "method": "visionzip", "frames": 4}, ["profile video", "visionzip", "without --frames"]),
+        ({"keep": 60, "method": "divprune", "frames": 4, "profile": ["2x2"]}, ["profile video", "4 … 36"]),
+        ({"keep": 20, "frames": 1}, ["--frames 1", "2 … 256"]),
         ({"keep": 20, "method": "cls-topk", "tiling": "joint"}, ["--tiling joint", "cls-topk"]),
     ],
 )  # fmt: skip

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fico_export.errors import ParityError
+from fico_export.parity.compare import compare
 from fico_export.parity.report import Check, Report, require
-from fico_export.parity.verify import _compare
 
 GOOD = np.ones((2, 3), np.float32)
 
@@ -24,7 +24,7 @@ def test_a_value_that_is_no_number_fails_wherever_it_stands(precision, value, pl
         pairs = [(GOOD, GOOD)] * 3
         pairs[place] = pair
         report = Report("bundle", precision)
-        _compare(report, "graph", pairs)
+        compare(report, "graph", pairs)
 
         assert "cosine" in {check.metric for check in report.failed}
         with pytest.raises(ParityError, match="graph: "):

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from fico_export import models
-from fico_export.parity import verify
+from fico_export.parity import vision
 from fico_export.parity.report import Report
 from fico_export.runtime.inputs.images import Pixels
+from fico_export.runtime.inputs.layout import Layout
 
 
 def outcome(checkpoint, method, change, precision="fp32"):
@@ -27,11 +28,12 @@ def outcome(checkpoint, method, change, precision="fp32"):
 
     reduction = SimpleNamespace(method=method, keep=16, options={})
     manifest = SimpleNamespace(reduction=reduction, precision=precision, quantization=None)
-    vlm = SimpleNamespace(read_prompt=lambda text: {}, encode_pixels=encode_pixels)
+    layout = Layout(model.layout, model.profiles, "original", model.tokens.image_id)
+    vlm = SimpleNamespace(read_prompt=lambda text: {}, encode_pixels=encode_pixels, layout=layout)
     shape = model.profile.input_shape
     pixels = [Pixels(np.random.RandomState(i).randn(*shape).astype(np.float32), shape[2:]) for i in range(2)]
     report = Report("bundle", precision)
-    verify._vision(report, manifest, model, vlm, model.profile, pixels)
+    vision.check_vision(report, manifest, model, vlm, model.profile, pixels)
     return report
 
 
@@ -57,7 +59,7 @@ def test_another_token_fails_where_torch_keeps_its_own(tiny_checkpoint):
 
 def test_another_token_passes_where_torch_parts_with_itself(tiny_checkpoint, monkeypatch):
     """A nudge so large that it is another image stands for scores so close that any nudge decides."""
-    monkeypatch.setitem(verify.NUDGE, "fp32", 1.0)
+    monkeypatch.setitem(vision.NUDGE, "fp32", 1.0)
     report = outcome(tiny_checkpoint, "cls-topk", one_other)
     check = report.checks[0]
 
@@ -68,7 +70,7 @@ def test_another_token_passes_where_torch_parts_with_itself(tiny_checkpoint, mon
 
 
 def test_a_tie_excuses_no_more_than_torch_itself_shows(tiny_checkpoint, monkeypatch):
-    monkeypatch.setitem(verify.NUDGE, "fp32", 1.0)
+    monkeypatch.setitem(vision.NUDGE, "fp32", 1.0)
     report = outcome(
         tiny_checkpoint, "cls-topk", lambda index: np.array([i for i in range(64) if i not in index][:16])
     )

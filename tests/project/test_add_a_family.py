@@ -281,7 +281,6 @@ def test_each_tile_keeps_its_share_and_the_kept_cells_are_drawn_in_their_tiles(b
 @pytest.mark.parametrize(
     ("method", "keep", "words"),
     [
-        ("dpp", 7, "each of an image's 2 tiles by itself, and 7 is no multiple"),
         ("ficoco-v", 8, "reads single patches, and this model joins several"),
         ("zooprune", 8, "reads single patches"),
         ("dpp", 1, "outside 2 … 32"),

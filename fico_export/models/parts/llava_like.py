@@ -148,6 +148,14 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         images = variety.images(config, tower, int(keeps_cls))
     first = images.profiles[0]
 
+    of_one = Limits(
+        tower.patches,
+        int(keeps_cls),
+        Depth(tower.total_layers, tower.layers),
+        Depth(decoder.layers, decoder.layers - 1),
+        has_cls=kind.cls_tokens > 0,
+    )
+
     def plan(
         method: str,
         keep: int | None,
@@ -155,19 +163,7 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         profile: Profile | None = None,
         tiling: Tiling = EQUAL,
     ) -> ReductionPlan:
-        taken = profile or first
-        tiles, tokens = taken.tiles, math.prod(taken.token_grid)
-        limits = Limits(
-            tokens,
-            int(keeps_cls),
-            Depth(tower.total_layers, tower.layers),
-            Depth(decoder.layers, decoder.layers - 1),
-            has_cls=kind.cls_tokens > 0,
-            tiles=tiles,
-            merged=taken.token_grid != tower.grid,
-            tiling=tiling if tiles > 1 else replace(tiling, kind="per-tile"),
-        )
-        made = make_plan(method, keep, settings, limits)
+        made = make_plan(method, keep, settings, _limits(of_one, profile or first, tiling))
         if made.at(Site.ENCODER_LAYER) and len(feature_layers) > 1:
             raise CheckpointError(
                 f"--method {method} shortens the tower between the layers {feature_layers} that this model joins",
@@ -176,18 +172,12 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         return made
 
     def vision(plan: ReductionPlan, dtype: torch.dtype, profile: Profile | None = None) -> VisionEncoder:
-        projector = Projector(
-            tower.hidden_size * len(feature_layers),
-            decoder.hidden_size,
-            config.projector_hidden_act,
-            getattr(config, "multimodal_projector_bias", True),
-            dtype,
-        )
-        taken, ahead = profile or first, plan.reads("following")
-        merger: Merger = projector
-        if taken.token_grid != tower.grid:
-            merger = Pooled(projector, tower.grid, taken.token_grid)
-        return VisionEncoder(kind(tower, dtype, ahead=ahead), merger, plan, feature_layers, keeps_cls, taken)
+        bias = getattr(config, "multimodal_projector_bias", True)
+        inputs, outputs = tower.hidden_size * len(feature_layers), decoder.hidden_size
+        projector = Projector(inputs, outputs, config.projector_hidden_act, bias, dtype)
+        taken, seen = profile or first, kind(tower, dtype, ahead=plan.reads("following"))
+        merger = _merger(projector, tower.grid, taken.token_grid)
+        return VisionEncoder(seen, merger, plan, feature_layers, keeps_cls, taken)
 
     with _reading_config(variety):
         shapes = parameter_shapes(lambda: vision(plan("none", None, {}), torch.float32), decoder)
@@ -205,6 +195,21 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         shape=images.shape,
         newline=NEWLINE if images.newline else None,
     )
+
+
+def _limits(of_one: Limits, profile: Profile, tiling: Tiling) -> Limits:
+    """Those of an image of a profile; `of_one` are those of a tile."""
+    return replace(
+        of_one,
+        patches=math.prod(profile.token_grid),
+        tiles=profile.tiles,
+        merged=profile.token_grid != profile.patch_grid,
+        tiling=tiling if profile.tiles > 1 else replace(tiling, kind="per-tile"),
+    )
+
+
+def _merger(projector: Projector, grid: tuple[int, int], tokens: tuple[int, int]) -> Merger:
+    return projector if tokens == grid else Pooled(projector, grid, tokens)
 
 
 def _parsed(variety: Variety, raw: dict[str, Any]) -> Any:

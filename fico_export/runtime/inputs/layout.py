@@ -134,8 +134,8 @@ class Layout:
             BundleError: the manifest names a rule that there is not, or gives it profiles or numbers that it does not take.
         """
         record, positions = manifest.layout, manifest.reduction.positions
-        graph = manifest.graphs.get(manifest.profile.graph)
-        masked = graph is not None and any(tensor.name == graph_names.VALID for tensor in graph.inputs)
+        vision = manifest.graphs.get(manifest.profile.graph)
+        masked = vision is not None and graph_names.VALID in vision.shapes()
         tokens = manifest.tokens
         layout = cls(record, manifest.profiles, positions, tokens.image_id, masked, tokens.video_id)
         fix = "export or copy the bundle again"
