@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fico_export.bundle.manifest import Tokens
-from fico_export.bundle.profiles import LayoutRecord, Profile
+from fico_export.bundle.profiles import VIDEO, LayoutRecord, Profile
 from fico_export.errors import CheckpointError, ConfigError
 from fico_export.models.clip_text import PREFIX, Clip
 from fico_export.models.decoders.base import Decoder, DecoderConfig, EmbedTokens
@@ -147,9 +147,11 @@ class Architecture:
         try:
             return self.plan(plan.method, keep, plan.settings, profile=profile)
         except ConfigError as error:
+            without = (
+                "drop --frames" if profile.name == VIDEO else f"leave it out: --profile {self.profile.name}"
+            )
             raise ConfigError(
-                f"for what takes the profile {profile.name}: {error.what}",
-                fix=f"{error.fix}; or leave {profile.name} out: --profile {self.profile.name}, without --frames",
+                f"the profile {profile.name} cannot have this: {error.what}", fix=f"{error.fix}; or {without}"
             ) from error
 
     def embed_tokens(self, dtype: torch.dtype) -> EmbedTokens:

@@ -45,7 +45,7 @@ class Vlm(OpenBundle):
 
         Args:
             prompt: the question.
-            images: the image or images it is about, shown before it; or what `encode_image` made of them.
+            images: the image or images it is about, shown before it, or a `Video`; or what `encode_image` made of them.
             max_new_tokens: at most so many tokens; by default what the bundle's generation_config.json says, or 256.
             sampling: how tokens are chosen; what it leaves open is what the bundle's generation_config.json says.
             stop: strings that end the answer; by default those of the bundle's generation_config.json.

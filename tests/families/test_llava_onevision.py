@@ -282,7 +282,7 @@ def rows_left(visual, kept, images):
 
 
 def test_a_budget_larger_than_a_tile_is_for_images_alone(make_bundle, checkpoint, tmp_path):
-    with pytest.raises(ConfigError, match=r"--profile 1 .*--keep 40 is outside 1 … 25") as raised:
+    with pytest.raises(ConfigError, match=r"the profile 1 cannot .*--keep 40 is outside 1 … 25") as raised:
         fico_export.export(checkpoint, 40, out=tmp_path / "out", method="g-prune")
     assert raised.value.fix.endswith("--profile 2x2")
     bundle = make_bundle(checkpoint, 40, method="g-prune", profile="2x2")
@@ -381,7 +381,7 @@ def test_files_that_cannot_be_are_refused_by_name(tmp_path, checkpoint, file, ch
         ({"keep": 20, "method": "g-prune", "profile": ["6x6", "1"]}, ["37 … 925", "37 tiles"]),
         ({"keep": 20, "method": "fastv", "settings": {"layer": 1}, "profile": ["2x2", "1"]}, ["one --profile"]),
         ({"keep": 20, "method": "fastv", "settings": {"layer": 1}, "frames": 4}, ["no --frames"]),
-        ({"keep": 20, "method": "visionzip", "frames": 4}, ["profile video", "visionzip", "without --frames"]),
+        ({"keep": 20, "method": "visionzip", "frames": 4}, ["profile video", "visionzip", "drop --frames"]),
         ({"keep": 60, "method": "divprune", "frames": 4, "profile": ["2x2"]}, ["profile video", "4 … 36"]),
         ({"keep": 20, "frames": 1}, ["--frames 1", "2 … 256"]),
         ({"keep": 20, "method": "cls-topk", "tiling": "joint"}, ["--tiling joint", "cls-topk"]),
