@@ -216,6 +216,15 @@ class OpenBundle:
                 feeds["clip_text"] = self.clip_text(prompt)
         return feeds
 
+    def feeds(
+        self, pixels: Pixels, text: Mapping[str, npt.NDArray[Any]] | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Inputs of the vision graph by name, `pixel_values` with all tiles; arguments and errors as of `encode_pixels`."""
+        feeds = {"pixel_values": pixels.values, **(self.read_prompt(None) if text is None else text)}
+        if self.layout.masked:
+            feeds[graph_names.VALID] = self.layout.valid(pixels.size).astype(np.int64)
+        return feeds
+
     def encode_pixels(
         self, pixels: Pixels, text: Mapping[str, npt.NDArray[Any]] | None = None
     ) -> ImageFeatures:
@@ -229,10 +238,7 @@ class OpenBundle:
                 f"pixels are a {type(pixels).__name__}, and where an image stands in a prompt depends on its size",
                 fix="give what preprocess(image) returns",
             )
-        feeds = {"pixel_values": pixels.values, **(self.read_prompt(None) if text is None else text)}
-        if self.layout.masked:
-            feeds[graph_names.VALID] = self.layout.valid(pixels.size).astype(np.int64)
-        profile = self.layout.profile(pixels.size)
+        feeds, profile = self.feeds(pixels, text), self.layout.profile(pixels.size)
         with self.owned():
             session = self._vision(profile)
             outputs = run_tiles(lambda given: self._run(session, "vision graph", given), profile, feeds)

@@ -207,6 +207,7 @@ def test_a_config_that_cannot_be_is_refused_by_name(tmp_path, checkpoint, change
         ({"keep": 20, "method": "visionzip", "unpad": True}, ["--unpad", "visionzip", "g-prune"]),
         ({"keep": 20, "base_keep": 17}, ["--base-keep 17"]),
         ({"keep": 60, "base_keep": 17}, ["17", "16 tokens of a tile"]),
+        ({"method": "cls-topk@40,divprune@20", "unpad": True}, ["--unpad", "one method"]),
         ({"method": "none", "tiling": "joint"}, ["--tiling joint", "none"]),
         (
             {"keep": 20, "method": "fastv", "settings": {"layer": 1}, "profile": ["all"]},
