@@ -1,4 +1,4 @@
-"""Models with random weights at real sizes, written piece by piece: a LLaVA-1.5 checkpoint, and a Llama as GGUF for llama.cpp.
+"""Models with random weights at real sizes, written piece by piece: LLaVA checkpoints, and a Llama as GGUF for llama.cpp.
 
 The words mean nothing; memory and time are those of the real thing.
 """
@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+import transformers
 from safetensors.torch import save_file
-from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from fico_export.demo import checkpoint as demo
 
@@ -33,6 +33,7 @@ TEXT: dict[str, dict[str, int]] = {
         "1b": (2048, 5632, 22, 32, 4, 32064),
         "7b": (4096, 11008, 32, 32, 32, 32064),
         "13b": (5120, 13824, 40, 40, 40, 32064),
+        "mistral-7b": (4096, 14336, 32, 32, 8, 32064),
     }.items()
 }
 SHARD_BYTES = 2e9
@@ -40,26 +41,42 @@ _Q4_0, _Q6_K, _F32 = 2, 14, 0
 _ALIGNMENT = 32
 
 
-def write_checkpoint(folder: Path, size: str) -> None:
-    """A LLaVA-1.5 checkpoint in FP16; memory is that of one shard."""
+def write_checkpoint(folder: Path, size: str, kind: str = "Llava") -> None:
+    """A LLaVA-1.5 checkpoint in FP16, or of kind `LlavaNext` one of that family; memory is that of one shard."""
     folder.mkdir(parents=True)
-    text = TEXT[size] | {"model_type": "llama", "max_position_embeddings": 4096}
+    mistral = {"model_type": "mistral", "sliding_window": None, "max_position_embeddings": 32768}
+    text = TEXT[size] | (
+        mistral if "mistral" in size else {"model_type": "llama", "max_position_embeddings": 4096}
+    )
     vision = VISION | (_SMALL if size == "tiny" else {})
     image_id = TEXT[size]["vocab_size"] - 64
     patches = (int(vision["image_size"]) // int(vision["patch_size"])) ** 2
-    config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=image_id,
+    grids = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)] if kind == "LlavaNext" else []
+    side = int(vision["image_size"])
+    pinpoints = (
+        {"image_grid_pinpoints": [[rows * side, columns * side] for rows, columns in grids]} if grids else {}
+    )
+    config = getattr(transformers, f"{kind}Config")(
+        **pinpoints, vision_config=vision, text_config=text, image_token_index=image_id,
         pad_token_id=image_id + 1, image_seq_length=patches, dtype="float16",
     )  # fmt: skip
     with torch.device("meta"):
-        shapes = {k: v.shape for k, v in LlavaForConditionalGeneration(config).named_parameters()}
-    config.architectures = ["LlavaForConditionalGeneration"]
+        model = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+        shapes = {k: v.shape for k, v in model.named_parameters()}
+    config.architectures = [f"{kind}ForConditionalGeneration"]
     config.save_pretrained(folder)
     _write_shards(folder, shapes)
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": image_id + 1}
     (folder / "generation_config.json").write_text(json.dumps(ids))
     demo.write_tokenizer(folder, [demo._WORDS, demo._WORDS.upper()], image_id)
     demo.write_processor(folder, vision)
+    if kind != "Llava":
+        path = folder / "preprocessor_config.json"
+        named = {
+            "image_processor_type": f"{kind}ImageProcessor",
+            "image_grid_pinpoints": config.image_grid_pinpoints,
+        }
+        path.write_text(json.dumps(json.loads(path.read_text()) | named))
 
 
 def _write_shards(folder: Path, shapes: dict[str, torch.Size]) -> None:

@@ -2,13 +2,11 @@
 
 import hashlib
 from contextlib import contextmanager
-from functools import cache
 
 import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
-from torch.onnx._internal.exporter import _registration as registration
 
 from fico_export.devices import targets
 from fico_export.exporter import graphs, trace
@@ -23,10 +21,7 @@ def decoder_graph(model, precision="fp32", target="portable"):
 
 @contextmanager
 def traced_once(shared):
-    """For the time of the block, modules that are alike in every value are traced once, by whichever worker comes first.
-
-    And torch's table of how its operators become ONNX's is made once for each opset: it takes a fifth of a trace.
-    """
+    """For the time of the block, modules that are alike in every value are traced once, by whichever worker comes first."""
     made, real = {}, trace.trace
 
     def remembered(make, opset):
@@ -41,8 +36,6 @@ def traced_once(shared):
     with pytest.MonkeyPatch.context() as patch:
         for place in (trace, graphs):
             patch.setattr(place, "trace", remembered)
-        table = registration.ONNXRegistry.from_torchlib
-        patch.setattr(registration.ONNXRegistry, "from_torchlib", staticmethod(cache(table)))
         yield
 
 

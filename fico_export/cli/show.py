@@ -116,8 +116,11 @@ def _with_merges(
 
     reduction = vlm.manifest.reduction
     checkpoint = checkpoint_of(vlm.folder, vlm.manifest, model, clip_text)
-    module = encoder(checkpoint, reduction.method, reduction.keep, reduction.options)
-    followed = trace(module, vlm.preprocess(found.picture).values, vlm.read_prompt(prompt))
+    pixels = vlm.preprocess(found.picture)
+    module = encoder(checkpoint, reduction.method, reduction.keep, reduction.options)(
+        vlm.layout.profile(pixels.size).name
+    )
+    followed = trace(module, vlm.feeds(pixels, vlm.read_prompt(prompt)))
     shares = followed.shares(found.view.cells) if followed.steps else None
     if shares is None:
         raise ConfigError(

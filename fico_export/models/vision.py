@@ -18,6 +18,7 @@ changes the shapes of all that follows. A graph of one tile serves images of sev
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from fico_export.models.mergers.base import Merger, Sensitive
 from fico_export.models.ports import GraphModule, Port, Ports
 from fico_export.models.towers.base import Tower, TowerLayer
 from fico_export.reducers.base.cues import Cues, Prompt
-from fico_export.reducers.base.plan import ReductionPlan, Step
+from fico_export.reducers.base.plan import Group, ReductionPlan, Step
 from fico_export.reducers.base.reducer import Reduction, Site
 from fico_export.reducers.stages.select import take
 
@@ -109,33 +110,45 @@ class VisionEncoder(GraphModule):
             )
         self.clip = None
         self.groups = plan.groups if self.runs == 1 else (replace(plan.groups[0], tiles=1),)
-        self.reduce, *others = (self._reducers(group.steps) for group in self.groups)
-        self.reduce_others = nn.ModuleList(others)
         self.joint = plan.joint
-        self.reduce_joint = nn.ModuleList(self._reducers(group.steps) for group in plan.joint)
+        self.reduce = nn.ModuleDict()
+        for part, group in [*self.parts(), *self._joint_parts()]:
+            self.reduce.update(self._reducers(part, group.steps))
         self.earlier_layer = next((s.earlier_layer for s in plan.steps if s.earlier_layer is not None), None)
 
-    def _reducers(self, steps: tuple[Step, ...]) -> nn.ModuleDict:
+    def parts(self) -> list[tuple[str, Group]]:
+        """Tiles that are reduced alike, and what the names of their reducers begin with: of the first, with nothing."""
+        ends = accumulate(group.tiles for group in self.groups)
+        starts = [end - group.tiles for end, group in zip(ends, self.groups, strict=True)]
+        return [
+            (f"tile_{start}_" if start else "", group)
+            for start, group in zip(starts, self.groups, strict=True)
+        ]
+
+    def _joint_parts(self) -> list[tuple[str, Group]]:
+        return [(f"joint_{i}_", group) for i, group in enumerate(self.joint)]
+
+    def _reducers(self, part: str, steps: tuple[Step, ...]) -> dict[str, nn.Module]:
         """The modules that reduce a tile, by their places."""
         found: dict[str, nn.Module] = {}
         for step in steps:
             if step.reducer.site is Site.ENCODER_LAYER:
-                found |= {f"layer_{i}": Reduce(step, keep) for i, keep in step.schedule.items()}
+                found |= {f"{part}layer_{i}": Reduce(step, keep) for i, keep in step.schedule.items()}
             elif step.reducer.site is not Site.DECODER_LAYER:
-                found[step.reducer.site.name.lower()] = Reduce(step, step.keep - self.keeps_cls)
-        return nn.ModuleDict(found)
+                found[part + step.reducer.site.name.lower()] = Reduce(step, step.keep - self.keeps_cls)
+        return found
 
     def forward(self, pixel_values: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
         """[T, 3, H, W] and what `extra_inputs` names → image_features [B, K, D], keep_index [B, K]."""
         extra = dict(zip(self.extra_inputs, others, strict=True))
         pixels, valid = pixel_values, extra.pop("valid", None)
         if len(self.groups) == 1 and self.profile.tiles == self.runs:
-            return self._reduced(pixels, extra, valid, self.reduce)
+            return self.of_tiles(pixels, extra, valid)
         parts, first = [], 0
-        for group, reduce in zip(self.groups, (self.reduce, *self.reduce_others), strict=True):
+        for part, group in self.parts():
             tiles = slice(first, first + group.tiles)
             mask = None if valid is None or self.joint else valid[tiles]
-            found = self._reduced(pixels[tiles] if len(self.groups) > 1 else pixels, extra, mask, reduce)
+            found = self.of_tiles(pixels[tiles] if len(self.groups) > 1 else pixels, extra, mask, part)
             parts.append(self._as_one(*found, first))
             first += group.tiles
         features, index = (
@@ -143,10 +156,20 @@ class VisionEncoder(GraphModule):
         )
         return self._jointly(features, index, valid) if self.joint else (features, index)
 
-    def _reduced(
-        self, pixel_values: Tensor, text: dict[str, Tensor], valid: Tensor | None, reduce: nn.ModuleDict
+    def of_tiles(
+        self, pixel_values: Tensor, text: dict[str, Tensor], valid: Tensor | None = None, part: str = ""
     ) -> tuple[Tensor, Tensor]:
-        """Tiles [t, 3, H, W], each by itself → features [t, k, D] and raster positions [t, k] within each."""
+        """Tiles [t, 3, H, W], each by itself → features [t, k, D] and raster positions [t, k] within each.
+
+        Args:
+            pixel_values: of the tiles.
+            text: what the graph takes of the prompt, by input.
+            valid: [t, N], 0 for a token that shows padding.
+            part: what the names of these tiles' reducers begin with.
+        """
+        reduce = {
+            name.removeprefix(part): module for name, module in self.reduce.items() if name.startswith(part)
+        }
         config, first = self.vision_tower.config, self.vision_tower.cls_tokens
         grid = self.profile.patch_grid
         hidden = self.vision_tower.embed(pixel_values.to(self.multi_modal_projector.dtype))
@@ -207,13 +230,12 @@ class VisionEncoder(GraphModule):
         """All tokens [1, n, D] with their places [1, n] → what is left of each part that is reduced as one."""
         mask = None if valid is None else take(valid.flatten()[None], index) != 0
         kept, first = [], 0
-        for group, reduce in zip(self.joint, self.reduce_joint, strict=True):
+        for name, group in self._joint_parts():
             rows = slice(first, first + group.before)
             cues = Cues((1, group.before), index[:, rows], valid=None if mask is None else mask[:, rows])
             part = features[:, rows]
             if group.steps:
-                assert isinstance(reduce, nn.ModuleDict)
-                reduced, cues = reduce["projector_output"](part, cues)
+                reduced, cues = self.reduce[f"{name}projector_output"](part, cues)
                 part = reduced.tokens
             kept.append((part, cues.positions))
             first += group.before

@@ -70,19 +70,13 @@ def vision_flops(model: Architecture, plan: ReductionPlan) -> Flops:
         counted = _count(module, pixels, *(extra[name] for name in module.extra_inputs))
     parts = {
         "embedding": counted.get("vision_tower.embeddings", 0),
-        "reducer": sum(n for name, n in counted.items() if _is_reducer(name)),
+        "reducer": sum(
+            n for name, n in counted.items() if name.startswith("reduce.") and name.count(".") == 1
+        ),
         "projector": counted.get("multi_modal_projector", 0),
     }
     parts["tower"] = counted[""] - sum(parts.values())
     return {part: model.profile.runs * count for part, count in parts.items()}
-
-
-def _is_reducer(name: str) -> bool:
-    """Whether a submodule is one application of a reducer: `reduce.layer_3`, or of another group of tiles `reduce_others.0.layer_3`."""
-    place, *rest = name.split(".")
-    return (place == "reduce" and len(rest) == 1) or (
-        place in ("reduce_others", "reduce_joint") and len(rest) == 2
-    )
 
 
 def prefill_flops(model: Architecture, plan: ReductionPlan, text_tokens: int) -> Flops:

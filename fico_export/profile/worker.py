@@ -22,6 +22,7 @@ from fico_export.profile.memory import DevicePeak, cuda_free_bytes, forget_host_
 from fico_export.profile.picture import drawn
 from fico_export.profile.vision import shares
 from fico_export.runtime import backends
+from fico_export.runtime.inputs.tile_runs import run_tiles
 from fico_export.runtime.sampling import Sampling
 from fico_export.runtime.vlm import Vlm
 
@@ -105,12 +106,12 @@ class Worker:
         if open_timed is None:
             return {}
         pixels = vlm.preprocess(self._picture)
-        feeds = {"pixel_values": pixels.values, **vlm.read_prompt(self._job.prompt)}
-        graph = vlm.folder / vlm.manifest.graph(vlm.layout.profile(pixels.size).graph).file
+        feeds, profile = vlm.feeds(pixels, vlm.read_prompt(self._job.prompt)), vlm.layout.profile(pixels.size)
+        graph = vlm.folder / vlm.manifest.graph(profile.graph).file
         del vlm, self._vlm  # room for a second session of the tower
         session = open_timed(graph, self._job.threads, Path(self._job.scratch) / "vision")
         for _ in range(VISION_RUNS):
-            session.run(None, feeds)
+            run_tiles(lambda given: session.run(None, given), profile, feeds)
         return shares(Path(session.end_profiling()))
 
 

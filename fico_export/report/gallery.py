@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
 _LONGEST_PX, _STEP_PX = 640, 240
 _QUALITY = 88
 
-Tracer = Callable[[npt.NDArray[np.float32], Mapping[str, npt.NDArray[Any]]], "Trace"]
+Tracer = Callable[[Profile, Mapping[str, npt.NDArray[Any]]], "Trace"]
+"""The profile of an image and what the vision graph takes of it, by input → what became of its tokens."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,9 @@ def item(vlm: Vlm, image: ImageSource, prompt: str | None, tracer: Tracer | None
     if tracer is None or not reduction.steps:
         return Item(vlm.manifest.name, name, facts, whole)
     pixels = vlm.preprocess(found.picture)
-    trace = tracer(pixels.values, vlm.read_prompt(prompt))
-    merged, notes = _merged(found, trace, vlm.layout.profile(pixels.size), scale)
+    profile = vlm.layout.profile(pixels.size)
+    trace = tracer(profile, vlm.feeds(pixels, vlm.read_prompt(prompt)))
+    merged, notes = _merged(found, trace, profile, scale)
     if reduction.in_decoder:
         notes.append(
             "What the layers of the decoder drop or merge is only in the image of what is kept: it is not followed step by step."

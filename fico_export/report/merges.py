@@ -8,9 +8,10 @@ indices) have none. A reducer that is not so is found out, since A @ tokens is c
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,15 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fico_export.bundle import graph_names
 from fico_export.models.source import SourceModel
-from fico_export.models.vision import Reduce, VisionEncoder, extra_inputs
+from fico_export.models.vision import Reduce, VisionEncoder
 from fico_export.reducers.base.cues import Cues
 from fico_export.reducers.base.plan import Step
 from fico_export.reducers.base.reducer import Reduction
+
+Encoder = Callable[[str], VisionEncoder]
+"""Name of a profile → its module."""
 
 TOLERANCE = 1e-4  # of the largest value left
 
@@ -83,27 +88,52 @@ class Trace:
         return parts
 
 
-def encoder(checkpoint: SourceModel, method: str, keep: int, options: dict[str, Any]) -> VisionEncoder:
-    """The vision graph's module with its weights, in FP32."""
+def encoder(checkpoint: SourceModel, method: str, keep: int, options: dict[str, Any]) -> Encoder:
+    """The vision graph's module of each profile, with its weights, in FP32."""
     plan = checkpoint.plan(method, keep, options)
-    with torch.device("meta"):
-        module = checkpoint.vision(plan, torch.float32)
-    module.extra_inputs = extra_inputs(plan)
-    return checkpoint.with_weights(module)
+
+    @cache
+    def of(name: str) -> VisionEncoder:
+        profile = next(profile for profile in checkpoint.profiles if profile.name == name)
+        with torch.device("meta"):
+            module = checkpoint.vision(checkpoint.plan_for(plan, profile), torch.float32, profile=profile)
+        return checkpoint.with_weights(module)
+
+    return of
 
 
-def trace(
-    module: VisionEncoder, pixels: npt.NDArray[np.float32], text: Mapping[str, npt.NDArray[Any]]
-) -> Trace:
-    """Run an image through the module and follow its tokens.
+def trace(module: VisionEncoder, feeds: Mapping[str, npt.NDArray[Any]]) -> Trace:
+    """Run an image through the module and follow its tokens; those of tiles that are reduced as one are not followed.
 
     Args:
-        module: of `encoder`.
-        pixels: [1, 3, S, S].
-        text: what the vision graph reads of the prompt, by input.
+        module: of `encoder`, for the image's profile.
+        feeds: what the vision graph takes, by input, all tiles of the image in `pixel_values`.
     """
+    given = {name: torch.from_numpy(np.ascontiguousarray(rows)) for name, rows in feeds.items()}
+    given = {
+        name: rows.to(torch.float32) if rows.is_floating_point() else rows for name, rows in given.items()
+    }
+    pixels, valid = given.pop("pixel_values"), given.pop(graph_names.VALID, None)
+    # Not inference_mode: its tensors take no part in derivatives.
+    with torch.no_grad():
+        if module.joint:
+            _, index = module(pixels, *([] if valid is None else [valid]), *given.values())
+            return Trace(index[0].numpy(), [])
+        parts = [part for part, group in module.parts() for _ in range(group.tiles)] * module.runs
+        masks = [None] * len(pixels) if valid is None else [mask[None] for mask in valid]
+        rows = zip(pixels, masks, parts, strict=True)
+        tiles = [_of_tile(module, tile[None], given, mask, part) for tile, mask, part in rows]
+    return tiles[0] if len(tiles) == 1 else _joined(tiles, module)
+
+
+def _of_tile(
+    module: VisionEncoder, pixels: Tensor, text: dict[str, Tensor], valid: Tensor | None, begins: str
+) -> Trace:
+    """One tile, whose reducers' names begin so."""
     steps: list[Application] = []
-    named = {part: name for name, part in module.reduce.items()}
+    named = {
+        part: name.removeprefix(begins) for name, part in module.reduce.items() if name.startswith(begins)
+    }
 
     def follow(part: torch.nn.Module, given: tuple[Tensor, Cues], left: tuple[Reduction, Cues]) -> None:
         assert isinstance(part, Reduce)
@@ -113,15 +143,47 @@ def trace(
 
     hooks = [part.register_forward_hook(follow) for part in named]
     try:
-        # Not inference_mode: its tensors take no part in derivatives.
-        with torch.no_grad():
-            rows = [torch.from_numpy(np.ascontiguousarray(text[name])) for name in module.extra_inputs]
-            rows = [row.to(torch.float32) if row.is_floating_point() else row for row in rows]
-            _, index = module(torch.from_numpy(pixels), *rows)
+        _, index = module.of_tiles(pixels, text, valid, begins)
     finally:
         for hook in hooks:
             hook.remove()
     return Trace(index[0].numpy(), steps)
+
+
+def _joined(tiles: list[Trace], module: VisionEncoder) -> Trace:
+    """What became of each tile, as of one image: tokens numbered through, each tile's weights in a block of their own."""
+    profile = module.profile
+    tokens = profile.visual_tokens // profile.tiles
+    index = np.concatenate([tile.keep_index + i * tokens for i, tile in enumerate(tiles)])
+    found: list[Application] = []
+    longest = max(tiles, key=lambda tile: len(tile.steps))  # it has every place of a tile with a larger share
+    live = [np.arange(tokens - profile.aside) for _ in tiles]
+    for name in [step.name for step in longest.steps]:
+        there = [next((step for step in tile.steps if step.name == name), None) for tile in tiles]
+        blocks = [
+            np.eye(len(rows)) if step is None else step.weights
+            for step, rows in zip(there, live, strict=True)
+        ]
+        live = [rows if step is None else step.live for step, rows in zip(there, live, strict=True)]
+        known = [step for step in there if step is not None]
+        weights = (
+            None
+            if any(block is None for block in blocks)
+            else _in_blocks([b for b in blocks if b is not None])
+        )
+        numbered = np.concatenate([rows + i * (tokens - profile.aside) for i, rows in enumerate(live)])
+        found.append(Application(name, known[0].method, numbered, weights, max(step.error for step in known)))
+    return Trace(index, found)
+
+
+def _in_blocks(blocks: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    """Matrices along the diagonal of one."""
+    whole = np.zeros([sum(block.shape[axis] for block in blocks) for axis in (0, 1)])
+    row = column = 0
+    for block in blocks:
+        whole[row : row + len(block), column : column + block.shape[1]] = block
+        row, column = row + len(block), column + block.shape[1]
+    return whole
 
 
 @contextmanager

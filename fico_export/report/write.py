@@ -148,5 +148,5 @@ def _tracer(
             raise
         return None, f"No maps of merges for {manifest.name}: {error.what}; {error.fix}"
     reduction = manifest.reduction
-    module = encoder(checkpoint, reduction.method, reduction.keep, reduction.options)
-    return lambda pixels, text: trace(module, pixels, text), ""
+    module_of = encoder(checkpoint, reduction.method, reduction.keep, reduction.options)
+    return lambda profile, feeds: trace(module_of(profile.name), feeds), ""

@@ -223,6 +223,16 @@ class OpenBundle:
                 feeds["clip_text"] = self.clip_text(prompt)
         return feeds
 
+    def feeds(
+        self, pixels: Pixels, text: Mapping[str, npt.NDArray[Any]] | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Inputs of the vision graph by name, `pixel_values` with all tiles; arguments and errors as of `encode_pixels`."""
+        feeds = {"pixel_values": pixels.values, **(self.read_prompt(None) if text is None else text)}
+        if self.layout.masked:
+            valid = self.layout.of_kind(pixels.kind).valid(pixels.size)
+            feeds[graph_names.VALID] = valid.astype(np.int64)
+        return feeds
+
     def encode_pixels(
         self, pixels: Pixels, text: Mapping[str, npt.NDArray[Any]] | None = None
     ) -> ImageFeatures:
@@ -238,10 +248,7 @@ class OpenBundle:
             )
         layout = self.layout.of_kind(pixels.kind)
         text = self.read_prompt(None) if text is None else text
-        feeds = {"pixel_values": pixels.values, **text}
-        if layout.masked:
-            feeds[graph_names.VALID] = layout.valid(pixels.size).astype(np.int64)
-        profile = layout.profile(pixels.size)
+        feeds, profile = self.feeds(pixels, text), layout.profile(pixels.size)
         with self.owned():
             session = self._vision(profile)
             outputs = run_tiles(lambda given: self._run(session, "vision graph", given), profile, feeds)

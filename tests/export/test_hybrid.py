@@ -28,10 +28,10 @@ def hybrid(tokens, cues, keep, options):
     return Reduction(self_preserving(take(tokens, targets), take(tokens, sources), partner), targets)
 
 
-def test_a_hybrid_of_two_methods_is_short_and_exports(grid24_checkpoint, tmp_path):
+def test_a_hybrid_of_two_methods_is_short_and_exports(shallow24_checkpoint, tmp_path):
     assert len(inspect.getsource(hybrid).splitlines()) < 10
 
-    model, target = models.load(grid24_checkpoint), targets.get(targets.DEFAULT)
+    model, target = models.load(shallow24_checkpoint), targets.get(targets.DEFAULT)
     plan = model.plan("tome", 192, {})
     step = plan.at(Site.ENCODER_LAYER)
     own = replace(step, method="hybrid", reducer=replace(step.reducer, apply=hybrid))

@@ -72,8 +72,8 @@ def words(model, seed, count, length):
 
 
 @pytest.fixture(scope="module")
-def model(grid24_checkpoint):
-    return models.load(grid24_checkpoint)
+def model(shallow24_checkpoint):
+    return models.load(shallow24_checkpoint)
 
 
 @pytest.fixture(scope="module")

@@ -276,8 +276,8 @@ def test_nodes_carry_the_names_of_their_modules_and_no_paths(grid24_checkpoint, 
     assert b".py" not in (tmp_path / "vision.onnx").read_bytes()
 
 
-def test_the_projector_runs_on_the_kept_tokens_alone(grid24_checkpoint, tmp_path):
-    model = load(grid24_checkpoint)
+def test_the_projector_runs_on_the_kept_tokens_alone(shallow24_checkpoint, tmp_path):
+    model = load(shallow24_checkpoint)
     for method in ("ficoco-v", "pool", "divprune"):
         rows = 576 if reducers.get(method).site is Site.PROJECTOR_OUTPUT else 64
         plan = model.plan(method, 64, {})

@@ -87,7 +87,7 @@ def test_the_layout_is_the_processors_over_fifty_sizes(whole, theirs):
 def test_one_graph_of_one_tile_serves_every_grid(whole):
     manifest = whole.manifest
 
-    assert [profile.name for profile in manifest.profiles] == ["1x2", "2x1", "2x2", "3x1", "1x3"]
+    assert [profile.name for profile in manifest.profiles] == ["2x2", "1x2", "2x1", "3x1", "1x3"]
     assert {profile.graph for profile in manifest.profiles} == {"vision_encoder"}
     assert manifest.graphs["vision_encoder"].shapes()["pixel_values"] == [1, 3, SIDE, SIDE]
 
@@ -207,6 +207,7 @@ def test_a_config_that_cannot_be_is_refused_by_name(tmp_path, checkpoint, change
         ({"keep": 20, "method": "visionzip", "unpad": True}, ["--unpad", "visionzip", "g-prune"]),
         ({"keep": 20, "base_keep": 17}, ["--base-keep 17"]),
         ({"keep": 60, "base_keep": 17}, ["17", "16 tokens of a tile"]),
+        ({"method": "cls-topk@40,divprune@20", "unpad": True}, ["--unpad", "one method"]),
         ({"method": "none", "tiling": "joint"}, ["--tiling joint", "none"]),
         (
             {"keep": 20, "method": "fastv", "settings": {"layer": 1}, "profile": ["all"]},

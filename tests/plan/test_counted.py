@@ -101,10 +101,10 @@ def counted(bundle, name, **sizes):
         ("g-prune", {"precision": "int4", "block": 32, "quantize_vision": "int8", "quantize_head": "int8"}),
     ],
 )
-def test_a_bundle_of_576_tokens_costs_what_was_planned(grid24_checkpoint, make_bundle, method, options):
-    bundle = make_bundle(grid24_checkpoint, 64, method=method, verify=False, **options)
+def test_a_bundle_of_576_tokens_costs_what_was_planned(shallow24_checkpoint, make_bundle, method, options):
+    bundle = make_bundle(shallow24_checkpoint, 64, method=method, verify=False, **options)
     planned = advice.plan(
-        open_architecture(str(grid24_checkpoint)),
+        open_architecture(str(shallow24_checkpoint)),
         PlanRequest(method=method, keep=64, text_tokens=TEXT, new_tokens=9, **options),
     )
     vision, prefill, decode = planned.stages

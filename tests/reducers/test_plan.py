@@ -123,10 +123,12 @@ def test_what_makes_no_sense_is_refused_with_the_reason(method, keep, settings, 
         assert word in said
 
 
-def test_a_chain_in_the_graph_is_its_methods_one_after_the_other(grid24_checkpoint, make_bundle, photographs):
+def test_a_chain_in_the_graph_is_its_methods_one_after_the_other(
+    shallow24_checkpoint, make_bundle, photographs
+):
     """Exported, verified and run; the second method chooses among what the first has left."""
-    vlm = fico_export.load(make_bundle(grid24_checkpoint, method="ficoco-v@192,scope@100,cenprune@64"))
-    first = fico_export.load(make_bundle(grid24_checkpoint, 192, method="ficoco-v"))
+    vlm = fico_export.load(make_bundle(shallow24_checkpoint, method="ficoco-v@192,scope@100,cenprune@64"))
+    first = fico_export.load(make_bundle(shallow24_checkpoint, 192, method="ficoco-v"))
     for picture in photographs[:2]:
         left = vlm.encode_image(picture)
 
@@ -143,9 +145,9 @@ def test_a_chain_in_the_graph_is_its_methods_one_after_the_other(grid24_checkpoi
     ]
 
 
-def test_a_chain_into_the_decoder(grid24_checkpoint, make_bundle, photographs):
+def test_a_chain_into_the_decoder(shallow24_checkpoint, make_bundle, photographs):
     vlm = fico_export.load(
-        make_bundle(grid24_checkpoint, method="cenprune@192,fastv@64", settings={"layer": 1})
+        make_bundle(shallow24_checkpoint, method="cenprune@192,fastv@64", settings={"layer": 1})
     )
     answer = vlm.generate("What is it?", [photographs[0]], max_new_tokens=4)
 

@@ -9,6 +9,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from exhaustive import of_each
 from reducer_cases import (
     REFERENCES,
     acts_before_the_decoder,
@@ -62,7 +63,8 @@ def test_torch_equals_the_reference_over_a_hundred_seeds(method):
         assert_right(method, inputs, keep, run(method, inputs, keep))
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
+# The others' operators are in these graphs, and each one's whole graph runs in tests/export/test_vision_graph.py.
+@pytest.mark.parametrize("method", of_each([name for name in METHODS if name != "none"]))
 def test_onnx_runtime_equals_torch(method, tmp_path):
     grid, keep = (
         ((8, 8), 16) if method == "vispruner" else ((24, 24), 64)

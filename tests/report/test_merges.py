@@ -97,7 +97,7 @@ def model():
 @pytest.mark.parametrize("method", ["ficoco-v", "visionzip@192,cenprune@64"])
 def test_steps_are_multiplied_to_where_each_patch_ended(model, method):
     pixels = np.random.default_rng(0).normal(size=(1, 3, 192, 192)).astype(np.float32)
-    followed = trace(encoder(model, method, 64, {}), pixels, {})
+    followed = trace(encoder(model, method, 64, {})(model.profile.name), {"pixel_values": pixels})
     expected = np.eye(576)
     for step in followed.steps:
         expected = np.array([[row @ column for column in expected.T] for row in step.weights])

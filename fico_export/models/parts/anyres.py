@@ -165,10 +165,12 @@ def _refuse_contradictions(options: ExportOptions, whole: bool) -> None:
 
 
 def _chosen(profiles: tuple[Profile, ...], names: tuple[str, ...], method: str | None) -> tuple[Profile, ...]:
-    """The profiles of these names, in the order of the pinpoints, which decides between equals.
+    """The profiles of these names; the usual one first, as a bundle's numbers are those of its first.
 
-    By default the usual one, and that of several images, unless the decoder reduces, which takes one image.
+    The others stay in the order of the pinpoints, which decides between grids that waste as much of an image. By default the usual
+    one, and that of several images, unless the decoder reduces, which takes one image.
     """
+    profiles = tuple(sorted(profiles, key=lambda profile: profile.name != USUAL))
     known = {profile.name: profile for profile in profiles}
     if ALL in names:
         return profiles

@@ -110,6 +110,11 @@ def make_plan(method: str, keep: int | None, settings: dict[str, Any], limits: L
         _check_order(steps, step)
         steps.append(step)
         before = budget
+    if limits.tiling.masked and len(steps) > 1:
+        raise ConfigError(
+            f"--unpad with --method {method}: how many tokens show the image is held against the last budget alone",
+            fix="drop --unpad, or give one method",
+        )
     if limits.tiling.kind != "per-tile" and steps and not tiles.joint:
         raise ConfigError(
             f"--tiling {limits.tiling.kind} with --method {method}: tiles are joined at the projector's output, where it does nothing",
