@@ -129,7 +129,7 @@ def test_the_graph_of_every_number_of_tiles_compiles_without_a_gpu(
 
 
 def test_tiles_are_drawn_where_they_lie(make_bundle, checkpoint):
-    bundle = make_bundle(checkpoint, 23, method="divprune", profile="all", verify=False)
+    bundle = make_bundle(checkpoint, 23, method="divprune", verify=False)
     with fico_export.load(bundle) as vlm:
         found = kept(vlm, picture(224, 112))
         cells = found.view.patch_of_pixels(224, 112)
