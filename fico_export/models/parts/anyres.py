@@ -91,7 +91,8 @@ def _shape(
 ) -> tuple[tuple[Profile, ...], LayoutRecord, Tiling]:
     """The grids that a request asks for, each with the graph of its number of tiles."""
     whole = options.method == "none"
-    _refuse_contradictions(options, whole)
+    if whole:
+        _refuse_contradictions(options)
     chosen = _chosen(profiles, options.profile or ((ALL,) if whole else ()))
     newlines = options.newlines or ("all" if whole else "rows" if options.unpad else "drop")
     unpad = whole or options.unpad
@@ -101,7 +102,7 @@ def _shape(
     record = LayoutRecord(rule="anyres", numbers=numbers)
     if whole:  # all tiles are treated alike, whatever the grid: one graph of one tile serves all
         return tuple(_tile_by_tile(profile) for profile in chosen), record, EQUAL
-    tiling = Tiling(options.tiling or "per-tile", options.base_keep, masked=options.unpad)  # type: ignore[arg-type]
+    tiling = Tiling(options.tiling or "per-tile", options.base_keep, masked=options.unpad)
     first = chosen[0].tiles
     named = (
         profile
@@ -112,17 +113,14 @@ def _shape(
     return tuple(named), record, tiling
 
 
-def _refuse_contradictions(options: ExportOptions, whole: bool) -> None:
-    if not whole:
-        return
-    for flag, given in (
-        ("--tiling", options.tiling),
-        ("--base-keep", options.base_keep),
-        ("--newlines", options.newlines),
-    ):
-        if given not in (None, "all"):
+def _refuse_contradictions(options: ExportOptions) -> None:
+    """Refuse what says how to share a budget, and other newlines than the model's own, where nothing is reduced."""
+    newlines = None if options.newlines == "all" else options.newlines
+    given = {"--tiling": options.tiling, "--base-keep": options.base_keep, "--newlines": newlines}
+    for flag, value in given.items():
+        if value is not None:
             raise ConfigError(
-                f"{flag} {given} with --method none, which keeps all that the model was trained on",
+                f"{flag} {value} with --method none, which keeps all that the model was trained on",
                 fix=f"drop {flag}, or choose a method: `fico list methods`",
             )
 
