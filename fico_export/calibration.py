@@ -10,11 +10,11 @@ import torch
 from fico_export import documents
 from fico_export.errors import ConfigError
 from fico_export.exporter.stream import Tokens
+from fico_export.in_full import in_full
 from fico_export.models.decoders.base import EMBEDDINGS
 from fico_export.models.source import SourceModel
 from fico_export.runtime.inputs.image_sources import beside
-from fico_export.runtime.inputs.images import ImageFeatures, ImageSource, load_image
-from fico_export.runtime.inputs.layout import Layout
+from fico_export.runtime.inputs.images import ImageSource, load_image
 from fico_export.runtime.inputs.positions import as_input
 from fico_export.runtime.inputs.preprocess import ImageProcessor
 from fico_export.runtime.inputs.prompt import Message, PromptFormatter
@@ -48,18 +48,11 @@ def sequences(checkpoint: SourceModel, entries: Iterable[tuple[ImageSource, str]
     texts = checkpoint.files()
     formatter = PromptFormatter(texts.tokenizer, texts.chat_template, checkpoint.tokens)
     processor = ImageProcessor.from_config(texts.preprocessor)
-    plan = checkpoint.plan("none", None, {})
-    with torch.device("meta"):
-        tower = checkpoint.vision(plan, torch.float32)
-    tower = checkpoint.with_weights(tower)
-    layout = Layout(checkpoint.layout, [checkpoint.profile], "original", checkpoint.tokens.image_id)
+    layout, features_of = in_full(checkpoint)
     table = checkpoint.checkpoint.load(EMBEDDINGS)
     for image, prompt in entries:
         pixels = layout.pixels(load_image(image), processor)
-        with torch.inference_mode():
-            features, index = (output[0] for output in tower(torch.from_numpy(pixels.values)))
-        kept = index.numpy()
-        shown = ImageFeatures(features.numpy(), kept, "", pixels.size, layout.place(pixels.size, kept))
+        shown = features_of(pixels)
         laid_out = layout.lay_out(formatter.encode([Message("user", prompt, 1)]), [shown])
         embeds, positions, _ = laid_out.rows(lambda ids: table[ids].to(torch.float32).numpy(), [shown])
         yield Tokens(torch.from_numpy(embeds)[None], torch.from_numpy(as_input(positions)))

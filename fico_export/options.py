@@ -186,7 +186,7 @@ class ExportOptions:
         ),
     ] = None
     tiling: Annotated[
-        str | None,
+        Literal["per-tile", "joint", "split"] | None,
         About(
             "How an image's tiles are reduced: each by itself, all as one, or the first by itself and the others as one. "
             "Default: per-tile.",
@@ -210,7 +210,7 @@ class ExportOptions:
         ),
     ] = False
     newlines: Annotated[
-        str | None,
+        Literal["drop", "rows", "all"] | None,
         About(
             "Newline vectors that stay: none, one after each row that keeps a token, or all. "
             "Default: drop; rows with --unpad; all with method none.",

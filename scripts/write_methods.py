@@ -29,11 +29,12 @@ from fico_export.exporter.cost import Cost, cost, count, of_reducer
 from fico_export.exporter.graphs import graph_jobs
 from fico_export.models.source import SourceModel
 from fico_export.reducers.base.plan import ReductionPlan
-from fico_export.reducers.base.reducer import Site
+from fico_export.reducers.base.reducer import Reducer, Site
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 KEEP, TEXT_TOKENS = 64, 60  # the budget of the costs; a prompt's other tokens, as the papers count them
 BUDGETS = (192, 128, 64, 32)
+TILED = (640, 320, 160)
 Costs = dict[str, tuple[str, ...]]  # method → its cells of the table of costs
 
 
@@ -55,7 +56,7 @@ def main() -> None:
 
 def page(costs: Costs) -> str:
     """All of docs/methods.md."""
-    return "\n".join([*_introduction(), *_cost_table(costs), *_accuracy(), *_methods()]) + "\n"
+    return "\n".join([*_introduction(), *_cost_table(costs), *_accuracy(), *_in_tiles(), *_methods()]) + "\n"
 
 
 def costs_on(text: str) -> Costs:
@@ -116,6 +117,23 @@ def _accuracy() -> Iterator[str]:
         yield _row(f"`{name}`", *figures, _linked(published.protocol) + own)
     missing = [f"`{name}`" for name, record in records.items() if not record.published and name != "none"]
     yield f"\nNo such figures: {', '.join(missing)}."
+
+
+def _in_tiles() -> Iterator[str]:
+    yield "\n## LLaVA-NeXT\n"
+    yield _prose(
+        "LLaVA-NeXT shows an image in tiles ([tiles.md](tiles.md)). Papers resize every image to 672×672: 2×2 tiles and one of the "
+        "whole, 2880 tokens, neither unpadded nor with newline vectors, which is the default here. The flags are those of an export "
+        "that does what the method's code does, beside `--keep`. Figures are per cent of what LLaVA-NeXT-7B reaches with all 2880 "
+        "tokens, published by others."
+    )
+    yield from _table(["method", "flags", *(f"K = {k}" for k in TILED), "protocol", "differs"])
+    for name in reducers.names():
+        record = reducers.get(name)
+        if isinstance(record, Reducer) and (said := record.in_tiles):
+            figures = (f"{said.accuracy[k]:.1f}" if k in said.accuracy else "–" for k in TILED)
+            flags = f"`{said.flags}`" if said.flags else "–"
+            yield _row(f"`{name}`", flags, *figures, said.protocol, said.differs or "–")
 
 
 def _methods() -> Iterator[str]:

@@ -76,6 +76,9 @@ def _put_made(manifest: Manifest) -> None:
     if manifest.clip_text is not None:
         put(f"clip text  {manifest.clip_text.source}, revision {manifest.clip_text.revision or '–'}")
     put(f"method     {reduction.method}{'; ' + options if options else ''}")
+    if len(manifest.profiles) > 1:
+        shapes = ", ".join(f"{profile.name} ({profile.tiles} tiles)" for profile in manifest.profiles)
+        put(f"images     {shapes}: by the shape of each")
     put(f"tokens     {reduction.visual_tokens} → {reduction.keep} of {_grid(manifest.profile)}, "
           f"{reduction.positions} positions")  # fmt: skip
     for step in reduction.steps:

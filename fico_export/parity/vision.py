@@ -14,13 +14,13 @@ import torch
 from fico_export.bundle import graph_names
 from fico_export.bundle.manifest import Manifest
 from fico_export.bundle.profiles import VIDEO, Profile
+from fico_export.in_full import in_full, rows_of
 from fico_export.models.source import SourceModel
 from fico_export.models.vision import VisionEncoder
 from fico_export.parity.compare import COSINE, INDEX_AGREEMENT, compare, cosine
 from fico_export.parity.prompts import QUESTION, holds, pictures
 from fico_export.parity.reference import Reference
 from fico_export.parity.report import Check, Report
-from fico_export.parity.whole import everything_shown
 from fico_export.runtime.inputs.images import Pixels, Video
 from fico_export.runtime.inputs.tile_runs import run_tiles
 from fico_export.runtime.vlm import Vlm
@@ -135,6 +135,6 @@ def _own_agreement(
 
 def check_tower(report: Report, checkpoint: SourceModel, reference: Reference, pixels: Pixels) -> None:
     """Our torch tower and layout without reduction against transformers': was the checkpoint read as it is meant?"""
-    shown = everything_shown(checkpoint)
-    found = cosine(shown(pixels), reference.image_features(pixels))
+    _, features_of = in_full(checkpoint)
+    found = cosine(rows_of(features_of(pixels)), reference.image_features(pixels))
     report.checks.append(Check("tower", "cosine to transformers", found, COSINE["fp32"], True))

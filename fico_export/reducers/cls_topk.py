@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fico_export.reducers.base.cues import Cues
-from fico_export.reducers.base.reducer import Options, Reducer, Reduction, Site
+from fico_export.reducers.base.reducer import InTiles, Options, Reducer, Reduction, Site
 from fico_export.reducers.stages.filter import only
 from fico_export.reducers.stages.select import take, top_indices
 
@@ -29,4 +29,7 @@ REDUCER = Reducer(
     options=Options,
     cues=frozenset({"cls_attention", "valid"}),
     without_cls="attention received from all tokens in place of CLS attention",
+    in_tiles=InTiles(
+        "--positions compact", protocol="FasterVLM: images resized to 672×672, no figures that could be read"
+    ),
 )

@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fico_export.reducers.base.cues import Cues
-from fico_export.reducers.base.protocols import NINE
-from fico_export.reducers.base.reducer import Options, Published, Reducer, Reduction, Site
+from fico_export.reducers.base.protocols import EIGHT_IN_TILES, NINE
+from fico_export.reducers.base.reducer import InTiles, Options, Published, Reducer, Reduction, Site
 from fico_export.reducers.stages.filter import cosine_matrix, only
 from fico_export.reducers.stages.select import take, top_indices, top_mask
 
@@ -40,4 +40,7 @@ REDUCER = Reducer(
     options=DartOptions,
     cues=frozenset({"valid"}),
     published=Published({192: 98.5, 128: 97.5, 64: 93.9}, f"{NINE}; of the form inside the decoder"),
+    in_tiles=InTiles(
+        "", {640: 98.0, 320: 95.3, 160: 90.9}, f"{EIGHT_IN_TILES}; of the form inside the decoder"
+    ),
 )

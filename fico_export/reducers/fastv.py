@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fico_export.errors import ConfigError
 from fico_export.reducers.base.cues import Cues
-from fico_export.reducers.base.protocols import NINE
-from fico_export.reducers.base.reducer import Depth, Options, Published, Reducer, Reduction, Site
+from fico_export.reducers.base.protocols import EIGHT_IN_TILES, NINE
+from fico_export.reducers.base.reducer import Depth, InTiles, Options, Published, Reducer, Reduction, Site
 from fico_export.reducers.stages.select import take, top_indices
 
 
@@ -53,4 +53,5 @@ REDUCER = Reducer(
     cues=frozenset({"last_attention"}),
     schedule=schedule,
     published=Published({192: 90.5, 128: 85.4, 64: 76.7}, f"{NINE}; K is the mean over layers"),
+    in_tiles=InTiles("", {640: 95.0, 320: 75.3}, EIGHT_IN_TILES),
 )

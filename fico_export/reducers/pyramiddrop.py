@@ -10,8 +10,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from fico_export.reducers.base.cues import Cues
-from fico_export.reducers.base.protocols import NINE
-from fico_export.reducers.base.reducer import Depth, Options, Published, Reducer, Reduction, Site
+from fico_export.reducers.base.protocols import EIGHT_IN_TILES, NINE
+from fico_export.reducers.base.reducer import Depth, InTiles, Options, Published, Reducer, Reduction, Site
 from fico_export.reducers.base.schedule import LayersField, by_equal_ratios
 from fico_export.reducers.stages.select import take, top_indices
 
@@ -50,4 +50,5 @@ REDUCER = Reducer(
     schedule=schedule,
     before_attention=True,
     published=Published({192: 96.7, 128: 94.9, 64: 77.5}, f"{NINE}; K is the mean over layers"),
+    in_tiles=InTiles("", {640: 96.6, 320: 79.4}, EIGHT_IN_TILES),
 )

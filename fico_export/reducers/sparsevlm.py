@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fico_export.reducers.base.cues import Cues
-from fico_export.reducers.base.protocols import NINE
-from fico_export.reducers.base.reducer import Depth, Options, Published, Reducer, Reduction, Site
+from fico_export.reducers.base.protocols import EIGHT_IN_TILES, NINE
+from fico_export.reducers.base.reducer import Depth, InTiles, Options, Published, Reducer, Reduction, Site
 from fico_export.reducers.base.schedule import LayersField, by_equal_ratios
 from fico_export.reducers.stages.cluster import density_peaks
 from fico_export.reducers.stages.select import in_raster_order, mask_to_indices, rank, take
@@ -86,4 +86,5 @@ REDUCER = Reducer(
     cues=frozenset({"text_attention", "prompt"}),
     schedule=schedule,
     published=Published({192: 96.1, 128: 93.8, 64: 87.3}, f"{NINE}; K is the mean over layers"),
+    in_tiles=InTiles("", {640: 98.3, 320: 93.2}, EIGHT_IN_TILES),
 )

@@ -28,7 +28,7 @@ def test_a_config_that_is_no_json_object_is_refused(refused, checkpoint, text):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "llava_next"}, ["model_type 'llava_next'", "another family of vision-language models", "supported: llava (llava-1.5-7b"]),
+        ({"model_type": "mllama"}, ["model_type 'mllama'", "another family of vision-language models", "supported: llava (llava-1.5-7b"]),
         ({"model_type": "llama"}, ["model_type 'llama'", "language model without a vision tower", "supported: llava"]),
         ({"model_type": "clip"}, ["model_type 'clip'", "vision tower without a decoder", "supported: llava"]),
         ({"model_type": "dinov2"}, ["model_type 'dinov2'", "images alone", "supported: llava"]),

@@ -60,6 +60,7 @@ def test_every_option_that_is_not_of_one_machine_is_a_key_of_a_recipe(tmp_path):
         "max_context": "3",
         "max_batch": "3",
         "base_keep": "3",
+        "frames": "3",
         "settings": "{}",
     }
     texts["unpad"] = "true"

@@ -132,9 +132,9 @@ def test_what_cannot_be_planned_is_refused(fico, folder, tmp_path, monkeypatch, 
 
 
 def test_a_model_of_another_type_is_refused(fico, folder):
-    edit_json(folder / "config.json", model_type="llava_next")
+    edit_json(folder / "config.json", model_type="mllama")
 
-    fico("plan", "--model", folder).refuses("model_type 'llava_next'", "supported: llava")
+    fico("plan", "--model", folder).refuses("model_type 'mllama'", "supported: llava")
 
 
 def test_a_plot_without_matplotlib_says_what_to_install(fico, folder, monkeypatch):

@@ -37,7 +37,7 @@ def test_the_costs_on_the_page_are_those_of_the_graphs(tmp_path):
     """Of one method, the cheapest to trace; the script does the same with the others."""
     model = hollow.llava_7b(tmp_path)
     about = {n: describe_method(n) for n in reducers.names()}
-    name = next(n for n, a in about.items() if a["site"] == "projector output" and not a["cues"])
+    name = next(n for n, a in about.items() if a["site"] == "projector output" and {*a["cues"]} <= {"valid"})
     whole = cost(write_methods.traced(model, model.plan("none", None, {}), "vision_encoder"))
     found = write_methods.cells(model, model.plan(name, write_methods.KEEP, {}), whole)
 

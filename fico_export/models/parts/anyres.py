@@ -111,7 +111,8 @@ def _shape(
 ) -> tuple[tuple[Profile, ...], LayoutRecord, Tiling]:
     """The grids that a request asks for, each with the graph of its number of tiles."""
     whole = options.method == "none"
-    _refuse_contradictions(options, whole)
+    if whole:
+        _refuse_contradictions(options)
     chosen = _chosen(profiles, options.profile or ((ALL,) if whole else ()), options.method)
     videos = () if options.frames is None else (_video(options.frames, of_videos),)
     newlines = options.newlines or ("all" if whole else "rows" if options.unpad else "drop")
@@ -124,7 +125,7 @@ def _shape(
     record = LayoutRecord(rule="anyres", numbers=numbers)
     if whole:  # all tiles are treated alike, whatever the grid: one graph of one tile serves all
         return tuple(_tile_by_tile(profile) for profile in (*chosen, *videos)), record, EQUAL
-    tiling = Tiling(options.tiling or "per-tile", options.base_keep, masked=options.unpad)  # type: ignore[arg-type]
+    tiling = Tiling(options.tiling or "per-tile", options.base_keep, masked=options.unpad)
     first = chosen[0].tiles
     named = (
         profile if profile.tiles == first else profile.model_copy(update={"graph": _graph(profile)})
@@ -149,17 +150,14 @@ def _graph(profile: Profile) -> str:
     return f"{graph_names.VISION}_{profile.tiles}_tile{'s' if profile.tiles > 1 else ''}"
 
 
-def _refuse_contradictions(options: ExportOptions, whole: bool) -> None:
-    if not whole:
-        return
-    for flag, given in (
-        ("--tiling", options.tiling),
-        ("--base-keep", options.base_keep),
-        ("--newlines", options.newlines),
-    ):
-        if given not in (None, "all"):
+def _refuse_contradictions(options: ExportOptions) -> None:
+    """Refuse what says how to share a budget, and other newlines than the model's own, where nothing is reduced."""
+    newlines = None if options.newlines == "all" else options.newlines
+    given = {"--tiling": options.tiling, "--base-keep": options.base_keep, "--newlines": newlines}
+    for flag, value in given.items():
+        if value is not None:
             raise ConfigError(
-                f"{flag} {given} with --method none, which keeps all that the model was trained on",
+                f"{flag} {value} with --method none, which keeps all that the model was trained on",
                 fix=f"drop {flag}, or choose a method: `fico list methods`",
             )
 

@@ -23,6 +23,11 @@ TWINS = {
     "llava-v1.5-7b": "llava-hf/llava-1.5-7b-hf",
     "llava-v1.5-13b": "llava-hf/llava-1.5-13b-hf",
     "bakllava-1": "llava-hf/bakLlava-v1-hf",
+    "llava-v1.6-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
+    "llava-v1.6-vicuna-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
+    "llava-v1.6-vicuna-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
+    "llava-v1.6-34b": "llava-hf/llava-v1.6-34b-hf",
+    "llama3-llava-next-8b": "llava-hf/llama3-llava-next-8b-hf",
     "llava-next-interleave-qwen-0.5b": "llava-hf/llava-interleave-qwen-0.5b-hf",
     "llava-next-interleave-qwen-7b": "llava-hf/llava-interleave-qwen-7b-hf",
 }

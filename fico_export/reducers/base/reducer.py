@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Generic, Literal, TypeVar
 
@@ -78,6 +78,23 @@ class Published:
 
 
 @dataclass(frozen=True)
+class InTiles:
+    """How a method was published on LLaVA-NeXT, and its accuracy there in per cent of the model with all 2880 tokens.
+
+    Attributes:
+        flags: of an export that does the same.
+        accuracy: {K: %}.
+        protocol: under which it was measured.
+        differs: what the export does otherwise.
+    """
+
+    flags: str
+    accuracy: dict[int, float] = field(default_factory=dict)
+    protocol: str = ""
+    differs: str = ""
+
+
+@dataclass(frozen=True)
 class Reducer(Generic[OptionsT]):
     """A method: a pure function of tensors, and where and on what it acts.
 
@@ -96,6 +113,7 @@ class Reducer(Generic[OptionsT]):
         whole_grid: whether it needs every patch of the grid, and so cannot follow another method.
         without_cls: what it does in a tower without a CLS token; None refuses such a tower.
         published: accuracy that others have measured.
+        in_tiles: how it was published on LLaVA-NeXT.
         positions: the default positions policy of its bundles.
     """
 
@@ -113,6 +131,7 @@ class Reducer(Generic[OptionsT]):
     whole_grid: bool = False
     without_cls: str | None = "the same"
     published: Published | None = None
+    in_tiles: InTiles | None = None
     positions: Positions = "original"
 
     def parse_options(self, settings: dict[str, Any]) -> OptionsT:

@@ -193,7 +193,7 @@ class Layout:
         if not found._profiles:
             raise InputError(
                 "this bundle takes no video",
-                fix="give single frames as images; or export a model that takes videos (LLaVA-OneVision) with --frames N",
+                fix="give single frames as images; or export with --frames N, of a model that sees videos",
             )
         return found
 
