@@ -230,7 +230,7 @@ def test_the_crop_box_of_a_padded_picture_reaches_outside():
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        ({"image_processor_type": "LlavaNextImageProcessor"}, "LlavaNextImageProcessor"),
+        ({"image_processor_type": "Idefics3ImageProcessor"}, "Idefics3ImageProcessor"),
         ({"image_processor_type": None}, "image processor"),
         ({"size": {"longest_edge": 3}}, "size"),
         ({"size": {"shortest_edge": 0}}, "size"),
