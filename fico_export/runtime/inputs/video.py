@@ -104,7 +104,8 @@ def _of_file(path: Path, count: int) -> list[Image.Image]:
 def _through(av: Any, path: Path, take: Callable[[int, Any], None]) -> int:
     """Decode a file's video stream frame by frame; how many there are."""
     number = 0
-    with av.open(str(path)) as container:
+    # A playlist within the file names others: no address is fetched.
+    with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
         for frame in container.decode(video=0):
             if frame.width * frame.height > MAX_PIXELS or number >= MAX_FRAMES:
                 raise InputError(
