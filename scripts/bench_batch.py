@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 import fico_export
-from fico_export.runtime.backends.base import Step
+from fico_export.runtime.backends.base import Array, Step
 from fico_export.runtime.vlm import Vlm
 
 
@@ -93,34 +93,58 @@ def measure(name: str, together: Vlm, one: Vlm | None, arguments: argparse.Names
     for turn in range(arguments.repeats + 1):
         say(f"{name}: turn {turn} of {arguments.repeats}" if turn else f"{name}: warm up")
         apart = [decode(one or together, [prompt], arguments.new_tokens) for prompt in prompts]
-        tokens, seconds = decode(together, prompts, arguments.new_tokens)
+        tokens, seconds, scores = decode(together, prompts, arguments.new_tokens)
         if turn:
-            times.append((sum(s for _, s in apart), seconds))
+            times.append((sum(s for _, s, _ in apart), seconds))
     count = arguments.batch * arguments.new_tokens
+    alone = [(row, found) for (row,), _, (found,) in apart]
     same = sum(
-        a == b
-        for (row,), other in zip((t for t, _ in apart), tokens, strict=True)
-        for a, b in zip(row, other, strict=True)
+        a == b for (row, _), other in zip(alone, tokens, strict=True) for a, b in zip(row, other, strict=True)
     )
+    parted = [
+        parting(row, found, other, others)
+        for (row, found), other, others in zip(alone, tokens, scores, strict=True)
+        if row != other
+    ]
     slow, fast = (statistics.median(side) for side in zip(*times, strict=True))
     return {
         "form": name, "batch": together.decoder.max_batch, "one by one tok/s": count / slow,
-        "together tok/s": count / fast, "ratio": slow / fast, "tokens": count, "same tokens": same,
+        "together tok/s": count / fast, "ratio": slow / fast, "tokens": count, "same tokens": same, "parted": parted,
     }  # fmt: skip
 
 
-def decode(vlm: Vlm, prompts: Sequence[Sequence[int]], count: int) -> tuple[list[list[int]], float]:
-    """The likeliest tokens after each prompt, and the seconds that all but the prompts took."""
+def parting(row: list[int], alone: list[Array], other: list[int], together: list[Array]) -> dict[str, float]:
+    """Where two answers part: how far the two likeliest logits were from each other, and how far each from itself, at most.
+
+    A gap below twice the difference is a tie that rounding decides.
+    """
+    at = next(i for i, (a, b) in enumerate(zip(row, other, strict=True)) if a != b)
+    second, first = np.sort(alone[at])[-2:]
+    difference = np.abs(alone[at] - together[at]).max()
+    return {
+        "token": at,
+        "gap": float(first - second),
+        "difference": float(difference),
+        "largest": float(np.abs(alone[at]).max()),
+    }
+
+
+def decode(
+    vlm: Vlm, prompts: Sequence[Sequence[int]], count: int
+) -> tuple[list[list[int]], float, list[list[Array]]]:
+    """The likeliest tokens after each prompt, the seconds that all but the prompts took, and the logits of each token."""
     caches = [vlm.decoder.new_cache() for _ in prompts]
     steps = [
         Step(cache, vlm.embed(prompt), np.arange(len(prompt))[None])
         for cache, prompt in zip(caches, prompts, strict=True)
     ]
     logits, said = vlm.decoder.step(steps), list[list[int]]([[] for _ in prompts])
+    seen = list[list[Array]]([[] for _ in prompts])
     start = time.perf_counter()
     for at in range(count):
-        for row, scores in zip(said, logits, strict=True):
+        for row, found, scores in zip(said, seen, logits, strict=True):
             row.append(int(scores.argmax()))
+            found.append(scores.copy())
         embeds = vlm.embed([row[-1] for row in said])
         logits = vlm.decoder.step(
             [
@@ -128,7 +152,7 @@ def decode(vlm: Vlm, prompts: Sequence[Sequence[int]], count: int) -> tuple[list
                 for i, cache in enumerate(caches)
             ]
         )
-    return said, time.perf_counter() - start
+    return said, time.perf_counter() - start, seen
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
@@ -138,6 +162,12 @@ def table(found: Sequence[dict[str, Any]]) -> str:
         f"{row['form']:<24}{row['batch']:>6}{row['one by one tok/s']:>8.1f} tok/s{row['together tok/s']:>8.1f} tok/s"
         f"{row['ratio']:>8.2f}  {row['same tokens']} of {row['tokens']}"
         for row in found
+    ]
+    lines += [
+        f"{row['form']}: answers part at token {part['token']}, where the two likeliest logits are {part['gap']:.2g} apart and rounding "
+        f"moves one by up to {part['difference']:.2g} (the largest is {part['largest']:.2g})"
+        for row in found
+        for part in row["parted"]
     ]
     return "\n".join(lines)
 
