@@ -21,7 +21,7 @@ from fico_export.devices import targets
 from fico_export.errors import ConfigError
 from fico_export.exporter import checks, trace, weights
 from fico_export.exporter.lint import lint
-from fico_export.parity.verify import pictures
+from fico_export.parity.prompts import pictures
 from fico_export.reducers.base.reducer import Site
 from fico_export.runtime.inputs.preprocess import ImageProcessor
 

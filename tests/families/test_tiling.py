@@ -18,7 +18,7 @@ from fico_export.options import ExportOptions
 from fico_export.reducers.base.reducer import Reducer, Site
 from fico_export.reducers.base.tiling import Tiling
 
-SEEDS, SIZES = 50, [(200, 150), (260, 90), (57, 56)]  # grids of 2×2, 1×3 and 1×2
+SEEDS, SIZES = 50, [(200, 150), (260, 90), (57, 56)]
 PATCHES = 16
 METHODS = [name for name in reducers.names() if name != "none" and reads_the_picture_alone(name)]
 OF_FEATURES = {
@@ -66,7 +66,7 @@ def features_of(theirs, pixels):
 def test_each_tile_keeps_its_share_as_numpy_does_over_fifty_seeds(
     make_bundle, checkpoint, theirs, images, method
 ):
-    bundle = make_bundle(checkpoint, 23, method=method, profile="all", verify=False)
+    bundle = make_bundle(checkpoint, 23, method=method, verify=False)
 
     for tiles, pixels, kept in encoded(bundle, images):
         shares = [23 // tiles + (tile < 23 % tiles) for tile in range(tiles)]
@@ -78,9 +78,7 @@ def test_each_tile_keeps_its_share_as_numpy_does_over_fifty_seeds(
 def test_ficoco_in_the_tower_merges_each_tile_as_numpy_does_over_fifty_seeds(
     make_bundle, checkpoint, theirs, images
 ):
-    bundle = make_bundle(
-        checkpoint, 23, method="ficoco-v", profile="all", settings={"first_layer": 1}, verify=False
-    )
+    bundle = make_bundle(checkpoint, 23, method="ficoco-v", settings={"first_layer": 1}, verify=False)
 
     for tiles, pixels, kept in encoded(bundle, images):
         first = 0

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from fico_export import models
-from fico_export.errors import ConfigError
+from fico_export.errors import CheckpointError, ConfigError
 from fico_export.runtime.inputs.preprocess import ImageProcessor
 
 SIZES = {"size": {"shortest_edge": 112}, "crop_size": {"height": 112, "width": 112}, "resample": 3}
@@ -65,7 +65,7 @@ def test_config_json_may_name_the_processor(checkpoint):
         ({"video_processor_type": "LlavaOnevisionVideoProcessor"}, "of a video processor ('Llava", "CLIPImageProcessor"),
         ({"image_processor_type": ["CLIPImageProcessor"]}, "image_processor_type is ['CLIPImageProcessor'], not a name", "correct image_processor_type"),
         ({"image_processor_type": 3}, "image_processor_type is 3", "correct image_processor_type"),
-        ({"image_processor_type": "LlavaNextImageProcessor"}, "unknown image processor 'LlavaNextImageProcessor'", "LlavaImageProcessor"),
+        ({"image_processor_type": "LlavaNexImageProcessor"}, "unknown image processor 'LlavaNexImageProcessor'", "LlavaNextImageProcessor"),
     ],
 )  # fmt: skip
 def test_a_processor_that_cannot_be_told_is_refused(config, what, fix):
@@ -74,3 +74,10 @@ def test_a_processor_that_cannot_be_told_is_refused(config, what, fix):
 
     assert what in caught.value.what
     assert fix in caught.value.fix
+
+
+def test_one_that_cuts_tiles_is_refused_for_a_model_that_sees_one_square(checkpoint):
+    edit_json(checkpoint / "preprocessor_config.json", image_processor_type="LlavaNextImageProcessorFast")
+
+    with pytest.raises(CheckpointError, match="cuts an image into tiles, and this model sees one square"):
+        models.load(checkpoint).files()
