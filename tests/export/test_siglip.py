@@ -23,6 +23,7 @@ from fico_export.parity.reference import Reference
 from fico_export.reducers.base.cues import Cues
 from fico_export.reducers.base.plan import Limits, make_plan
 from fico_export.reducers.base.reducer import Depth, Reducer, Site
+from fico_export.runtime.inputs.images import Pixels
 
 # 27×27 = 729 patches and a rest of 2 pixels, as 384 is 27 · 14 + 6.
 GRID27 = {"num_hidden_layers": 4, "image_size": 110, "patch_size": 4}
