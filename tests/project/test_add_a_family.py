@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from exhaustive import exhaustive
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -202,7 +203,7 @@ def answer(reference, vlm, picture, keep_index, count):
     return tokens
 
 
-@pytest.mark.parametrize(("method", "keep"), [("none", None), ("dpp", 8), ("fastv", 8)])
+@pytest.mark.parametrize(("method", "keep"), [("none", None), ("dpp", 8), exhaustive("fastv", 8)])
 def test_it_is_exported_verified_and_answers_as_plain_loops_do(
     method, keep, bundle, duo, reference, photographs
 ):

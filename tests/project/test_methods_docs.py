@@ -33,6 +33,7 @@ def test_the_page_of_methods_says_what_the_code_says():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_costs_on_the_page_are_those_of_the_graphs(tmp_path):
     """Of one method, the cheapest to trace; the script does the same with the others."""
     model = hollow.llava_7b(tmp_path)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import GRID24, write_tiny
-from exhaustive import exhaustive
+from exhaustive import exhaustive, of_each
 from reference import decoder_side
 from transformers import LlavaForConditionalGeneration
 
@@ -71,7 +71,7 @@ def prompt_of(vlm, model, picture):
     return embeds, start, list(range(len(ids)))
 
 
-@pytest.mark.parametrize("method", decoder_side.METHODS)
+@pytest.mark.parametrize("method", of_each(decoder_side.METHODS))
 def test_answers_kept_tokens_and_caches_equal_the_reference(
     method, shallow, shallow_model, make_bundle, photographs
 ):
@@ -135,7 +135,7 @@ def test_a_wrong_budget_parts_from_the_reference(shallow, shallow_model, make_bu
     assert np.abs(logits - want.logits[0]).max() > 1e-3 * np.abs(want.logits).max()
 
 
-@pytest.mark.parametrize("method", decoder_side.METHODS)
+@pytest.mark.parametrize("method", of_each(decoder_side.METHODS))
 def test_reducing_nothing_changes_nothing(method, checkpoint, model):
     """The graph that reduces, told to keep all 576 tokens wherever it acts, equals transformers."""
     opened = open_checkpoint(str(checkpoint), None)
