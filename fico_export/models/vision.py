@@ -23,6 +23,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from fico_export.bundle import graph_names
 from fico_export.bundle.profiles import Profile
 from fico_export.errors import ConfigError
 from fico_export.models.layers import LayerNorm
@@ -141,7 +142,7 @@ class VisionEncoder(GraphModule):
     def forward(self, pixel_values: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
         """[T, 3, H, W] and what `extra_inputs` names → image_features [B, K, D], keep_index [B, K]."""
         extra = dict(zip(self.extra_inputs, others, strict=True))
-        pixels, valid = pixel_values, extra.pop("valid", None)
+        pixels, valid = pixel_values, extra.pop(graph_names.VALID, None)
         if len(self.groups) == 1 and self.profile.tiles == self.runs:
             return self.of_tiles(pixels, extra, valid)
         parts, first = [], 0
@@ -250,7 +251,7 @@ class VisionEncoder(GraphModule):
         channels = self.multi_modal_projector.outputs
         tiles, tokens = self.profile.input_shape[0], self.profile.visual_tokens // self.profile.tiles
         extra = {
-            "valid": Port("valid", (tiles, tokens)),
+            graph_names.VALID: Port(graph_names.VALID, (tiles, tokens)),
             "text_embeds": Port("text_embeds", (1, self.text_length, channels), dtype),
             "text_mask": Port("text_mask", (1, self.text_length)),
             "clip_text": Port("clip_text", (1, self.clip.outputs if self.clip else 0), torch.float32),
@@ -276,7 +277,7 @@ class VisionEncoder(GraphModule):
 
 def extra_inputs(plan: ReductionPlan) -> tuple[str, ...]:
     """Names of the vision graph's inputs after the pixels, in their order."""
-    valid = ("valid",) if plan.masked else ()
+    valid = (graph_names.VALID,) if plan.masked else ()
     embeds = ("text_embeds", "text_mask") if plan.text_length else ()
     return (*valid, *embeds, *(("clip_text",) if plan.reads("clip_text") else ()))
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fico_export.bundle import graph_names
 from fico_export.bundle.manifest import Quantization
 from fico_export.errors import ConfigError
 from fico_export.exporter.context import bytes_per_row
@@ -62,7 +63,7 @@ def vision_flops(model: Architecture, plan: ReductionPlan) -> Flops:
         rows = plan.text_length or 0
         tokens = model.profile.visual_tokens // model.profile.tiles
         extra = {
-            "valid": torch.zeros(model.profile.input_shape[0], tokens, dtype=torch.int64),
+            graph_names.VALID: torch.zeros(model.profile.input_shape[0], tokens, dtype=torch.int64),
             "text_embeds": torch.zeros(1, rows, model.decoder_config.hidden_size, dtype=torch.float16),
             "text_mask": torch.zeros(1, rows, dtype=torch.int64),
         }

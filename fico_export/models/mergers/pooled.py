@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fico_export.models.mergers.mlp import Projector
 
 
-class Pooled(nn.Module):
-    """A projector whose tokens are interpolated to a smaller grid, frame by frame.
+class Pooled(Projector):
+    """A projector whose tokens are interpolated to a smaller grid, frame by frame; the weights are the projector's.
 
-    Its parameters have the projector's names: both are one set of weights.
+    Args:
+        grid: rows and columns of a frame's patches.
+        pooled: rows and columns of the visual tokens that they become.
+        projector: arguments as of `Projector`.
     """
 
-    def __init__(self, projector: Projector, grid: tuple[int, int], pooled: tuple[int, int]) -> None:
-        super().__init__()
-        self.linear_1, self.linear_2 = projector.linear_1, projector.linear_2
-        self.activation = projector.activation
+    def __init__(self, grid: tuple[int, int], pooled: tuple[int, int], *projector: Any) -> None:
+        super().__init__(*projector)
         self.grid, self.pooled = grid, pooled
         # Numbers of the graph, not weights of the checkpoint: what torch's own interpolation makes of single tokens.
         self._down, self._across = (_weights(a, b) for a, b in zip(grid, pooled, strict=True))
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return self.linear_1.weight.dtype
-
-    @property
-    def outputs(self) -> int:
-        """D."""
-        return self.linear_2.out_features
-
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, C] → [B, n, D]."""
-        projected = self.linear_2(self.activation(self.linear_1(x)))
+        projected = super().forward(x)
         (rows, columns), (high, wide) = self.grid, self.pooled
         down, across = (
             torch.tensor(weights, dtype=x.dtype, device=x.device) for weights in (self._down, self._across)

@@ -18,7 +18,6 @@ import torch
 
 from fico_export.bundle.profiles import LayoutRecord, Profile
 from fico_export.errors import CheckpointError, FicoError
-from fico_export.models.mergers.base import Merger
 from fico_export.models.mergers.mlp import Projector
 from fico_export.models.mergers.pooled import Pooled
 from fico_export.models.parts import config_check
@@ -174,9 +173,10 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
     def vision(plan: ReductionPlan, dtype: torch.dtype, profile: Profile | None = None) -> VisionEncoder:
         bias = getattr(config, "multimodal_projector_bias", True)
         inputs, outputs = tower.hidden_size * len(feature_layers), decoder.hidden_size
-        projector = Projector(inputs, outputs, config.projector_hidden_act, bias, dtype)
+        projector = (inputs, outputs, config.projector_hidden_act, bias, dtype)
         taken, seen = profile or first, kind(tower, dtype, ahead=plan.reads("following"))
-        merger = _merger(projector, tower.grid, taken.token_grid)
+        pooled = taken.token_grid != tower.grid  # a video's
+        merger = Pooled(tower.grid, taken.token_grid, *projector) if pooled else Projector(*projector)
         return VisionEncoder(seen, merger, plan, feature_layers, keeps_cls, taken)
 
     with _reading_config(variety):
@@ -206,10 +206,6 @@ def _limits(of_one: Limits, profile: Profile, tiling: Tiling) -> Limits:
         merged=profile.token_grid != profile.patch_grid,
         tiling=tiling if profile.tiles > 1 else replace(tiling, kind="per-tile"),
     )
-
-
-def _merger(projector: Projector, grid: tuple[int, int], tokens: tuple[int, int]) -> Merger:
-    return projector if tokens == grid else Pooled(projector, grid, tokens)
 
 
 def _parsed(variety: Variety, raw: dict[str, Any]) -> Any:
