@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from anyres_checkpoints import SIDE, Theirs, picture, rename, write_next
+from anyres_checkpoints import SIDE, picture, rename
 
 import fico_export
 from fico_export import models
@@ -31,16 +31,6 @@ SIZES = [
     (57, 1),
     (113, 111),
 ]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(shared):
-    return shared("next", write_next)
-
-
-@pytest.fixture(scope="module")
-def theirs(checkpoint):
-    return Theirs(checkpoint)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from anyres_checkpoints import Theirs, picture, write_next
+from anyres_checkpoints import Theirs, picture
 from exhaustive import exhaustive
 from PIL import Image
 
@@ -27,11 +27,6 @@ from fico_export.runtime.inputs.preprocess import ImageProcessor
 from fico_export.runtime.sampling import GREEDY
 
 TILE = 16
-
-
-@pytest.fixture(scope="module")
-def checkpoint(shared):
-    return shared("next", write_next)
 
 
 @pytest.fixture(scope="module")

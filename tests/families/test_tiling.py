@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from anyres_checkpoints import Theirs, picture, write_next
+from anyres_checkpoints import picture, write_next
 from exhaustive import exhaustive, of_each
 from reducer_cases import reads_the_picture_alone
 from reference import greedy
@@ -26,16 +26,6 @@ OF_FEATURES = {
     "divprune": lambda tokens, keep: greedy.divprune(tokens, keep)[1],
     "cenprune": lambda tokens, keep: greedy.cenprune(tokens, keep)[1],
 }
-
-
-@pytest.fixture(scope="module")
-def checkpoint(shared):
-    return shared("next", write_next)
-
-
-@pytest.fixture(scope="module")
-def theirs(checkpoint):
-    return Theirs(checkpoint)
 
 
 @pytest.fixture(scope="module")
