@@ -263,6 +263,7 @@ def _require_answerable(checkpoint: SourceModel, progress: Progress) -> None:
     """
     from PIL import Image
 
+    from fico_export.runtime.inputs.layout import Layout
     from fico_export.runtime.inputs.preprocess import ImageProcessor
     from fico_export.runtime.inputs.prompt import Message, PromptFormatter
 
@@ -283,8 +284,10 @@ def _require_answerable(checkpoint: SourceModel, progress: Progress) -> None:
             f"{checkpoint.tokens.image!r} and a new line before the text; if the model was trained on another form, "
             f"{texts.other_template} and export again"
         )
-    sees = checkpoint.profile.size
-    height, width = ImageProcessor.from_config(texts.preprocessor)(Image.new("RGB", (3, 2))).shape[2:]
+    layout = Layout(checkpoint.layout, checkpoint.profiles, "original", checkpoint.tokens.image_id)
+    blank, processor = Image.new("RGB", (3, 2)), ImageProcessor.from_config(texts.preprocessor)
+    sees = layout.profile(blank.size).size
+    height, width = layout.pixels(blank, processor).values.shape[2:]
     if (height, width) != sees:
         raise CheckpointError(
             f"preprocessor_config.json makes images of {width}×{height}, the tower sees {sees[1]}×{sees[0]}",

@@ -54,8 +54,8 @@ def sequences(checkpoint: SourceModel, entries: Iterable[tuple[ImageSource, str]
         pixels = layout.pixels(load_image(image), processor)
         shown = features_of(pixels)
         laid_out = layout.lay_out(formatter.encode([Message("user", prompt, 1)]), [shown])
-        embeds, positions, _ = laid_out.rows(lambda ids: table[ids].to(torch.float32).numpy(), [shown])
-        yield Tokens(torch.from_numpy(embeds)[None], torch.from_numpy(as_input(positions)))
+        embeds, positions, planes = laid_out.rows(lambda ids: table[ids].to(torch.float32).numpy(), [shown])
+        yield Tokens.of(embeds, as_input(positions), planes)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:

@@ -185,6 +185,15 @@ class ExportOptions:
             planned=True,
         ),
     ] = None
+    resolution: Annotated[
+        tuple[str, ...] | None,
+        About(
+            "Height and width in pixels to which images are resized, of a model that sees images of any size; repeatable: "
+            "an image takes the one nearest to its own shape. Default: the model's usual square.",
+            metavar="HxW",
+            planned=True,
+        ),
+    ] = None
     tiling: Annotated[
         Literal["per-tile", "joint", "split"] | None,
         About(

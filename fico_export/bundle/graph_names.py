@@ -17,5 +17,8 @@ DECODERS = (DECODER, PREFILL, WITH_PAST)
 VALID = "valid"
 """Input of a vision graph that is told which tokens show padding [T, N]."""
 
+DEEPSTACK = "deepstack_features"
+"""Output of a vision graph: what such a decoder adds for the visual tokens [1, L, K, D]."""
+
 PLANES = "deepstack_embeds"
 """Input of a decoder that adds something to its hidden states after its first layers [B, L, S, C]."""

@@ -5,20 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fico_export.models.decoders.base import Decoder, DecoderConfig, DecoderLayer, causal_mask
+from fico_export.models.decoders.base import Decoder, DecoderConfig, DecoderLayer, causal_mask, with_plane
 from fico_export.models.weights import Weights
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class Tokens(NamedTuple):
-    """A sequence as the decoder takes it: embeddings [1, S, C] in FP32, position ids [1, S]."""
+    """A sequence as the decoder takes it: embeddings [1, S, C] in FP32, position ids [1, S] or [A, 1, S], planes [1, L, S, C] or None."""
 
     embeds: Tensor
     positions: Tensor
+    planes: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        embeds: npt.NDArray[np.float32],
+        positions: npt.NDArray[np.int64],
+        planes: npt.NDArray[np.float32] | None,
+    ) -> Tokens:
+        """Of embeddings [S, C], position ids as above, and planes [L, S, C]."""
+        added = None if planes is None else torch.from_numpy(planes.astype(np.float32, copy=False))[None]
+        return cls(torch.from_numpy(embeds)[None], torch.from_numpy(positions), added)
 
 
 class Streamed:
@@ -38,6 +52,7 @@ class Streamed:
         with torch.device("meta"):
             self._decoder = Decoder(config, torch.float32)
         self.hidden = [s.embeds for s in sequences]
+        self._run = 0
 
     @property
     def layer_bytes(self) -> int:
@@ -52,11 +67,13 @@ class Streamed:
 
     @torch.inference_mode()
     def run(self, layer: DecoderLayer) -> None:
-        """Take every sequence through a layer."""
+        """Take every sequence through the layer that follows."""
         for n, (hidden, tokens) in enumerate(zip(self.hidden, self._sequences, strict=True)):
             cos, sin = self._decoder.rotary(tokens.positions, torch.float32)
             empty = hidden.new_zeros(1, self._config.kv_heads, 0, self._config.head_dim)
-            self.hidden[n], _ = layer(hidden, (empty, empty), cos, sin, causal_mask(hidden.shape[1], hidden))
+            hidden, _ = layer(hidden, (empty, empty), cos, sin, causal_mask(hidden.shape[1], hidden))
+            self.hidden[n] = with_plane(hidden, tokens.planes, self._run)
+        self._run += 1
 
     @torch.inference_mode()
     def logits(self) -> list[Tensor]:

@@ -26,7 +26,7 @@ from fico_export.reducers.base.tiling import Tiling
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-SHAPES = ("profile", "tiling", "base_keep", "unpad", "newlines", "frames")
+SHAPES = ("profile", "resolution", "tiling", "base_keep", "unpad", "newlines", "frames")
 """Options of an export that choose among the ways in which a model sees an image."""
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -97,6 +97,7 @@ class Architecture:
         vision: the vision graph's module.
         transformers_class: transformers' class of the whole model, which `verify` compares with; None where it has none.
         shape: what a request chooses of profiles, layout and tiling; None where there is no choice.
+        choices: options of `SHAPES` that it reads.
         newline: canonical name of the vector that ends a row of visual tokens; None where there is none.
     """
 
@@ -109,6 +110,7 @@ class Architecture:
     vision: MakeVision
     transformers_class: str | None = None
     shape: Shape | None = None
+    choices: tuple[str, ...] = ()
     newline: str | None = None
 
     def shaped(self, options: ExportOptions) -> Self:
@@ -117,18 +119,18 @@ class Architecture:
         Raises:
             ConfigError: the model does not offer them.
         """
-        if self.shape is not None:
-            profiles, layout, tiling = self.shape(options)
-            plan = partial(self.plan, profile=profiles[0], tiling=tiling)
-            vision = partial(self.vision, profile=profiles[0])
-            return replace(self, profiles=profiles, layout=layout, plan=plan, vision=vision)
         for name in SHAPES:
-            if getattr(options, name) not in (None, False):
+            if name not in self.choices and getattr(options, name) not in (None, False):
                 raise ConfigError(
-                    f"--{name.replace('_', '-')} with a {self.model_type} model, which sees every image in one way",
+                    f"--{name.replace('_', '-')} with a {self.model_type} model, which offers no such choice",
                     fix=f"drop --{name.replace('_', '-')}",
                 )
-        return self
+        if self.shape is None:
+            return self
+        profiles, layout, tiling = self.shape(options)
+        plan = partial(self.plan, profile=profiles[0], tiling=tiling)
+        vision = partial(self.vision, profile=profiles[0])
+        return replace(self, profiles=profiles, layout=layout, plan=plan, vision=vision)
 
     @property
     def profile(self) -> Profile:
@@ -185,7 +187,7 @@ class SourceModel(Architecture):
         Raises:
             CheckpointError: they are not.
         """
-        channels = self.shapes["multi_modal_projector.linear_1.weight"][1]
+        channels = self.shapes.get("multi_modal_projector.linear_1.weight", (0, 0))[1]
         if channels != clip.vision_size:
             raise CheckpointError(
                 f"--clip-text: the vision tower of {clip.folder} has {clip.vision_size} channels, "

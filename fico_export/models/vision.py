@@ -9,6 +9,11 @@
 | clip_text (in) | [B, P] | float32; what `clip_text.py` makes of the prompt, for a method that compares in CLIP's space |
 | image_features (out) | [B, K, D] | the bundle's precision; K of all tiles |
 | keep_index (out) | [B, K] | int64, ascending raster positions, tile by tile; with a CLS token kept, 0 of a tile is CLS and patches start at 1 |
+| deepstack_features (out) | [B, L, K, D] | the bundle's precision; what the decoder adds after its first L layers, of a model that has such |
+
+A reducer acts on cells: a cell is what becomes one visual token, a patch or several that the merger joins. Of a cell of p patches
+it is shown one token of p·C channels, and cues that are the mean of its patches'. Planes, made of earlier layers, are reduced with the
+cells that they are of.
 
 Each tile is reduced by itself, to its share of K; at the merger's output tiles can be reduced as one. A batch B of images needs
 images of one tile. Where shares differ, the tower runs once for each group of tiles with one share: what a reducer drops inside it
@@ -17,8 +22,10 @@ changes the shapes of all that follows. A graph of one tile serves images of sev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,10 +50,43 @@ class Reduce(nn.Module):
         super().__init__()
         self.step, self.keep = step, keep
 
-    def forward(self, tokens: Tensor, cues: Cues) -> tuple[Reduction, Cues]:
-        """[B, n, C] → what is left of them, `keep` tokens, and the cues of those."""
-        reduced = self.step.reducer.apply(tokens, cues, self.keep, self.step.options)
-        return reduced, cues.kept(reduced.indices)
+    def forward(
+        self, tokens: Tensor, cues: Cues, planes: Sequence[Tensor] = ()
+    ) -> tuple[Reduction, Cues, list[Tensor]]:
+        """[B, n, C] → what is left of them, `keep` tokens, the cues of those, and what is left of planes [B, n, D] each.
+
+        A method that merges is given planes as further channels of the tokens, which it merges by the same weights and else does not
+        look at. Of any other the same rows are left.
+        """
+        reducer, options = self.step.reducer, self.step.options
+        if not planes or not reducer.merges:
+            reduced = reducer.apply(tokens, cues, self.keep, options)
+            return reduced, cues.kept(reduced.indices), [take(plane, reduced.indices) for plane in planes]
+        widths = [part.shape[-1] for part in (tokens, *planes)]
+        carrying = replace(cues, channels=widths[0])
+        reduced = reducer.apply(torch.cat([tokens, *planes], dim=-1), carrying, self.keep, options)
+        left, *merged = reduced.tokens.split(widths, dim=-1)
+        return replace(reduced, tokens=left), cues.kept(reduced.indices), merged
+
+
+class Parts(NamedTuple):
+    """What becomes of tiles: features [t, k, D], raster positions [t, k], and planes [t, L, k, D] where the model has such."""
+
+    features: Tensor
+    index: Tensor
+    planes: Tensor | None = None
+
+    def along(self, first: int, tokens: int) -> Parts:
+        """As one row of tokens [1, t·k, …], tiles numbered from `first` on, of so many tokens each."""
+        tiles = first + torch.arange(len(self.index), device=self.index.device)
+        planes = None if self.planes is None else self.planes.transpose(0, 1).flatten(1, 2)[None]
+        index = self.index + (tiles * tokens)[:, None]
+        return Parts(self.features.flatten(0, 1)[None], index.flatten()[None], planes)
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """In the order of the graph."""
+        return (self.features, self.index) if self.planes is None else tuple(self)  # type: ignore[arg-type]
 
 
 class ClipSpace(nn.Module):
@@ -139,28 +179,30 @@ class VisionEncoder(GraphModule):
                 found[part + step.reducer.site.name.lower()] = Reduce(step, step.keep - self.keeps_cls)
         return found
 
-    def forward(self, pixel_values: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
-        """[T, 3, H, W] and what `extra_inputs` names → image_features [B, K, D], keep_index [B, K]."""
+    def forward(self, pixel_values: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """[T, 3, H, W] and what `extra_inputs` names → the outputs of the table above."""
         extra = dict(zip(self.extra_inputs, others, strict=True))
         pixels, valid = pixel_values, extra.pop(graph_names.VALID, None)
         if len(self.groups) == 1 and self.profile.tiles == self.runs:
-            return self.of_tiles(pixels, extra, valid)
-        parts, first = [], 0
+            return self.of_tiles(pixels, extra, valid).outputs
+        parts, first, tokens = [], 0, self.profile.visual_tokens // self.profile.tiles
         for part, group in self.parts():
             tiles = slice(first, first + group.tiles)
             mask = None if valid is None or self.joint else valid[tiles]
             found = self.of_tiles(pixels[tiles] if len(self.groups) > 1 else pixels, extra, mask, part)
-            parts.append(self._as_one(*found, first))
+            parts.append(found.along(first, tokens).outputs)
             first += group.tiles
-        features, index = (
-            torch.cat(part, dim=1) if len(part) > 1 else part[0] for part in zip(*parts, strict=True)
+        # Planes [1, L, K, D] have one axis more in front of the tokens.
+        features, index, *planes = (
+            torch.cat(part, dim=2 if part[0].dim() == 4 else 1) if len(part) > 1 else part[0]
+            for part in zip(*parts, strict=True)
         )
-        return self._jointly(features, index, valid) if self.joint else (features, index)
+        return self._jointly(features, index, valid) if self.joint else (features, index, *planes)
 
     def of_tiles(
         self, pixel_values: Tensor, text: dict[str, Tensor], valid: Tensor | None = None, part: str = ""
-    ) -> tuple[Tensor, Tensor]:
-        """Tiles [t, 3, H, W], each by itself → features [t, k, D] and raster positions [t, k] within each.
+    ) -> Parts:
+        """Tiles [t, 3, H, W], each by itself; positions are those within each.
 
         Args:
             pixel_values: of the tiles.
@@ -171,61 +213,67 @@ class VisionEncoder(GraphModule):
         reduce = {
             name.removeprefix(part): module for name, module in self.reduce.items() if name.startswith(part)
         }
-        config, first = self.vision_tower.config, self.vision_tower.cls_tokens
-        grid = self.profile.patch_grid
-        hidden = self.vision_tower.embed(pixel_values.to(self.multi_modal_projector.dtype))
-        states = {0: hidden}
-        cues = Cues(grid, _raster(grid, hidden), valid=None if valid is None else valid != 0)
-        earlier: Cues | None = None
+        tower, merger = self.vision_tower, self.multi_modal_projector
+        config, first, cell = tower.config, tower.cls_tokens, merger.side**2
+        down, across = self.profile.patch_grid
+        grid = down // merger.side, across // merger.side
+        hidden = tower.embed(pixel_values.to(merger.dtype))
+        states, planes = {0: hidden}, list[Tensor]()
+        cues = Cues(grid, _raster(grid, hidden), valid=None if valid is None else valid != 0, cell=cell)
+        around, earlier = tower.around(None), None
         sizes: Tensor | None = None
-        layers: list[TowerLayer] = self.vision_tower.encoder.layers[: config.layers]
+        layers: list[TowerLayer] = tower.encoder.layers[: config.layers]
         for i, layer in enumerate(layers):
-            rows = None if sizes is None else _join(torch.ones_like(sizes[:, :first]), sizes)
-            hidden, queries, keys = layer.attend(hidden, rows)
-            cues = Cues(
-                grid, cues.positions, queries, keys, config.heads, first > 0, sizes, earlier, valid=cues.valid
+            rows = (
+                None if sizes is None else _join(torch.ones_like(sizes[:, :first]), _of_patches(sizes, cell))
+            )
+            hidden, queries, keys = layer.attend(hidden, rows, around)
+            cues = replace(
+                cues,
+                queries=queries,
+                keys=keys,
+                heads=config.heads,
+                has_cls=first > 0,
+                sizes=sizes,
+                earlier=earlier,
             )
             if i == self.earlier_layer:
                 earlier = cues
             if f"layer_{i}" in reduce:
-                reduced, cues = reduce[f"layer_{i}"](hidden[:, first:], cues)
-                hidden, sizes = _join(hidden[:, :first], reduced.tokens), reduced.sizes
+                reduced, cues, planes = reduce[f"layer_{i}"](_cells(hidden[:, first:], cell), cues, planes)
+                hidden, sizes = _join(hidden[:, :first], _patches(reduced.tokens, cell)), reduced.sizes
+                around = tower.around(cues.positions)
             hidden = layer.feed_forward(hidden)
             if i + 1 in self.feature_layers:
                 states[i + 1] = hidden
+            if i in merger.planes:
+                planes.append(merger.plane(i, hidden))
 
         features = torch.cat([states[i] for i in self.feature_layers], dim=-1)
         aside = int(self.keeps_cls)
-        handed, features = features[:, :aside], features[:, first:]
-        if len(self.vision_tower.encoder.layers) > config.layers:
-            queries, keys = self.vision_tower.encoder.layers[-1](hidden)
+        handed, features = features[:, :aside], _cells(features[:, first:], cell)
+        if len(tower.encoder.layers) > config.layers:
+            queries, keys = tower.encoder.layers[-1](hidden)
             following = Cues(grid, cues.positions, queries, keys, has_cls=first > 0)
             cues = replace(cues, following=following)
         if "encoder_output" in reduce:
-            reduced, cues = reduce["encoder_output"](features, cues)
+            reduced, cues, planes = reduce["encoder_output"](features, cues, planes)
             features = reduced.tokens
         cues = replace(cues, features=features)
-        merger = self.multi_modal_projector
         if self.reads_sensitivity and isinstance(merger, Sensitive):
             cues = replace(cues, sensitivity=merger.sensitivity(features))
-        features = merger(_join(handed, features))
-        if self.profile.token_grid != grid:  # the merger joined patches: of what it made, no cue is known
+        features = merger(_join(handed, _patches(features, cell)))
+        if self.profile.token_grid != grid:  # the merger interpolated: of what it made, no cue is known
             cues = Cues(self.profile.token_grid, _raster(self.profile.token_grid, features), valid=cues.valid)
         if text:
             cues = self._with_text(cues, text, features[:, aside:])
         if "projector_output" in reduce:
-            reduced, cues = reduce["projector_output"](features[:, aside:], cues)
+            reduced, cues, planes = reduce["projector_output"](features[:, aside:], cues, planes)
             features = _join(features[:, :aside], reduced.tokens)
         index = cues.positions
         if self.keeps_cls:
             index = torch.cat([torch.zeros_like(index[:, :1]), index + 1], dim=1)
-        return features, index
-
-    def _as_one(self, features: Tensor, index: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """Tiles from number `first` on, [t, k, D] and [t, k] → [1, t·k, D] and [1, t·k], numbered through."""
-        tiles = first + torch.arange(len(index), device=index.device)
-        index = index + (tiles * (self.profile.visual_tokens // self.profile.tiles))[:, None]
-        return features.flatten(0, 1)[None], index.flatten()[None]
+        return Parts(features, index, torch.stack(planes, dim=1) if planes else None)
 
     def _jointly(self, features: Tensor, index: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """All tokens [1, n, D] with their places [1, n] → what is left of each part that is reduced as one."""
@@ -236,7 +284,7 @@ class VisionEncoder(GraphModule):
             cues = Cues((1, group.before), index[:, rows], valid=None if mask is None else mask[:, rows])
             part = features[:, rows]
             if group.steps:
-                reduced, cues = self.reduce[f"{name}projector_output"](part, cues)
+                reduced, cues, _ = self.reduce[f"{name}projector_output"](part, cues)
                 part = reduced.tokens
             kept.append((part, cues.positions))
             first += group.before
@@ -257,11 +305,13 @@ class VisionEncoder(GraphModule):
             "clip_text": Port("clip_text", (1, self.clip.outputs if self.clip else 0), torch.float32),
         }
         pixels = Port("pixel_values", self.profile.input_shape, torch.float32)
-        outputs = (
+        outputs = [
             Port("image_features", (1, self.keep, channels), dtype),
             Port("keep_index", (1, self.keep)),
-        )
-        return Ports((pixels, *(extra[name] for name in self.extra_inputs)), outputs)
+        ]
+        if planes := len(self.multi_modal_projector.planes):
+            outputs.append(Port(graph_names.DEEPSTACK, (1, planes, self.keep, channels), dtype))
+        return Ports((pixels, *(extra[name] for name in self.extra_inputs)), tuple(outputs))
 
     def _with_text(self, cues: Cues, text: dict[str, Tensor], tokens: Tensor) -> Cues:
         """The cues of the tokens [B, n, D] beside those of the prompt, the same for every tile."""
@@ -290,3 +340,18 @@ def _raster(grid: tuple[int, int], hidden: Tensor) -> Tensor:
 def _join(front: Tensor, rows: Tensor) -> Tensor:
     """Rows [B, 0 or 1, …] before rows [B, n, …]; none leave no node in the graph."""
     return torch.cat([front, rows], dim=1) if front.shape[1] else rows
+
+
+def _cells(rows: Tensor, patches: int) -> Tensor:
+    """Patches [B, n·p, C] as cells [B, n, p·C]."""
+    return rows if patches == 1 else rows.reshape(len(rows), -1, patches * rows.shape[-1])
+
+
+def _patches(cells: Tensor, patches: int) -> Tensor:
+    """Cells [B, n, p·C] as patches [B, n·p, C]."""
+    return cells if patches == 1 else cells.reshape(len(cells), -1, cells.shape[-1] // patches)
+
+
+def _of_patches(of_cells: Tensor, patches: int) -> Tensor:
+    """[B, n] → [B, n·p], the same for every patch of a cell."""
+    return of_cells if patches == 1 else of_cells[..., None].expand(*of_cells.shape, patches).flatten(1)

@@ -70,9 +70,8 @@ def answers(vlm: Vlm, reference: AnyReference, reduced: ReducedReference | None)
             ]
             logits = np.stack(rows)
         else:
-            embeds = np.concatenate([prompt.embeds, reference.embed(tokens[:-1])])
-            positions = np.concatenate([prompt.positions, after], axis=1)
-            logits = reference.logits(embeds, positions)[len(prompt.embeds) - 1 :]
+            whole = prompt.followed(reference.embed(tokens[:-1]), after)
+            logits = reference.logits(whole.embeds, whole.positions, whole.planes)[len(prompt.embeds) - 1 :]
         given.append(Given(images, tokens, logits))
     return given
 

@@ -6,7 +6,9 @@ other, so that memory is two layers' whatever the model's size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,17 @@ def rounded(folder: Path, checkpoint: Weights, record: Quantization) -> Weights:
     return quantize.dequantized(checkpoint, record)
 
 
+class Given(Protocol):
+    """A sequence as the decoder takes it: embeddings [S, C], position ids [A, S], and planes [L, S, C] or None."""
+
+    @property
+    def embeds(self) -> npt.NDArray[np.float32]: ...  # noqa: D102 - as above
+    @property
+    def positions(self) -> Index: ...  # noqa: D102
+    @property
+    def planes(self) -> npt.NDArray[np.float32] | None: ...  # noqa: D102
+
+
 class StreamedReference:
     """A decoder in FP32 with the weights as the bundle has them, reporting on the way how far each layer is from the original.
 
@@ -48,10 +61,10 @@ class StreamedReference:
         return self._table[token_ids].to(torch.float32).numpy()
 
     def logits(
-        self, prompts: list[tuple[npt.NDArray[np.float32], Index]], report: Report, progress: Progress
+        self, prompts: Sequence[Given], report: Report, progress: Progress
     ) -> list[npt.NDArray[np.float32]]:
-        """Logits [S, V] of each sequence of embeddings [S, C] and position ids [A, S]; cosines of the layers go to the report."""
-        sequences = [Tokens(torch.from_numpy(e)[None], torch.from_numpy(as_input(p))) for e, p in prompts]
+        """Logits [S, V] of each sequence; cosines of the layers go to the report."""
+        sequences = [Tokens.of(p.embeds, as_input(p.positions), p.planes) for p in prompts]
         original = Streamed(self._original, self._config, sequences)
         rounded = Streamed(self._quantised, self._config, sequences)
         progress.stage("verify layers", original.layer_bytes * self._config.layers)

@@ -26,11 +26,25 @@ class Prompt(NamedTuple):
         embeds: [S, C].
         positions: [A, S].
         visual_start: row of the first visual token, 0 where there is none.
+        planes: [L, S, C] what the decoder adds after its first L layers; None where it adds nothing.
     """
 
     embeds: npt.NDArray[np.float32]
     positions: npt.NDArray[np.int64]
     visual_start: int
+    planes: npt.NDArray[np.float32] | None = None
+
+    def followed(self, embeds: npt.NDArray[np.float32], positions: npt.NDArray[np.int64]) -> Prompt:
+        """The prompt with text tokens after it: embeddings [T, C] at position ids [A, T]."""
+        planes = self.planes
+        if planes is not None:
+            planes = np.concatenate([planes, np.zeros((len(planes), *embeds.shape), planes.dtype)], axis=1)
+        return Prompt(
+            np.concatenate([self.embeds, embeds]),
+            np.concatenate([self.positions, positions], axis=1),
+            self.visual_start,
+            planes,
+        )
 
 
 QUESTION = "What is in the picture?"
@@ -85,8 +99,13 @@ def lay_out(vlm: Vlm, shown: Sequence[Image.Image], reference: Embedder) -> Prom
     """The prompt about these images, each as the bundle's vision graph makes it."""
     encoded = [vlm.encode_image(image, QUESTION, among=len(shown)) for image in shown]
     laid_out = vlm.layout.lay_out(ids(vlm, len(shown)), encoded)
-    embeds, positions, _ = laid_out.rows(reference.embed, encoded)
-    return Prompt(embeds.astype(np.float32, copy=False), positions, int(np.argmax(laid_out.visual != NONE)))
+    embeds, positions, planes = laid_out.rows(reference.embed, encoded)
+    return Prompt(
+        embeds.astype(np.float32, copy=False),
+        positions,
+        int(np.argmax(laid_out.visual != NONE)),
+        None if planes is None else planes.astype(np.float32, copy=False),
+    )
 
 
 def ids(vlm: Vlm, count: int) -> list[int]:

@@ -25,6 +25,14 @@ from fico_export.runtime.inputs.layouts.base import Index
 from fico_export.runtime.inputs.positions import as_input
 
 
+Planes = npt.NDArray[Any] | None
+
+
+def _batched(planes: Planes) -> torch.Tensor | None:
+    """[L, S, C] → [1, L, S, C]."""
+    return None if planes is None else torch.from_numpy(np.asarray(planes, np.float32))[None]
+
+
 class Reference:
     """A checkpoint in FP32, run without a KV cache, whole sequence by whole sequence."""
 
@@ -43,28 +51,55 @@ class Reference:
         with torch.inference_mode():
             return np.asarray(self._model.get_input_embeddings()(torch.tensor(token_ids, dtype=torch.int64)))
 
-    def image_features(self, pixels: Pixels) -> npt.NDArray[np.float32]:
-        """All features [N, D] of an image as the prompt shows them, newline vectors among them."""
-        values, sizes = torch.from_numpy(pixels.values), {}
-        if "image_sizes" in inspect.signature(self._model.get_image_features).parameters:
-            values, sizes = values[None], {"image_sizes": torch.tensor([pixels.size[::-1]])}
+    def image_features(
+        self, pixels: Pixels
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+        """All features [N, D] of an image as the prompt shows them, newline vectors among them; and planes [L, N, D], if any."""
+        values, given = torch.from_numpy(pixels.values), {}
+        asked = inspect.signature(self._model.get_image_features).parameters
+        if "image_sizes" in asked:
+            values, given = values[None], {"image_sizes": torch.tensor([pixels.size[::-1]])}
+        if "image_grid_thw" in asked:
+            values, grid = _patches(values, self._model.config.vision_config)
+            given = {"image_grid_thw": torch.tensor([grid])}
         with torch.inference_mode():
-            features = self._model.get_image_features(values, **sizes)
+            output = self._model.get_image_features(values, **given)
         # transformers has returned a tensor, a list of tensors, and an output object over its versions.
-        features = getattr(features, "pooler_output", features)
-        return np.asarray(features[0]).reshape(-1, features[0].shape[-1])
+        features = getattr(output, "pooler_output", output)
+        planes = getattr(output, "deepstack_features", None)
+        return (
+            np.asarray(features[0]).reshape(-1, features[0].shape[-1]),
+            np.stack([np.asarray(plane) for plane in planes]) if planes else None,
+        )
 
-    def logits(self, embeds: npt.NDArray[np.float32], positions: Index) -> npt.NDArray[np.float32]:
-        """Logits [S, V] for embeddings [S, C] at position ids [A, S]."""
+    def logits(
+        self, embeds: npt.NDArray[np.float32], positions: Index, planes: Planes = None
+    ) -> npt.NDArray[np.float32]:
+        """Logits [S, V] for embeddings [S, C] at position ids [A, S], with planes [L, S, C] where the decoder adds such."""
+        # Without a mask, transformers takes a gap in the positions for the start of another sequence.
+        mask = torch.ones(1, len(embeds), dtype=torch.int64)
+        given = {
+            "inputs_embeds": torch.from_numpy(np.ascontiguousarray(embeds, np.float32))[None],
+            "position_ids": torch.from_numpy(as_input(positions)),
+            "attention_mask": mask,
+            "use_cache": False,
+        }
         with torch.inference_mode():
-            output = self._model(
-                inputs_embeds=torch.from_numpy(np.ascontiguousarray(embeds, np.float32))[None],
-                position_ids=torch.from_numpy(as_input(positions)),
-                # Without a mask, transformers takes a gap in the positions for the start of another sequence.
-                attention_mask=torch.ones(1, len(embeds), dtype=torch.int64),
-                use_cache=False,
-            )
-        return np.asarray(output.logits[0].to(torch.float32))
+            if planes is None:
+                return np.asarray(self._model(**given).logits[0].to(torch.float32))
+            rows = torch.from_numpy(np.asarray(planes, np.float32))
+            added = {"visual_pos_masks": mask.bool(), "deepstack_visual_embeds": list(rows)}
+            hidden = self._model.model.language_model(**given, **added).last_hidden_state
+            return np.asarray(self._model.lm_head(hidden)[0].to(torch.float32))
+
+
+def _patches(values: torch.Tensor, seen: Any) -> tuple[torch.Tensor, list[int]]:
+    """Pixels [1, 3, H, W] as Qwen's processor hands them over, [N, 3·frames·P·P] cell by cell, and their grid (frames, rows, columns)."""
+    size, side, frames = seen.patch_size, seen.spatial_merge_size, seen.temporal_patch_size
+    rows, columns = values.shape[2] // size, values.shape[3] // size
+    parts = values[0].reshape(3, rows // side, side, size, columns // side, side, size)
+    patches = parts.permute(1, 4, 2, 5, 0, 3, 6).reshape(rows * columns, 3, 1, size * size)
+    return patches.expand(-1, -1, frames, -1).flatten(1), [1, rows, columns]
 
 
 class OwnReference:
@@ -81,7 +116,9 @@ class OwnReference:
         """Embeddings [S, C]."""
         return self._table[token_ids].numpy()
 
-    def logits(self, embeds: npt.NDArray[np.float32], positions: Index) -> npt.NDArray[np.float32]:
+    def logits(
+        self, embeds: npt.NDArray[np.float32], positions: Index, planes: Planes = None
+    ) -> npt.NDArray[np.float32]:
         """As of `Reference`."""
         empty = torch.zeros(1, self._config.kv_heads, 0, self._config.head_dim)
         with torch.inference_mode():
@@ -90,6 +127,7 @@ class OwnReference:
                 torch.ones(1, len(embeds), dtype=torch.int64),
                 torch.from_numpy(as_input(positions)),
                 [empty] * (2 * self._config.layers),
+                _batched(planes),
             )
         return np.asarray(logits[0])
 
@@ -138,12 +176,14 @@ class ReducedReference:
         self._after = after.eval()
         self._past: list[torch.Tensor] = []
 
-    def begin(self, embeds: npt.NDArray[Any], positions: Index, visual_start: int) -> npt.NDArray[np.float32]:
-        """Logits [V] after a prompt of embeddings [S, C] at position ids [A, S]."""
+    def begin(
+        self, embeds: npt.NDArray[Any], positions: Index, visual_start: int, planes: Planes = None
+    ) -> npt.NDArray[np.float32]:
+        """Logits [V] after a prompt of embeddings [S, C] at position ids [A, S], with planes [L, S, C] if any."""
         given = torch.from_numpy(np.ascontiguousarray(embeds, np.float32))[None]
         with torch.inference_mode():
             logits, kept, *self._past = self._prefill(
-                given, torch.from_numpy(as_input(positions)), torch.tensor([visual_start])
+                given, torch.from_numpy(as_input(positions)), torch.tensor([visual_start]), _batched(planes)
             )
         self.kept = np.asarray(kept[0])
         return np.asarray(logits[0, -1])

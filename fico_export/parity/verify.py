@@ -16,7 +16,7 @@ from fico_export.models.source import SourceModel
 from fico_export.parity.answers import Given, answers, compare_answers
 from fico_export.parity.compare import INDEX_AGREEMENT, compare
 from fico_export.parity.int4 import StreamedReference, rounded
-from fico_export.parity.prompts import NEW_TOKENS, QUESTION, Embedder, asked_about, lay_out
+from fico_export.parity.prompts import NEW_TOKENS, QUESTION, Embedder, Prompt, asked_about, lay_out
 from fico_export.parity.reference import (
     AnyReference,
     ReducedReference,
@@ -110,15 +110,15 @@ def _int4(report: Report, vlm: Vlm, exact: SourceModel, checkpoint: SourceModel,
     reference = StreamedReference(exact.checkpoint, checkpoint.checkpoint, exact.decoder_config)
     _embed(report, vlm, reference)
     ids = _token_ids(vlm.manifest, len(GAPPED))
-    prompts = [(reference.embed(ids), _gapped(vlm))]
+    prompts = [Prompt(reference.embed(ids), _gapped(vlm), 0)]
     said, inside = [], vlm.manifest.reduction.in_decoder
     progress.stage("verify answers")
     for images in ([],) if inside else ([], asked_about(vlm, 1)):
-        embeds, positions, _ = lay_out(vlm, images, reference)
+        prompt = lay_out(vlm, images, reference)
         tokens = vlm.generate(QUESTION, images, max_new_tokens=NEW_TOKENS, sampling=GREEDY).token_ids
-        said.append((images, len(embeds) - 1, tokens))
-        positions = np.concatenate([positions, following(positions, len(tokens) - 1)], axis=1)
-        prompts.append((np.concatenate([embeds, reference.embed(tokens[:-1])]), positions))
+        said.append((images, len(prompt.embeds) - 1, tokens))
+        after = following(prompt.positions, len(tokens) - 1)
+        prompts.append(prompt.followed(reference.embed(tokens[:-1]), after))
     whole, *parts = reference.logits(prompts, report, progress)
     _pieces(report, vlm, ids, whole)
     given = [
@@ -189,9 +189,10 @@ def _prefill(report: Report, vlm: Vlm, reference: Embedder, reduced: ReducedRefe
     """A prompt with an image through the graph that reduces, and two tokens after it, against torch."""
     agreements, pairs = [], []
     for picture in asked_about(vlm, PICTURES):
-        embeds, positions, start = lay_out(vlm, [picture], reference)
-        logits, cache, kept = vlm.decoder.prefill(embeds, positions, start)
-        expected = reduced.begin(embeds, positions, start)
+        prompt = lay_out(vlm, [picture], reference)
+        embeds, positions, start, planes = prompt
+        logits, cache, kept = vlm.decoder.prefill(embeds, positions, start, planes)
+        expected = reduced.begin(*prompt)
         agreements.append(len(np.intersect1d(kept, reduced.kept)) / len(kept))
         pairs.append((logits[None], expected[None]))
         for i, token in enumerate(_token_ids(vlm.manifest, 2), 1):

@@ -32,6 +32,9 @@ NUDGE_SLACK = 0.05  # of the tokens: four nudges do not find the worst outcome
 
 PICTURES = 4
 
+Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float32] | None]
+"""Features [K, D], kept index [K], and planes [L, K, D] where the model has such."""
+
 
 def images_of(vlm: Vlm, profile: Profile, only: bool) -> list[Pixels]:
     """Images of a profile: the usual ones, or where there are others, those and one in the profile's own shape."""
@@ -79,7 +82,7 @@ def check_vision(
     tied: list[tuple[npt.NDArray[Any], npt.NDArray[np.float32]]] = []
     for picture in pixels:
         with torch.inference_mode():
-            expected, expected_index = _through(module, profile, picture, given, vlm)
+            expected, expected_index, expected_planes = _through(module, profile, picture, given, vlm)
         got = vlm.encode_pixels(picture, text)
         shared, mine, theirs = np.intersect1d(got.keep_index, expected_index, return_indices=True)
         agreements.append(len(shared) / len(expected_index))
@@ -90,7 +93,11 @@ def check_vision(
             floors[-1] = min(floor, own - NUDGE_SLACK) if own < 1 else floor
         if shared.size:
             same = floors[-1] == floor
-            (pairs if same else tied).append((got.features[mine], expected[theirs]))
+            to = pairs if same else tied
+            to.append((got.features[mine], expected[theirs]))
+            if expected_planes is not None and got.planes is not None:
+                planes = zip(got.planes, expected_planes, strict=True)
+                to += [(plane[mine], wanted[theirs]) for plane, wanted in planes]
     worst = min(range(len(pixels)), key=lambda i: agreements[i] - floors[i])
     note = f"scores tie in {len(tied)} of {len(pixels)} images: torch parts with itself there" if tied else ""
     report.checks.append(
@@ -102,8 +109,8 @@ def check_vision(
 
 def _through(
     module: VisionEncoder, profile: Profile, picture: Pixels, given: dict[str, torch.Tensor], vlm: Vlm
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """What the vision graph's module makes of an image, as far as the prompt shows it: features [K, D] and kept index [K]."""
+) -> Outputs:
+    """What the vision graph's module makes of an image, as far as the prompt shows it."""
     layout = vlm.layout.of_kind(picture.kind)
     if layout.masked:
         given = {graph_names.VALID: torch.from_numpy(layout.valid(picture.size)), **given}
@@ -112,12 +119,13 @@ def _through(
         pixels = torch.from_numpy(feeds["pixel_values"])
         return [np.asarray(t) for t in module(pixels, *(given[name] for name in module.extra_inputs))]
 
-    features, index = run_tiles(run, profile, {"pixel_values": picture.values})
-    return layout.shown(picture.size, features, index)
+    features, index, *planes = run_tiles(run, profile, {"pixel_values": picture.values})
+    features, index = layout.shown(picture.size, features, index)
+    return features, index, planes[0] if planes else None
 
 
 def _own_agreement(
-    run: Callable[[Pixels], tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]],
+    run: Callable[[Pixels], Outputs],
     picture: Pixels,
     kept: npt.NDArray[np.int64],
     nudge: float,
@@ -128,7 +136,7 @@ def _own_agreement(
     for _ in range(NUDGES):
         nudged = values * (1 + nudge * generator.uniform(-1, 1, values.shape)).astype(np.float32)
         with torch.inference_mode():
-            _, index = run(replace(picture, values=nudged))
+            index = run(replace(picture, values=nudged))[1]
         shares.append(len(np.intersect1d(index, kept)) / len(kept))
     return min(shares)
 
@@ -136,5 +144,9 @@ def _own_agreement(
 def check_tower(report: Report, checkpoint: SourceModel, reference: Reference, pixels: Pixels) -> None:
     """Our torch tower and layout without reduction against transformers': was the checkpoint read as it is meant?"""
     _, features_of = in_full(checkpoint)
-    found = cosine(rows_of(features_of(pixels)), reference.image_features(pixels))
+    ours, (rows, planes) = features_of(pixels), reference.image_features(pixels)
+    pairs = [(rows_of(ours), rows)]
+    if planes is not None and ours.planes is not None:
+        pairs += zip(ours.planes, planes, strict=True)
+    found = min(cosine(got, expected) for got, expected in pairs)
     report.checks.append(Check("tower", "cosine to transformers", found, COSINE["fp32"], True))

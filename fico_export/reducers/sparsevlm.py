@@ -41,7 +41,7 @@ def apply(tokens: Tensor, cues: Cues, keep: int, options: SparsevlmOptions) -> R
     q = max(clusters, round(options.recycle * (n - (keep - clusters))))
     recycled = mask_to_indices((place >= keep - clusters) & (place < keep - clusters + q), q)
     members = take(tokens, recycled).to(torch.float32)
-    centres, joins = density_peaks(members, clusters)
+    centres, joins = density_peaks(cues.own(members), clusters)
     weights = joins / joins.sum(1, keepdim=True)
     merged = (weights.transpose(1, 2) @ members).to(tokens.dtype)
     return Reduction(

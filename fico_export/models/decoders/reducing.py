@@ -141,7 +141,8 @@ class Prefill(Decoder):
         cues = Cues(
             self.grid, rows.live, take(queries, visual), take(keys, visual), self.config.heads, prompt=prompt
         )
-        reduced, left = self.reduce[f"layer_{i}"](take(rows.hidden, visual), cues)
+        waiting = [take(plane, visual) for plane in rows.planes[i:]]
+        reduced, left, planes = self.reduce[f"layer_{i}"](take(rows.hidden, visual), cues, waiting)
 
         keep = reduced.indices.shape[1]
         # Row t of what is left: before the image t itself, in it the kept token, after it the row n − keep further on.
@@ -152,12 +153,17 @@ class Prefill(Decoder):
         source = torch.where(
             inside, start + take(reduced.indices, nth), torch.where(offset < 0, t, t + n - keep)
         )
+
+        def closed(kept: Tensor, all_rows: Tensor) -> Tensor:
+            return torch.where(inside[:, None], take(kept, nth), take(all_rows, source))
+
+        later = (closed(kept, plane) for kept, plane in zip(planes, rows.planes[i:], strict=True))
         return _Rows(
-            torch.where(inside[:, None], take(reduced.tokens, nth), take(rows.hidden, source)),
+            closed(reduced.tokens, rows.hidden),
             take(rows.embeds, source),
             take(rows.positions, source),
             left.positions,
-            tuple(take(plane, source) for plane in rows.planes),
+            (*rows.planes[:i], *later),
         )
 
     def _rotary(self, rows: _Rows) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,15 @@ from torch import Tensor
 
 
 class Merger(Protocol):
-    """Tokens of the tower [B, N, C] to tokens of the decoder [B, n, D]; a projector gives as many as it gets."""
+    """Tokens of the tower [B, N, C] to tokens of the decoder [B, n, D]; a projector gives as many as it gets.
+
+    Attributes:
+        side: patches on a side of the cell that becomes one token.
+        planes: layers of the tower, ascending, after each of which `plane` makes something that the decoder adds.
+    """
+
+    side: int
+    planes: tuple[int, ...]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -21,6 +29,9 @@ class Merger(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """[B, N, C] → [B, n, D]."""
+
+    def plane(self, layer: int, x: Tensor) -> Tensor:
+        """Rows after a layer of `planes`, [B, N, C] → [B, n, D]."""
 
 
 @runtime_checkable

@@ -12,6 +12,9 @@ _NUDGE = 0.01  # on a hidden unit, to take the slope of its activation
 class Projector(nn.Module):
     """Two linear layers from the tower's channels to the decoder's."""
 
+    side = 1
+    planes: tuple[int, ...] = ()
+
     def __init__(self, inputs: int, outputs: int, activation: str, bias: bool, dtype: torch.dtype) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(inputs, outputs, bias=bias, dtype=dtype)
@@ -31,6 +34,10 @@ class Projector(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, C] → [B, N, D]."""
         return self.linear_2(self.activation(self.linear_1(x)))
+
+    def plane(self, layer: int, x: Tensor) -> Tensor:
+        """None is made."""
+        raise NotImplementedError
 
     def sensitivity(self, x: Tensor) -> Tensor:
         """How far a small change of each token [B, N, C] moves its projection: [B, N], FP32.

@@ -57,6 +57,7 @@ def images(
         LayoutRecord(rule="anyres"),
         partial(_shape, profiles, most, tower if videos else None),
         newline=True,
+        choices=("profile", "tiling", "base_keep", "unpad", "newlines", "frames"),
     )
 
 

@@ -21,7 +21,7 @@ PARTS = ("text_config", "vision_config")
 _MAX_PATCHES = 2**14  # a side of 128 patches
 
 
-def _must_be(words: str, right: Callable[[Any], bool]) -> Callable[[Any], Any]:
+def must_be(words: str, right: Callable[[Any], bool]) -> Callable[[Any], Any]:
     """A validator; `words` are what a wrong value is not."""
 
     def check(value: Any) -> Any:
@@ -32,9 +32,10 @@ def _must_be(words: str, right: Callable[[Any], bool]) -> Callable[[Any], Any]:
     return check
 
 
-def _whole(least: int, most: int) -> PlainValidator:
+def whole(least: int, most: int) -> PlainValidator:
+    """A validator of whole numbers in a range, its ends among them."""
     return PlainValidator(
-        _must_be(f"{least} … {most}", lambda value: type(value) is int and least <= value <= most)
+        must_be(f"{least} … {most}", lambda value: type(value) is int and least <= value <= most)
     )
 
 
@@ -42,7 +43,7 @@ def _number(most: float, *, zero: bool = False) -> PlainValidator:
     """Of numbers above 0, or from 0 on; NaN is in no range."""
     words = f"a number {'of 0 …' if zero else 'above 0, up to'} {most:g}"
     return PlainValidator(
-        _must_be(
+        must_be(
             words,
             lambda value: type(value) in (int, float) and (0 < value <= most or (zero and value == 0)),
         )
@@ -67,42 +68,42 @@ def _pairs_of_sides(value: Any) -> bool:
     )
 
 
-_object = BeforeValidator(_must_be("an object", lambda value: isinstance(value, dict)))
+OBJECT = BeforeValidator(must_be("an object", lambda value: isinstance(value, dict)))
 
 # Each bound is several times the largest that is published.
-Layers = Annotated[int, _whole(1, 1000)]
-Labels = Annotated[int, _whole(0, 10_000)]  # of a classifier: transformers makes a name of each
-Channels = Annotated[int, _whole(1, 2**16)]
-Inner = Annotated[int, _whole(1, 2**19)]
-Heads = Annotated[int, _whole(1, 2**10)]
-HeadDim = Annotated[int, _whole(2, 2**12)]
-Vocabulary = Annotated[int, _whole(1, 2**22)]
-Token = Annotated[int, _whole(0, 2**22 - 1)]
-Context = Annotated[int, _whole(1, 2**27)]
-Pixels = Annotated[int, _whole(1, 2**13)]
-Rgb = Annotated[int, PlainValidator(_must_be("3: red, green and blue", lambda value: value == 3))]
+Layers = Annotated[int, whole(1, 1000)]
+Labels = Annotated[int, whole(0, 10_000)]  # of a classifier: transformers makes a name of each
+Channels = Annotated[int, whole(1, 2**16)]
+Inner = Annotated[int, whole(1, 2**19)]
+Heads = Annotated[int, whole(1, 2**10)]
+HeadDim = Annotated[int, whole(2, 2**12)]
+Vocabulary = Annotated[int, whole(1, 2**22)]
+Token = Annotated[int, whole(0, 2**22 - 1)]
+Context = Annotated[int, whole(1, 2**27)]
+Pixels = Annotated[int, whole(1, 2**13)]
+Rgb = Annotated[int, PlainValidator(must_be("3: red, green and blue", lambda value: value == 3))]
 Epsilon = Annotated[float, _number(1, zero=True)]
 Theta = Annotated[float, _number(1e15)]
 Factor = Annotated[float, _number(1e9)]
 Weight = Annotated[float, _number(1e9, zero=True)]
-Switch = Annotated[bool, PlainValidator(_must_be("true or false", lambda value: isinstance(value, bool)))]
-Name = Annotated[str, PlainValidator(_must_be("a name", lambda value: isinstance(value, str)))]
+Switch = Annotated[bool, PlainValidator(must_be("true or false", lambda value: isinstance(value, bool)))]
+Name = Annotated[str, PlainValidator(must_be("a name", lambda value: isinstance(value, str)))]
 Activation = Annotated[
     str,
     PlainValidator(
-        _must_be(
+        must_be(
             f"one of {', '.join(sorted(ACT2FN))}", lambda value: isinstance(value, str) and value in ACT2FN
         )
     ),
 ]
 LayersJoined = Annotated[
-    Any, PlainValidator(_must_be("the number of a layer, or a list of them", _layers_joined))
+    Any, PlainValidator(must_be("the number of a layer, or a list of them", _layers_joined))
 ]
 
 Pinpoints = Annotated[
     Any,
     PlainValidator(
-        _must_be(
+        must_be(
             "a list of 1 to 64 pairs of height and width",
             lambda value: value is None or _pairs_of_sides(value),
         )
@@ -127,7 +128,7 @@ class _Rope(TypedDict, total=False):
     truncate: Switch | None
 
 
-Rope = Annotated[_Rope, _object] | None
+Rope = Annotated[_Rope, OBJECT] | None
 
 
 class _Stack(TypedDict, total=False):
@@ -164,17 +165,18 @@ class _Tower(_Stack, total=False):
 
 class _ClipText(_Stack, total=False):
     vocab_size: Vocabulary
-    max_position_embeddings: Annotated[int, _whole(1, 2**16)]
+    max_position_embeddings: Annotated[int, whole(1, 2**16)]
     eos_token_id: Token
 
 
-Tower = Annotated[_Tower, _object] | None
-ClipText = Annotated[_ClipText, _object] | None
+Decoder = Annotated[_Decoder, OBJECT]
+Tower = Annotated[_Tower, OBJECT] | None
+ClipText = Annotated[_ClipText, OBJECT] | None
 
 
 class _Llava(TypedDict, total=False):
     num_labels: Labels
-    text_config: Annotated[_Decoder, _object] | None
+    text_config: Decoder | None
     vision_config: Tower
     image_token_index: Token
     image_token_id: Token
@@ -214,13 +216,13 @@ def check_llava(config: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: naming the key, its value and what it may be.
     """
-    _check(_LLAVA, config)
+    check_values(_LLAVA, config)
     check_fit(config)
 
 
 def check_clip(config: Mapping[str, Any]) -> None:
     """Refuse a CLIP model's config.json with a value that no model has; errors as for `check_llava`."""
-    _check(_CLIP, config)
+    check_values(_CLIP, config)
     check_fit(config)
 
 
@@ -263,7 +265,12 @@ def _check_heads(part: str, values: Mapping[str, Any]) -> None:
         raise _wrong(f"{part}.head_dim", head_dim, "even, as rotary embeddings turn channels in pairs")
 
 
-def _check(adapter: TypeAdapter[Any], config: Mapping[str, Any]) -> None:
+def check_values(adapter: TypeAdapter[Any], config: Mapping[str, Any]) -> None:
+    """Refuse a value that `adapter` does not take.
+
+    Raises:
+        CheckpointError: naming the key, its value and what it may be.
+    """
     try:
         adapter.validate_python(config)
     except ValidationError as failure:

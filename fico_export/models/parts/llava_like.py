@@ -59,12 +59,14 @@ class Images:
         layout: how a prompt shows an image.
         shape: what a request chooses of both; None where there is no choice.
         newline: whether a vector ends the rows of visual tokens.
+        choices: options that `shape` reads.
     """
 
     profiles: tuple[Profile, ...]
     layout: LayoutRecord
     shape: Shape | None = None
     newline: bool = False
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         vision=vision,
         transformers_class=variety.transformers_class,
         shape=images.shape,
+        choices=images.choices,
         newline=NEWLINE if images.newline else None,
     )
 

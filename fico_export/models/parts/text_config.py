@@ -12,6 +12,8 @@ from fico_export.errors import CheckpointError
 from fico_export.models.decoders.base import DecoderConfig
 from fico_export.models.parts import config_check
 
+# With biases on q, k and v, which their configs do not mention.
+_BIASED = ("qwen2", "qwen2_5_vl_text")
 _STATIC_ROPES = ("linear", "llama3", "yarn")  # frequencies that do not depend on the length of the prompt
 # Nor do those of dynamic, up to max_position_embeddings, where the context ends.
 _ROPES = (*_STATIC_ROPES, "dynamic")
@@ -25,7 +27,6 @@ def decoder_config(text: Any) -> DecoderConfig:
     """
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     inv_freq, rope_scale = _rope(text, head_dim)
-    # Qwen2 has biases on q, k and v and says so nowhere in its config.
     bias = bool(getattr(text, "attention_bias", False))
     window = (
         text.sliding_window
@@ -44,13 +45,36 @@ def decoder_config(text: Any) -> DecoderConfig:
         context=min(text.max_position_embeddings, window or text.max_position_embeddings),
         activation=text.hidden_act,
         norm_eps=text.rms_norm_eps,
-        qkv_bias=bias or text.model_type == "qwen2",
+        qkv_bias=bias or text.model_type in _BIASED,
         out_bias=bias,
         mlp_bias=bool(getattr(text, "mlp_bias", False)),
         inv_freq=inv_freq,
         rope_scale=rope_scale,
+        rope_axes=_rope_axes(text, head_dim),
         qk_norm=text.model_type.startswith("qwen3"),
     )
+
+
+def _rope_axes(text: Any, head_dim: int) -> tuple[int, ...]:
+    """Which of time, row and column each rotary frequency [D/2] turns by; none where positions have one axis.
+
+    The sections of an interleaved model go t, h, w, t, h, w, … as far as each reaches, and time has the rest.
+
+    Raises:
+        CheckpointError: the sections are not of three axes, or not of all frequencies.
+    """
+    sections = text.rope_parameters.get("mrope_section")
+    if sections is None:
+        return ()
+    whole = isinstance(sections, list) and all(type(s) is int and s >= 0 for s in sections)
+    if not whole or len(sections) != 3 or sum(sections) != head_dim // 2:
+        raise CheckpointError(
+            f"config.json: mrope_section of text_config is {sections!r:.60}, not three numbers that sum to {head_dim // 2}, half of head_dim",
+            fix=config_check.FIX,
+        )
+    if not text.rope_parameters.get("mrope_interleaved"):
+        return tuple(axis for axis, length in enumerate(sections) for _ in range(length))
+    return tuple(j % 3 if j < 3 * sections[j % 3] else 0 for j in range(head_dim // 2))
 
 
 def _rope(text: Any, head_dim: int) -> tuple[tuple[float, ...], float]:

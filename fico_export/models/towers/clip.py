@@ -168,3 +168,6 @@ class ClipTower(nn.Module):
     def embed(self, pixel_values: Tensor) -> Tensor:
         """[B, 3, S, S] → [B, 1 + N, C]."""
         return self.pre_layrnorm(self.embeddings(pixel_values))
+
+    def around(self, positions: Tensor | None) -> None:
+        """Nothing: the embeddings hold the positions."""

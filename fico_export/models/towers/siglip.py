@@ -42,3 +42,6 @@ class SiglipTower(nn.Module):
         """[B, 3, S, S] → [B, N, C]."""
         embedded: Tensor = self.embeddings(pixel_values)
         return embedded
+
+    def around(self, positions: Tensor | None) -> None:
+        """Nothing: the embeddings hold the positions."""

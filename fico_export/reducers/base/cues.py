@@ -1,6 +1,8 @@
 """The evidence a site offers to a reducer, computed only when asked for.
 
-Letters: B batch, n live visual tokens (patches), m rows of the attention (n, or 1 + n with a CLS row first),
+Where the merger joins p patches to one visual token, that cell is a token here, and its cues are the mean of its patches'.
+
+Letters: B batch, n live visual tokens, p patches of each, m rows of the attention (n·p, or 1 + n with a CLS row first),
 T rows of a prompt, H heads, D head size, A = H·D.
 """
 
@@ -56,6 +58,8 @@ class Cues:
         clip_text: [B, P] mean of the unit-length CLIP embeddings of the text, at the projector's output likewise.
         clip_tokens: [B, n, P] the live tokens in the same space, not of unit length.
         valid: [B, n] bool, which tokens may be kept: those that show padding may not; None where all may.
+        cell: p; more than one in a tower without a CLS token alone.
+        channels: of the tokens' own, where others follow that are to be merged as they are; None where all are.
     """
 
     grid: tuple[int, int]
@@ -73,21 +77,29 @@ class Cues:
     clip_text: Tensor | None = None
     clip_tokens: Tensor | None = None
     valid: Tensor | None = None
+    cell: int = 1
+    channels: int | None = None
+
+    def own(self, tokens: Tensor) -> Tensor:
+        """Of tokens [B, n, C + …], the channels [B, n, C] that a method may look at, and not only merge."""
+        return tokens if self.channels is None else tokens[..., : self.channels]
 
     def logits(self) -> Tensor:
-        """[B, m, m] scaled attention logits, averaged over heads.
+        """[B, n, n], or [B, 1 + n, 1 + n] with a CLS row first: scaled attention logits, averaged over heads.
 
-        The mean over heads of q·k is one product of the un-split rows, so the layer's own attention stays fused.
+        The mean over heads of q·k is one product of the un-split rows, so the layer's own attention stays fused; that over cells is
+        the product of their mean rows.
         """
-        queries, keys = self._attention_inputs()
+        queries, keys = (self._mean(rows) for rows in self._attention_inputs())
         scale = (queries.shape[-1] // self.heads) ** -0.5 / self.heads
         return (queries * scale) @ keys.transpose(1, 2)
 
     def attention(self) -> Tensor:
-        """[B, m, m] softmax attention, averaged over heads."""
+        """As of `logits`, softmax attention, averaged over heads."""
         queries, keys = (self._split(x) for x in self._attention_inputs())
         scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(2, 3)
-        return scores.softmax(-1).mean(1)
+        between = scores.softmax(-1).mean(1)
+        return self._mean(self._mean(between).transpose(1, 2)).transpose(1, 2)
 
     def cls_attention(self) -> Tensor:
         """[B, n] attention that each patch gets from CLS, averaged over heads; `received` without a CLS token."""
@@ -100,12 +112,13 @@ class Cues:
     def _received(self, first: int | None) -> Tensor:
         queries, keys = (self._split(x) for x in self._attention_inputs())
         scores = (queries[:, :, :first] * queries.shape[-1] ** -0.5) @ keys.transpose(2, 3)
-        return scores.softmax(-1).mean((1, 2))[:, 1 if self.has_cls else 0 :]
+        received = scores.softmax(-1).mean((1, 2))[:, 1 if self.has_cls else 0 :]
+        return received if self.cell == 1 else received.unflatten(1, (-1, self.cell)).mean(2)
 
     def mean_keys(self) -> Tensor:
         """[B, n, D] keys of the live tokens, averaged over heads."""
         _, keys = self._attention_inputs()
-        return self._split(keys).mean(1)[:, 1 if self.has_cls else 0 :]
+        return self._mean(self._split(keys).mean(1)[:, 1 if self.has_cls else 0 :])
 
     def last_attention(self) -> Tensor:
         """[B, n] softmax attention of the prompt's last token to each live token, averaged over heads."""
@@ -136,6 +149,10 @@ class Cues:
         def rows(x: Tensor | None) -> Tensor | None:
             if x is None:
                 return None
+            if self.cell > 1:
+                return take(x.unflatten(1, (-1, self.cell)).flatten(2), indices).reshape(
+                    len(x), -1, x.shape[-1]
+                )
             kept = take(x[:, first:], indices)
             return torch.cat([x[:, :first], kept], dim=1) if first else kept
 
@@ -156,6 +173,10 @@ class Cues:
             self._split(prompt.keys.to(torch.float32)),
             prompt.visual,
         )
+
+    def _mean(self, rows: Tensor) -> Tensor:
+        """Rows [B, n·p, A] of patches to those [B, n, A] of cells."""
+        return rows if self.cell == 1 else rows.unflatten(1, (-1, self.cell)).mean(2)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -99,7 +99,8 @@ class Reducer(Generic[OptionsT]):
     """A method: a pure function of tensors, and where and on what it acts.
 
     Attributes:
-        apply: (tokens [B, N, C], cues, keep, options) → Reduction. Patches only: a site keeps the CLS token aside.
+        apply: (tokens [B, N, C], cues, keep, options) → Reduction. Patches only: a site keeps the CLS token aside. One that merges
+            looks at `cues.own(tokens)` alone: channels that follow those are merged with them.
         site: where it acts.
         source: paper, and the reference code's repository.
         filter: how it finds redundant tokens, in a few words.
@@ -133,6 +134,11 @@ class Reducer(Generic[OptionsT]):
     published: Published | None = None
     in_tiles: InTiles | None = None
     positions: Positions = "original"
+
+    @property
+    def merges(self) -> bool:
+        """Whether it merges tokens, and does not only drop them."""
+        return self.compress != "–"
 
     def parse_options(self, settings: dict[str, Any]) -> OptionsT:
         """Options from `--set name=value` pairs; values may be strings.

@@ -5,6 +5,7 @@ Letters: T tiles, N visual tokens of an image, K of them kept.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -72,7 +73,9 @@ class Limits:
         decoder: its depth; `used` are the layers after which a reduction still shortens a cache.
         has_cls: whether the tower has a CLS token.
         tiles: T, of an image.
-        merged: whether the merger joins patches: then a method acts on what it makes of them, or in the decoder.
+        merged: whether the merger interpolates patches: then a method acts on what it makes of them, or in the decoder.
+        windowed: layers of the tower, from 0, whose tokens attend within windows alone.
+        lacks: cues that it cannot give, each with the reason.
         tiling: how a budget is shared among the tiles.
     """
 
@@ -83,6 +86,8 @@ class Limits:
     has_cls: bool = True
     tiles: int = 1
     merged: bool = False
+    windowed: frozenset[int] = frozenset()
+    lacks: Mapping[str, str] = field(default_factory=dict)
     tiling: Tiling = EQUAL
 
     @property
@@ -91,6 +96,8 @@ class Limits:
         return self.tiles * (self.patches + self.kept_aside)
 
 
+# Cues that are the attention among all tokens.
+_ATTENTION = {"logits", "attention", "cls_attention", "received", "earlier"}
 # Cues that a site knows of what a merger made of several patches, and of several tiles together.
 _OF_MERGED = {"prompt", "valid"}
 _OF_JOINED = {"valid"}
@@ -211,6 +218,8 @@ def _require_offered(name: str, reducer: Reducer[Any], limits: Limits, before: i
             fix="choose a method that acts at the projector output on features alone, or in the decoder: "
             "`fico list methods --verbose`",
         )
+    if not decoder:
+        _require_known(name, reducer, limits)
     if "following" in reducer.cues and depth.used == depth.total:
         raise ConfigError(
             f"--method {name} reads the layer after the features, and this model takes them from the last layer",
@@ -231,6 +240,26 @@ def _require_offered(name: str, reducer: Reducer[Any], limits: Limits, before: i
         raise ConfigError(
             f"--unpad with --method {name}, which does not tell padding from the image",
             fix=f"drop --unpad, or choose one of: {', '.join(_masking())}",
+        )
+
+
+def _require_known(name: str, reducer: Reducer[Any], limits: Limits) -> None:
+    """Refuse a method before the decoder that reads what the tower or the merger does not know."""
+    for cue in sorted(reducer.cues & limits.lacks.keys()):
+        raise ConfigError(
+            f"--method {name} reads {limits.lacks[cue]}",
+            fix="choose another method: `fico list methods --verbose` shows what each reads",
+        )
+    last = limits.tower.used - 1
+    read = {
+        Site.ENCODER_LAYER: set(range(last + 1)),
+        Site.ENCODER_OUTPUT: {last, reducer.earlier_layer(limits.tower)} if reducer.earlier_layer else {last},
+    }.get(reducer.site, set())
+    if reducer.cues & _ATTENTION and (within := sorted(read & limits.windowed)):
+        raise ConfigError(
+            f"--method {name} reads the attention among all tokens in layer {within[0]} of the tower, "
+            "and there tokens attend within windows alone",
+            fix="choose a method that acts at the projector output or in the decoder: `fico list methods --verbose`",
         )
 
 

@@ -29,13 +29,14 @@ def problem(profile: Profile, numbers: Mapping[str, int]) -> str:
 
 
 def choose(profiles: Sequence[Profile], size: Size) -> Profile:
-    """The profile whose whole grid has the shape nearest to the image's; of equals, the first."""
+    """The profile whose whole grid has the shape nearest to the image's; of equal shapes the one nearest in size, then the first."""
 
-    def stretch(profile: Profile) -> float:
+    def distance(profile: Profile) -> tuple[float, float]:
         (rows, columns), (height, width) = profile.tile_grid, profile.size
-        return abs(math.log(columns * width * size[1] / (rows * height * size[0])))
+        across, down = math.log(columns * width / size[0]), math.log(rows * height / size[1])
+        return round(abs(across - down), 9), abs(across + down)
 
-    return min(profiles, key=stretch)
+    return min(profiles, key=distance)
 
 
 def cut(image: Image.Image, profile: Profile, resample: Image.Resampling) -> list[Image.Image]:
