@@ -102,16 +102,15 @@ def _decoders(
     form = decoders.form(target.decoder, per_layer=inside is not None)
     opset, (rows, batch) = target.decoder_opset or target.opset, sizes
     if inside is None:
-        # Layers are alike, unless something is added after some of them.
-        alike = config.planes == 0
-        few = replace(config, layers=min(config.layers, TRACED) if alike else config.layers)
+        # Layers are alike but for the first, after which something is added.
+        few = replace(config, layers=min(config.layers, config.planes + TRACED))
         return [
             maker.job(
                 graph_names.DECODER,
                 lambda dtype: form.module(few, dtype, rows, False, batch),
                 kind,
                 opset=opset,
-                layers=config.layers if alike else None,
+                layers=(few.layers, config.layers),
             )
         ]
     with_past = maker.job(
@@ -138,9 +137,9 @@ class _Maker:
         *,
         static: bool = False,
         opset: int | None = None,
-        layers: int | None = None,
+        layers: tuple[int, int] | None = None,
     ) -> GraphJob:
-        """A graph whose weights are of a kind, as `SUFFIXES` names them."""
+        """A graph whose weights are of a kind, as `SUFFIXES` names them; `layers` as of `traced`."""
         quantized, traced_for = kind not in ("fp32", "fp16"), opset or self.target.opset
         return GraphJob(
             name,
@@ -160,15 +159,15 @@ def _kinds(precision: str, quantization: Quantization | None) -> tuple[str, str,
     return "int8" if quantization.vision_bits else "fp16", "fp16", decoder
 
 
-def traced(make: Callable[[], GraphModule], opset: int, layers: int | None = None) -> ir.Model:
+def traced(make: Callable[[], GraphModule], opset: int, layers: tuple[int, int] | None = None) -> ir.Model:
     """The graph of the module that `make` builds, without weights.
 
     Args:
-        make: builds the module; of a decoder of `layers` equal layers, one with `TRACED` of them at most.
+        make: builds the module.
         opset: of the graph.
-        layers: of the decoder; None for what was built is all.
+        layers: of a decoder, how many the module has, and how many the graph is to have; None for what was built is all.
     """
     graph = trace(make, opset)
-    if layers is not None and layers > TRACED:
-        repeat_layers(graph, "language_model.layers", layers)
+    if layers is not None and layers[1] > layers[0]:
+        repeat_layers(graph, "language_model.layers", layers[1], layers[0])
     return graph

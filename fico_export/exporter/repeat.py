@@ -1,5 +1,7 @@
 """Decoders of many equal layers: a graph is traced with three of them, and the third is copied for the rest.
 
+Layers that differ, because something is added after each of them, come before those three.
+
 Tracing takes time for every layer, copying takes none. Why three: what the third layer takes of the second is what every
 layer takes of the one before it, and what it shares with the second, every layer shares.
 """
@@ -14,45 +16,46 @@ import onnx_ir as ir
 
 from fico_export.errors import ExportError
 
-TRACED = 3  # layers that a trace has
+TRACED = 3  # equal layers that a trace has
 
 Images = dict[ir.Value, ir.Value]
 
 
-def repeat_layers(model: ir.Model, stem: str, layers: int) -> None:
-    """Give a graph that was traced with three equal layers `layers` of them.
+def repeat_layers(model: ir.Model, stem: str, layers: int, traced: int = TRACED) -> None:
+    """Give a graph that was traced with `traced` layers, of which the last three are equal, `layers` of them.
 
     Nodes of layer i are those named `<stem>.i…`, its weights, inputs and outputs those with `.i.` in their names.
 
     Args:
         model: as traced, without weights; changed in place.
         stem: where the layers are in the module, such as `language_model.layers`.
-        layers: how many there are to be, at least three.
+        layers: how many there are to be, at least as many as were traced.
+        traced: layers that the graph has.
 
     Raises:
-        ExportError: the second and the third layer are not alike.
+        ExportError: the last two layers are not alike.
     """
-    graph = model.graph
-    second, last = (_nodes(graph, stem, i) for i in (1, 2))
-    follows = _require_alike(second, last)
+    graph, number = model.graph, traced - 1
+    second, last = (_nodes(graph, stem, i) for i in (number - 1, number))
+    follows = _require_alike(second, last, number)
     # What reads the last layer must read the new last layer.
     uses = [use for node in last for value in node.outputs for use in value.uses()]
     inside = set(last)
     tail = [(node, i) for node, i in uses if node not in inside]
-    own = [v for v in (*graph.inputs, *graph.initializers.values()) if ".2." in (v.name or "")]
-    outputs = [value for value in graph.outputs if ".2." in (value.name or "")]
+    own = [v for v in (*graph.inputs, *graph.initializers.values()) if f".{number}." in (v.name or "")]
+    outputs = [value for value in graph.outputs if f".{number}." in (value.name or "")]
     fresh = count()
-    before: Images = {}  # values of layer 2 → those of the layer before the copy; none: their own
+    before: Images = {}  # values of the last layer → those of the layer before the copy; none: their own
     end = last[-1]
-    for layer in range(TRACED, layers):
-        images: Images = {value: _copied_own(graph, value, layer) for value in own}
+    for layer in range(traced, layers):
+        images: Images = {value: _copied_own(graph, value, number, layer) for value in own}
         for node in last:
-            copied = _copied_node(node, _reader(images, before, follows), layer, fresh)
+            copied = _copied_node(node, _reader(images, before, follows), number, layer, fresh)
             images.update(zip(node.outputs, copied.outputs, strict=True))
             graph.insert_after(end, copied)
             end = copied
         for value in outputs:
-            images[value].name = _renamed(value, layer)
+            images[value].name = _renamed(value, number, layer)
             graph.outputs.append(images[value])
         before = images
     for node, i in tail:
@@ -66,8 +69,8 @@ def _nodes(graph: ir.Graph, stem: str, layer: int) -> list[ir.Node]:
     return [node for node in graph if start.match(node.name or "")]
 
 
-def _require_alike(first: list[ir.Node], second: list[ir.Node]) -> Images:
-    """What each value of one layer is in the next.
+def _require_alike(first: list[ir.Node], second: list[ir.Node], number: int) -> Images:
+    """What each value of one layer is in the next, which has the number `number`.
 
     Raises:
         ExportError: the layers do not do the same with what they read.
@@ -92,9 +95,9 @@ def _require_alike(first: list[ir.Node], second: list[ir.Node]) -> Images:
                 continue
             if x is None or y is None:
                 raise unlike
-            if x.producer() is None and (x.name or "").replace(".1.", ".2.") == y.name:
+            if x.producer() is None and (x.name or "").replace(f".{number - 1}.", f".{number}.") == y.name:
                 continue
-            # What layer 1 takes of layer 0 must be what layer 2 takes of layer 1.
+            # What the one takes of the layer before it must be what the next takes of the one.
             taken_on = x not in inside and x.producer() is not None and y in inside
             if not taken_on and follows.get(x) is not y:
                 raise unlike
@@ -110,12 +113,12 @@ def _attributes(node: ir.Node) -> dict[str, object]:
 
 
 def _reader(images: Images, before: Images, follows: Images) -> Callable[[ir.Value], ir.Value]:
-    """What a copy reads for what layer 2 reads: its own, that of the layer before it, or what all layers share."""
+    """What a copy reads for what the last layer reads: its own, that of the layer before it, or what all layers share."""
 
     def read(value: ir.Value) -> ir.Value:
         if value in images:
             return images[value]
-        if value in follows:  # of layer 1, which stands for the layer before
+        if value in follows:  # of the last layer but one, which stands for the layer before
             return before.get(follows[value], follows[value])
         return value
 
@@ -128,7 +131,7 @@ def _copied_output(value: ir.Value, end: str) -> ir.Value:
 
 
 def _copied_node(
-    node: ir.Node, read: Callable[[ir.Value], ir.Value], layer: int, fresh: count[int]
+    node: ir.Node, read: Callable[[ir.Value], ir.Value], number: int, layer: int, fresh: count[int]
 ) -> ir.Node:
     outputs = [_copied_output(value, f".layer_{layer}_{next(fresh)}") for value in node.outputs]
     return ir.Node(
@@ -137,12 +140,12 @@ def _copied_node(
         [None if value is None else read(value) for value in node.inputs],
         list(node.attributes.values()),
         outputs=outputs,
-        name=(node.name or "").replace(".2", f".{layer}", 1),
+        name=(node.name or "").replace(f".{number}", f".{layer}", 1),
     )
 
 
-def _copied_own(graph: ir.Graph, value: ir.Value, layer: int) -> ir.Value:
-    copied = ir.Value(name=_renamed(value, layer), shape=value.shape, type=value.type)
+def _copied_own(graph: ir.Graph, value: ir.Value, number: int, layer: int) -> ir.Value:
+    copied = ir.Value(name=_renamed(value, number, layer), shape=value.shape, type=value.type)
     if value.is_graph_input():
         graph.inputs.append(copied)
     else:
@@ -151,5 +154,5 @@ def _copied_own(graph: ir.Graph, value: ir.Value, layer: int) -> ir.Value:
     return copied
 
 
-def _renamed(value: ir.Value, layer: int) -> str:
-    return (value.name or "").replace(".2.", f".{layer}.", 1)
+def _renamed(value: ir.Value, number: int, layer: int) -> str:
+    return (value.name or "").replace(f".{number}.", f".{layer}.", 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,9 @@ class Tokens(NamedTuple):
     @classmethod
     def of(
         cls,
-        embeds: npt.NDArray[np.float32],
+        embeds: npt.NDArray[Any],
         positions: npt.NDArray[np.int64],
-        planes: npt.NDArray[np.float32] | None,
+        planes: npt.NDArray[Any] | None,
     ) -> Tokens:
         """Of embeddings [S, C], position ids as above, and planes [L, S, C]."""
         added = None if planes is None else torch.from_numpy(planes.astype(np.float32, copy=False))[None]

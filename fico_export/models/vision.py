@@ -23,9 +23,8 @@ changes the shapes of all that follows. A graph of one tile serves images of sev
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -69,24 +68,26 @@ class Reduce(nn.Module):
         return replace(reduced, tokens=left), cues.kept(reduced.indices), merged
 
 
-class Parts(NamedTuple):
+@dataclass(frozen=True)
+class Parts:
     """What becomes of tiles: features [t, k, D], raster positions [t, k], and planes [t, L, k, D] where the model has such."""
 
     features: Tensor
-    index: Tensor
+    positions: Tensor
     planes: Tensor | None = None
 
     def along(self, first: int, tokens: int) -> Parts:
         """As one row of tokens [1, t·k, …], tiles numbered from `first` on, of so many tokens each."""
-        tiles = first + torch.arange(len(self.index), device=self.index.device)
+        tiles = first + torch.arange(len(self.positions), device=self.positions.device)
         planes = None if self.planes is None else self.planes.transpose(0, 1).flatten(1, 2)[None]
-        index = self.index + (tiles * tokens)[:, None]
-        return Parts(self.features.flatten(0, 1)[None], index.flatten()[None], planes)
+        positions = self.positions + (tiles * tokens)[:, None]
+        return Parts(self.features.flatten(0, 1)[None], positions.flatten()[None], planes)
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
         """In the order of the graph."""
-        return (self.features, self.index) if self.planes is None else tuple(self)  # type: ignore[arg-type]
+        found = (self.features, self.positions)
+        return found if self.planes is None else (*found, self.planes)
 
 
 class ClipSpace(nn.Module):

@@ -24,7 +24,6 @@ from fico_export.runtime.inputs.images import Pixels
 from fico_export.runtime.inputs.layouts.base import Index
 from fico_export.runtime.inputs.positions import as_input
 
-
 Planes = npt.NDArray[Any] | None
 
 

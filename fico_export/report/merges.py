@@ -143,7 +143,7 @@ def _of_tile(
 
     hooks = [part.register_forward_hook(follow) for part in named]
     try:
-        index = module.of_tiles(pixels, text, valid, begins).index
+        index = module.of_tiles(pixels, text, valid, begins).positions
     finally:
         for hook in hooks:
             hook.remove()

@@ -218,11 +218,11 @@ class QwenTower(nn.Module):
     def around(self, positions: Tensor | None) -> Around:
         """Rotary angles of the live cells' patches, and which windows they are in."""
         config, (rows, columns) = self.config, self.config.cells
-        weight = self.encoder.layers[0].attn.qkv.weight
-        places = torch.arange(rows * columns, device=weight.device)[None] if positions is None else positions
+        device = next(self.parameters()).device
+        places = torch.arange(rows * columns, device=device)[None] if positions is None else positions
         # Of a cell by its raster position; tables, as a division of whole numbers is more to a runtime than a look-up.
         row, column = (
-            torch.tensor(table, device=weight.device)[places]
+            torch.tensor(table, device=device)[places]
             for table in zip(*((i, j) for i in range(rows) for j in range(columns)), strict=True)
         )
         cos, sin = self._angles(row, column)
@@ -234,7 +234,7 @@ class QwenTower(nn.Module):
             windows = Windows(down, across, config.window)
             return Around(full, Seen(windows.cut(cos), windows.cut(sin), windows))
         ids = [i // config.window * across + j // config.window for i in range(rows) for j in range(columns)]
-        window = self._of_patches(torch.tensor(ids, device=weight.device)[places])
+        window = self._of_patches(torch.tensor(ids, device=device)[places])
         return Around(full, Seen(cos, sin, allowed=(window[:, :, None] == window[:, None])[:, None]))
 
     def _of_patches(self, of_cells: Tensor) -> Tensor:
