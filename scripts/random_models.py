@@ -65,7 +65,7 @@ def write_checkpoint(folder: Path, size: str, kind: str = "Llava") -> None:
         shapes = {k: v.shape for k, v in model.named_parameters()}
     config.architectures = [f"{kind}ForConditionalGeneration"]
     config.save_pretrained(folder)
-    _write_shards(folder, shapes)
+    write_shards(folder, shapes)
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": image_id + 1}
     (folder / "generation_config.json").write_text(json.dumps(ids))
     demo.write_tokenizer(folder, [demo._WORDS, demo._WORDS.upper()], image_id)
@@ -79,7 +79,8 @@ def write_checkpoint(folder: Path, size: str, kind: str = "Llava") -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | named))
 
 
-def _write_shards(folder: Path, shapes: dict[str, torch.Size]) -> None:
+def write_shards(folder: Path, shapes: dict[str, torch.Size]) -> None:
+    """Random weights of these shapes, shard by shard, and their index."""
     generator = torch.Generator().manual_seed(0)
     shards: list[list[str]] = [[]]
     filled = 0.0

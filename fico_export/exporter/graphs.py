@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import onnx_ir as ir
@@ -11,6 +11,7 @@ import torch
 
 from fico_export.bundle import graph_names
 from fico_export.bundle.manifest import Quantization
+from fico_export.bundle.profiles import Profile
 from fico_export.devices.targets import Target
 from fico_export.exporter.repeat import TRACED, repeat_layers
 from fico_export.exporter.trace import trace
@@ -79,19 +80,24 @@ def graph_jobs(
     maker = _Maker(target, quantization)
     of_graphs = {profile.graph: profile for profile in reversed(model.profiles)}  # several may share one
     first, *others = [
-        maker.job(
-            name,
-            partial(model.vision, model.plan_for(plan, profile), profile=profile),
-            vision,
-            static=True,
-        )
-        for name, profile in reversed(of_graphs.items())
+        _vision(model, model.plan_for(plan, profile), profile, maker, vision)
+        for profile in reversed(of_graphs.values())
     ]
     jobs = [first, *(replace(other, shares=first.file) for other in others)]
     jobs.append(maker.job(graph_names.EMBEDDING, model.embed_tokens, floats))
     if clip := model.clip if plan.reads("clip_text") else None:
         jobs.append(maker.job(graph_names.CLIP_TEXT, clip.text_graph, floats, static=True))
     return [*jobs, *_decoders(model, plan, maker, decoder, (max_context, max_batch))]
+
+
+def _vision(model: SourceModel, plan: ReductionPlan, profile: Profile, maker: _Maker, kind: str) -> GraphJob:
+    """The vision graph of a profile; of a tower of equal layers a few are traced, if none of them reduces or is looked at."""
+    equal, few = model.equal_layers, None
+    apart = plan.at(Site.ENCODER_LAYER) or any(step.earlier_layer is not None for step in plan.steps)
+    if equal is not None and not apart and min((equal.count, *equal.readers.values())) >= TRACED - 1:
+        few = Repeated("vision_tower.encoder.layers", TRACED, equal.count, equal.readers)
+    make = partial(model.vision, plan, profile=profile, layers=few.traced if few else None)
+    return maker.job(profile.graph, make, kind, static=True, layers=few)
 
 
 def _decoders(
@@ -110,7 +116,7 @@ def _decoders(
                 lambda dtype: form.module(few, dtype, rows, False, batch),
                 kind,
                 opset=opset,
-                layers=(few.layers, config.layers),
+                layers=Repeated("language_model.layers", few.layers, config.layers),
             )
         ]
     with_past = maker.job(
@@ -120,6 +126,16 @@ def _decoders(
         graph_names.PREFILL, lambda dtype: Prefill(config, inside, model.profile.token_grid, dtype), kind
     )
     return [with_past, replace(prefill, shares=with_past.file)]
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Layers of which a few are traced; arguments as of `repeat_layers`."""
+
+    stem: str
+    traced: int
+    count: int
+    readers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,7 +153,7 @@ class _Maker:
         *,
         static: bool = False,
         opset: int | None = None,
-        layers: tuple[int, int] | None = None,
+        layers: Repeated | None = None,
     ) -> GraphJob:
         """A graph whose weights are of a kind, as `SUFFIXES` names them; `layers` as of `traced`."""
         quantized, traced_for = kind not in ("fp32", "fp16"), opset or self.target.opset
@@ -159,15 +175,15 @@ def _kinds(precision: str, quantization: Quantization | None) -> tuple[str, str,
     return "int8" if quantization.vision_bits else "fp16", "fp16", decoder
 
 
-def traced(make: Callable[[], GraphModule], opset: int, layers: tuple[int, int] | None = None) -> ir.Model:
+def traced(make: Callable[[], GraphModule], opset: int, layers: Repeated | None = None) -> ir.Model:
     """The graph of the module that `make` builds, without weights.
 
     Args:
         make: builds the module.
         opset: of the graph.
-        layers: of a decoder, how many the module has, and how many the graph is to have; None for what was built is all.
+        layers: how few of its layers the module has; None for all.
     """
     graph = trace(make, opset)
-    if layers is not None and layers[1] > layers[0]:
-        repeat_layers(graph, "language_model.layers", layers[1], layers[0])
+    if layers is not None and layers.count > layers.traced:
+        repeat_layers(graph, layers.stem, layers.count, layers.traced, layers.readers)
     return graph

@@ -30,7 +30,9 @@ HEAD_BITS = {"int8": 8, "int4": 4}
 VISION_BITS = {"int8": 8}
 
 _DECODER = re.compile(r"language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
-_VISION = re.compile(r"vision_tower\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)\.weight")
+_VISION = re.compile(
+    r"vision_tower\.encoder\..*\.([qkv]_proj|out_proj|fc[12]|qkv|proj|(gate|up|down)_proj|linear_fc[12])\.weight"
+)
 _HEAD = "lm_head.weight"
 _ACCURACY_LEVEL = 4  # activations to INT8 block by block: twice as fast on CPUs (docs/int4.md has its error)
 _MICROSOFT = "com.microsoft"

@@ -9,8 +9,9 @@ layer takes of the one before it, and what it shares with the second, every laye
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
+from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -19,9 +20,12 @@ from fico_export.errors import ExportError
 TRACED = 3  # equal layers that a trace has
 
 Images = dict[ir.Value, ir.Value]
+NOBODY: Mapping[str, int] = MappingProxyType({})
 
 
-def repeat_layers(model: ir.Model, stem: str, layers: int, traced: int = TRACED) -> None:
+def repeat_layers(
+    model: ir.Model, stem: str, layers: int, traced: int = TRACED, readers: Mapping[str, int] = NOBODY
+) -> None:
     """Give a graph that was traced with `traced` layers, of which the last three are equal, `layers` of them.
 
     Nodes of layer i are those named `<stem>.i…`, its weights, inputs and outputs those with `.i.` in their names.
@@ -31,6 +35,8 @@ def repeat_layers(model: ir.Model, stem: str, layers: int, traced: int = TRACED)
         stem: where the layers are in the module, such as `language_model.layers`.
         layers: how many there are to be, at least as many as were traced.
         traced: layers that the graph has.
+        readers: modules that read the layers' output not after the last → number of the layer after which they do, the last that was
+            traced or one after it. In the trace all read what the last layer gives.
 
     Raises:
         ExportError: the last two layers are not alike.
@@ -42,9 +48,14 @@ def repeat_layers(model: ir.Model, stem: str, layers: int, traced: int = TRACED)
     uses = [use for node in last for value in node.outputs for use in value.uses()]
     inside = set(last)
     tail = [(node, i) for node, i in uses if node not in inside]
-    own = [v for v in (*graph.inputs, *graph.initializers.values()) if f".{number}." in (v.name or "")]
+    own = [
+        value
+        for value in (*graph.inputs, *graph.initializers.values())
+        if f".{number}." in (value.name or "") and any(node in inside for node, _ in value.uses())
+    ]
     outputs = [value for value in graph.outputs if f".{number}." in (value.name or "")]
     fresh = count()
+    of_layers: dict[int, Images] = {}
     before: Images = {}  # values of the last layer → those of the layer before the copy; none: their own
     end = last[-1]
     for layer in range(traced, layers):
@@ -57,11 +68,14 @@ def repeat_layers(model: ir.Model, stem: str, layers: int, traced: int = TRACED)
         for value in outputs:
             images[value].name = _renamed(value, number, layer)
             graph.outputs.append(images[value])
-        before = images
+        of_layers[layer] = before = images
     for node, i in tail:
         read = node.inputs[i]
         assert read is not None
-        node.replace_input_with(i, before.get(read, read))
+        of = [
+            layer for name, layer in readers.items() if re.match(rf"{re.escape(name)}[./]", node.name or "")
+        ]
+        node.replace_input_with(i, of_layers.get(of[0] if of else layers - 1, {}).get(read, read))
 
 
 def _nodes(graph: ir.Graph, stem: str, layer: int) -> list[ir.Node]:

@@ -77,10 +77,30 @@ class MakeVision(Protocol):
     """Builds the vision graph's module, parameters uninitialised."""
 
     def __call__(
-        self, plan: ReductionPlan, dtype: torch.dtype, profile: Profile | None = None
+        self,
+        plan: ReductionPlan,
+        dtype: torch.dtype,
+        profile: Profile | None = None,
+        layers: int | None = None,
     ) -> VisionEncoder:
-        """For images of a profile, by default the first."""
+        """For images of a profile, by default the first.
+
+        With `layers`, of a model with `equal_layers`, the tower has so many, and whatever reads one reads the last.
+        """
         ...
+
+
+@dataclass(frozen=True)
+class EqualLayers:
+    """Layers of a tower that are all alike, so that a graph can be traced with a few of them.
+
+    Attributes:
+        count: how many the tower has.
+        readers: modules that read another layer's output than the last's → its number.
+    """
+
+    count: int
+    readers: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +119,7 @@ class Architecture:
         shape: what a request chooses of profiles, layout and tiling; None where there is no choice.
         choices: options of `SHAPES` that it reads.
         newline: canonical name of the vector that ends a row of visual tokens; None where there is none.
+        equal_layers: those of the tower; None where they differ.
     """
 
     model_type: str
@@ -112,6 +133,7 @@ class Architecture:
     shape: Shape | None = None
     choices: tuple[str, ...] = ()
     newline: str | None = None
+    equal_layers: EqualLayers | None = None
 
     def shaped(self, options: ExportOptions) -> Self:
         """This model with the profiles and the layout that a request, whose method is named, asks for.
@@ -198,8 +220,10 @@ class SourceModel(Architecture):
         mine, its = self.checkpoint.tensors, clip.checkpoint.tensors
         checkpoint.tensors = mine | {PREFIX + name: stored for name, stored in its.items()}
 
-        def vision(plan: ReductionPlan, dtype: torch.dtype, profile: Profile | None = None) -> VisionEncoder:
-            encoder = self.vision(plan, dtype, profile=profile or self.profile)
+        def vision(
+            plan: ReductionPlan, dtype: torch.dtype, profile: Profile | None = None, layers: int | None = None
+        ) -> VisionEncoder:
+            encoder = self.vision(plan, dtype, profile=profile or self.profile, layers=layers)
             if plan.reads("clip_text"):
                 encoder.clip = clip.space(dtype)
             return encoder

@@ -247,8 +247,7 @@ class VisionEncoder(GraphModule):
             hidden = layer.feed_forward(hidden)
             if i + 1 in self.feature_layers:
                 states[i + 1] = hidden
-            if i in merger.planes:
-                planes.append(merger.plane(i, hidden))
+            planes += [merger.plane(n, hidden) for n, after in enumerate(merger.planes) if after == i]
 
         features = torch.cat([states[i] for i in self.feature_layers], dim=-1)
         aside = int(self.keeps_cls)

@@ -30,8 +30,8 @@ class Merger(Protocol):
     def __call__(self, x: Tensor) -> Tensor:
         """[B, N, C] → [B, n, D]."""
 
-    def plane(self, layer: int, x: Tensor) -> Tensor:
-        """Rows after a layer of `planes`, [B, N, C] → [B, n, D]."""
+    def plane(self, number: int, x: Tensor) -> Tensor:
+        """What the decoder adds after its layer of that number, of the rows after the tower's in `planes`: [B, N, C] → [B, n, D]."""
 
 
 @runtime_checkable

@@ -88,7 +88,7 @@ class Joined(JoinedMlp):
         """D."""
         return self.linear_fc2.out_features
 
-    def plane(self, layer: int, x: Tensor) -> Tensor:
-        """What the decoder adds of the rows after a layer of `planes`: [B, N, C] → [B, n, D]."""
-        plane: Tensor = self.deepstack_merger_list[self.planes.index(layer)](x)
+    def plane(self, number: int, x: Tensor) -> Tensor:
+        """What the decoder adds after its layer of that number, of the rows after the tower's in `planes`: [B, N, C] → [B, n, D]."""
+        plane: Tensor = self.deepstack_merger_list[number](x)
         return plane

@@ -35,7 +35,7 @@ class Projector(nn.Module):
         """[B, N, C] → [B, N, D]."""
         return self.linear_2(self.activation(self.linear_1(x)))
 
-    def plane(self, layer: int, x: Tensor) -> Tensor:
+    def plane(self, number: int, x: Tensor) -> Tensor:
         """None is made."""
         raise NotImplementedError
 

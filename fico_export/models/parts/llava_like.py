@@ -172,7 +172,9 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
             )
         return made
 
-    def vision(plan: ReductionPlan, dtype: torch.dtype, profile: Profile | None = None) -> VisionEncoder:
+    def vision(
+        plan: ReductionPlan, dtype: torch.dtype, profile: Profile | None = None, layers: int | None = None
+    ) -> VisionEncoder:
         bias = getattr(config, "multimodal_projector_bias", True)
         inputs, outputs = tower.hidden_size * len(feature_layers), decoder.hidden_size
         projector = (inputs, outputs, config.projector_hidden_act, bias, dtype)

@@ -23,7 +23,7 @@ from fico_export.models.mergers.joined import Joined
 from fico_export.models.parts import config_check, qwen_check
 from fico_export.models.parts.opened import opened
 from fico_export.models.parts.text_config import decoder_config
-from fico_export.models.source import Architecture, Files, SourceModel, parameter_shapes
+from fico_export.models.source import Architecture, EqualLayers, Files, SourceModel, parameter_shapes
 from fico_export.models.towers.qwen import QwenTower, QwenVisionConfig
 from fico_export.models.vision import VisionEncoder
 from fico_export.models.weights import Rename, read_json
@@ -140,11 +140,16 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         )
         return make_plan(method, keep, settings, limits)
 
-    def vision(plan: ReductionPlan, dtype: torch.dtype, profile: Profile | None = None) -> VisionEncoder:
+    def vision(
+        plan: ReductionPlan, dtype: torch.dtype, profile: Profile | None = None, layers: int | None = None
+    ) -> VisionEncoder:
         taken = profile or first
         shape = _tower(variety, seen, taken)
+        after = planes
+        if layers is not None:
+            shape, after = replace(shape, layers=layers), (layers - 1,) * len(planes)
         norm = variety.norm(shape.hidden_size)
-        merger = Joined(norm, shape.side, shape.hidden_size, decoder.hidden_size, dtype, planes)
+        merger = Joined(norm, shape.side, shape.hidden_size, decoder.hidden_size, dtype, after)
         return VisionEncoder(variety.tower(shape, dtype), merger, plan, (shape.layers,), False, taken)
 
     with _reading_config(variety):
@@ -160,7 +165,13 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         transformers_class=variety.transformers_class,
         shape=partial(_shape, seen),
         choices=("resolution",),
+        equal_layers=None if tower.window else EqualLayers(tower.layers, _readers(planes)),
     )
+
+
+def _readers(planes: tuple[int, ...]) -> dict[str, int]:
+    """The mergers of planes, and the layers that they read."""
+    return {f"multi_modal_projector.deepstack_merger_list.{i}": layer for i, layer in enumerate(planes)}
 
 
 def _shape(seen: Any, options: ExportOptions) -> tuple[tuple[Profile, ...], LayoutRecord, Tiling]:

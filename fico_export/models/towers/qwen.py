@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fico_export.models.layers import attend, join_heads, split_heads
+from fico_export.models.layers import attend, join_heads
 
 _THETA = 10_000.0  # of the rotary frequencies; no config.json of these models has another
 
@@ -141,8 +141,9 @@ class QwenAttention(nn.Module):
         """[B, m, C] → attended rows, queries and keys, each [B, m, C], heads joined, queries not scaled."""
         # A row that holds s patches is attended to as s rows would be.
         bias = None if sizes is None else sizes.log()[:, None, None]
-        q, k, values = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
-        queries, keys = rotate(q, seen), rotate(k, seen)
+        parts = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [3, B, H, m, D]
+        turned, values = rotate(parts[:2], seen), parts[2]
+        queries, keys = turned[0], turned[1]
         attended = attend(queries, keys, values, seen.allowed, bias)
         return self.proj(join_heads(attended)), join_heads(queries), join_heads(keys)
 
@@ -166,6 +167,23 @@ class QwenLayer(nn.Module):
 
     def attend(self, x: Tensor, sizes: Tensor | None, around: Around) -> tuple[Tensor, Tensor, Tensor]:
         """First half with its residual: [B, m, C] → rows, queries, keys."""
+        rows, queries, keys = self(x, sizes, around)
+        return rows, queries, keys
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Second half with its residual."""
+        (rows,) = self(x)
+        return rows
+
+    def forward(
+        self, x: Tensor, sizes: Tensor | None = None, around: Around | None = None
+    ) -> tuple[Tensor, ...]:
+        """The first half where it is told what is around, else the second.
+
+        Both go through here, so that their nodes carry the layer's name: equal layers are copied by it.
+        """
+        if around is None:
+            return (x + self.mlp(self.norm2(x)),)
         seen = around.windowed if self.windowed else around.full
         normed = self.norm1(x)
         if seen.windows is None:
@@ -174,11 +192,6 @@ class QwenLayer(nn.Module):
             found = self.attn(seen.windows.cut(normed), None, seen)
             attended, queries, keys = (seen.windows.joined(rows) for rows in found)
         return x + attended, queries, keys
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """Second half with its residual."""
-        rows: Tensor = x + self.mlp(self.norm2(x))
-        return rows
 
 
 class QwenEncoder(nn.Module):
@@ -255,11 +268,11 @@ class QwenTower(nn.Module):
 
 
 def rotate(x: Tensor, seen: Seen) -> Tensor:
-    """Rotary position embedding in FP32, half-split layout: x [B, H, m, D]."""
+    """Rotary position embedding in FP32, half-split layout: x [..., B, H, m, D]."""
     cos, sin = seen.cos[:, None], seen.sin[:, None]
-    if seen.windows is not None and len(x) != len(
+    if seen.windows is not None and x.shape[-4] != len(
         cos
-    ):  # several images: the windows of one after those of another
-        cos, sin = (part.repeat(len(x) // len(part), 1, 1, 1) for part in (cos, sin))
+    ):  # the windows of one image after those of another
+        cos, sin = (part.repeat(x.shape[-4] // len(part), 1, 1, 1) for part in (cos, sin))
     first, second = x.to(torch.float32).chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
