@@ -41,8 +41,15 @@ def write_checkpoint(folder: Path, alias: str) -> None:
     qwen3 = config.model_type == "qwen3_vl"
     pixels = {"patch_size": 16 if qwen3 else 14, "temporal_patch_size": 2, "merge_size": 2}
     half, clip = [0.5] * 3, {"image_mean": [0.48145466, 0.4578275, 0.40821073]}
-    norm = {"image_mean": half, "image_std": half} if qwen3 else clip | {"image_std": [0.26862954, 0.26130258, 0.27577711]}
-    _dump(folder / "preprocessor_config.json", {"image_processor_type": "Qwen2VLImageProcessor", **pixels, **norm})
+    norm = (
+        {"image_mean": half, "image_std": half}
+        if qwen3
+        else clip | {"image_std": [0.26862954, 0.26130258, 0.27577711]}
+    )
+    _dump(
+        folder / "preprocessor_config.json",
+        {"image_processor_type": "Qwen2VLImageProcessor", **pixels, **norm},
+    )
     _dump(folder / "generation_config.json", {"eos_token_id": [151645, 151643], "pad_token_id": 151643})
     _dump(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})  # fmt: skip
     (folder / "chat_template.jinja").write_text(_CHATML)

@@ -7,6 +7,7 @@ run on the meta device, which computes shapes and no numbers.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -30,6 +31,7 @@ from fico_export.reducers.base.plan import ReductionPlan
 from fico_export.reducers.base.reducer import Site
 
 Flops = dict[str, int]  # part of a graph → its share
+_PROJECTOR = re.compile(r"multi_modal_projector(\.deepstack_merger_list\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def vision_flops(model: Architecture, plan: ReductionPlan) -> Flops:
         "reducer": sum(
             n for name, n in counted.items() if name.startswith("reduce.") and name.count(".") == 1
         ),
-        "projector": counted.get("multi_modal_projector", 0),
+        # Mergers of planes run beside the projector, not in it.
+        "projector": sum(n for name, n in counted.items() if _PROJECTOR.fullmatch(name)),
     }
     parts["tower"] = counted[""] - sum(parts.values())
     return {part: model.profile.runs * count for part, count in parts.items()}

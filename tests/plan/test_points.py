@@ -5,9 +5,11 @@ from importlib import resources
 import pytest
 import tomllib
 
+from fico_export import models
 from fico_export.devices import catalog, targets
 from fico_export.exporter import quantize
 from fico_export.models.decoders.base import DecoderConfig
+from fico_export.options import ExportOptions
 from fico_export.plan import costs, roofline
 
 POINTS = tomllib.loads((resources.files("fico_export.plan") / "points.toml").read_text(encoding="utf-8"))
@@ -51,6 +53,26 @@ def test_a_published_point_is_held(stage, point):
 
     assert found.likely == pytest.approx(measured, rel=0.25)
     assert found.least <= measured <= found.most
+
+
+@pytest.mark.parametrize(
+    ("alias", "device", "ms"),
+    [
+        ("qwen3-vl-2b", "agx-orin-64gb", 39.0),
+        ("qwen3-vl-2b", "orin-nx-16gb", 82.1),
+        ("qwen3-vl-8b", "orin-nx-16gb", 120.0),
+        ("qwen3-vl-8b", "t5000", 15.8),
+    ],
+)
+def test_operations_counted_on_the_modules_give_the_published_times_of_a_tower(alias, device, ms):
+    """TensorRT Edge-LLM 0.9.0, about 265 tokens: 512×544 has 272, and as many more operations."""
+    described = models.describe(models.packaged(alias)).shaped(
+        ExportOptions(method="none", resolution=("512x544",))
+    )
+    flops = sum(costs.vision_flops(described, described.plan("none", None, {})).values()) * 265 / 272
+    found = roofline.milliseconds(roofline.machine(catalog.get(device)), "vision", flops, 0, 24)
+
+    assert found.likely == pytest.approx(ms, rel=0.25)
 
 
 def test_points_are_held_out_of_every_stage_and_each_has_its_source():
