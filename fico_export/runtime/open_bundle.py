@@ -28,7 +28,7 @@ from fico_export.runtime.inputs.images import ImageFeatures, ImageSource, Pixels
 from fico_export.runtime.inputs.layout import Layout
 from fico_export.runtime.inputs.layouts.base import Size
 from fico_export.runtime.inputs.preprocess import ImageProcessor
-from fico_export.runtime.inputs.prompt import PromptFormatter
+from fico_export.runtime.inputs.prompt import IMAGE, PromptFormatter
 from fico_export.runtime.inputs.tile_runs import run_tiles
 from fico_export.runtime.inputs.video import frames_of
 from fico_export.runtime.sampling import Sampler, Sampling
@@ -206,6 +206,7 @@ class OpenBundle:
                 f"this bundle's method, {self.manifest.reduction.method}, reads the prompt with the image, and there is none",
                 fix='give the question too: encode_image(image, prompt="…")',
             )
+        prompt = prompt.replace(IMAGE, "")
         ids = self.formatter.text_ids(prompt)
         feeds: dict[str, npt.NDArray[Any]] = {}
         if "text_embeds" in self._text_inputs:

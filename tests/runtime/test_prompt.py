@@ -164,8 +164,40 @@ def test_a_tokenizer_saved_with_truncation_cuts_nothing(tiny_checkpoint):
 
 def test_text_with_the_image_token_is_refused(formatter):
     with pytest.raises(InputError, match="<image>") as caught:
-        formatter.encode([Message("user", "What is <image>?", images=1)])
+        formatter.encode([Message("user", "What is <image>?")])
     assert "--image" in caught.value.fix
+
+
+IN_ORDER = "{% for p in messages[0].content %}{{ '<image>' if p.type == 'image' else p.text }}{% endfor %}"
+
+
+def test_images_stand_where_the_text_has_places_for_them(tiny_checkpoint):
+    formatter = formatter_of(tiny_checkpoint, IN_ORDER)
+
+    assert (
+        formatter.render([Message("user", "Is <image> like <image>?", images=2)])
+        == "Is <image> like <image>?"
+    )
+    assert formatter.render([Message("user", "Alike?", images=2)]) == "<image><image>Alike?"
+
+
+def test_a_template_of_texts_has_images_in_their_places(tiny_checkpoint):
+    formatter = formatter_of(tiny_checkpoint, "{{ messages[0].content }}")
+
+    assert formatter.render([Message("user", "Is <image> red?", images=1)]) == "Is <image> red?"
+
+
+@pytest.mark.parametrize("text", ["<image>?", "<image> <image> <image>?"])
+def test_places_for_another_number_of_images_are_refused(tiny_checkpoint, text):
+    with pytest.raises(InputError, match="places for images") as caught:
+        formatter_of(tiny_checkpoint, IN_ORDER).render([Message("user", text, images=2)])
+    assert "once for each image" in caught.value.fix
+
+
+def test_places_that_the_template_does_not_keep_are_refused(formatter):
+    with pytest.raises(InputError, match="shows images before the text") as caught:
+        formatter.encode([Message("user", "What is <image>?", images=1)])
+    assert caught.value.fix == "drop <image> from the text"
 
 
 def test_text_that_is_not_unicode_is_refused(formatter):

@@ -97,9 +97,8 @@ def test_a_picture_without_a_question_is_refused(vlm, photographs):
 
 
 def test_text_that_is_no_prompt_is_refused(vlm, photographs):
-    for text in ("Is this <image> one?", "\ud800"):
-        with pytest.raises(InputError):
-            vlm.encode_image(photographs[0], text)
+    with pytest.raises(InputError):
+        vlm.encode_image(photographs[0], "\ud800")
 
 
 def test_a_prompt_alone_is_answered(vlm):

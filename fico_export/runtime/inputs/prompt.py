@@ -21,6 +21,9 @@ from fico_export.runtime.inputs.template import ChatTemplate
 MAX_TEXT = 2**20
 """Characters of the longest message: some 250,000 tokens."""
 
+IMAGE = "<image>"
+"""Where an image stands in the text of a turn, whatever the model calls its image token."""
+
 _PROBE = "a question"
 
 LLAVA_TEMPLATE = """\
@@ -36,7 +39,7 @@ LLAVA_TEMPLATE = """\
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: its images come before its text.
+    """One turn: its images come before its text, or stand where the text has `IMAGE` for each of them.
 
     Args:
         role: ``system``, ``user`` or ``assistant``.
@@ -49,6 +52,23 @@ class Message:
     text: str
     images: int = 0
     videos: int = 0
+
+    @property
+    def pieces(self) -> list[str]:
+        """The text before, between and after its images; one piece where they come before it."""
+        return self.text.split(IMAGE) if self.images else [self.text]
+
+    def require_places(self) -> None:
+        """Refuse a text with places for more or fewer images than there are.
+
+        Raises:
+            InputError: it has.
+        """
+        if len(self.pieces) not in (1, self.images + 1):
+            raise InputError(
+                f"the text has {len(self.pieces) - 1} places for images ({IMAGE}), and {self.images} were given",
+                fix=f"write {IMAGE} once for each image, or not at all: then images come before the text",
+            )
 
 
 class PromptFormatter:
@@ -85,13 +105,18 @@ class PromptFormatter:
             add_generation_prompt: end with the words that begin the model's answer.
 
         Raises:
-            InputError: a text holds the image token, or is not Unicode.
+            InputError: a text holds the image token, is not Unicode, or has places for another number of images; or the template
+                shows images elsewhere.
             ConfigError: the template refuses these messages.
         """
         for message in messages:
-            self._check_text(message.text)
+            message.require_places()
+            for piece in message.pieces:
+                self._check_text(piece)
         try:
-            return self._rendered(messages, self.content, add_generation_prompt)
+            text = self._rendered(messages, self.content, add_generation_prompt)
+            self._require_order(text, messages)
+            return text
         except FicoError:
             raise
         except Exception as error:  # a template is a program: it fails in any way that Python does
@@ -139,12 +164,37 @@ class PromptFormatter:
             },
         )
 
+    def _require_order(self, text: str, messages: Sequence[Message]) -> None:
+        """Refuse a template that gathers images at the front of a text with places for them."""
+        at = 0
+        for message in messages:
+            if len(message.pieces) == 1:
+                continue
+            for piece in [part for words in message.pieces for part in (words.strip(), self.tokens.image)][
+                :-1
+            ]:
+                at = text.find(piece, at)
+                if at < 0:
+                    raise InputError(
+                        f"this model's chat template shows images before the text, and the text has places for them ({IMAGE})",
+                        fix=f"drop {IMAGE} from the text",
+                    )
+                at += len(piece)
+
     @staticmethod
     def _as_parts(message: Message) -> list[dict[str, str]]:
-        shown = [{"type": "image"}] * message.images + [{"type": "video"}] * message.videos
-        return [*shown, {"type": "text", "text": message.text}]
+        image, videos = {"type": "image"}, [{"type": "video"}] * message.videos
+        first, *others = message.pieces
+        if not others:
+            return [*[image] * message.images, *videos, {"type": "text", "text": first}]
+        parts = [*videos, {"type": "text", "text": first}]
+        for piece in others:
+            parts += [image, {"type": "text", "text": piece}]
+        return [part for part in parts if part.get("text") != ""]
 
     def _as_text(self, message: Message) -> str:
+        if len(message.pieces) > 1:
+            return self.tokens.image.join(message.pieces)
         return "\n".join([self.tokens.image] * message.images + [message.text])
 
     def encode(self, messages: Sequence[Message], tokens_per_image: int = 1) -> list[int]:
