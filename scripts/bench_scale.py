@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 POLL_SECONDS = 0.02
+QWEN = ("qwen2.5-vl-3b", "qwen3-vl-2b", "qwen3-vl-4b")
 
 
 def main() -> None:
@@ -30,7 +31,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--size", choices=("tiny", "1b", "7b", "13b"), default="1b", help="of the random weights"
+        "--size",
+        choices=("tiny", "1b", "7b", "13b", *QWEN),
+        default="1b",
+        help="of the random weights",
     )
     parser.add_argument("--bundle", type=Path, help="measure this one instead of exporting")
     parser.add_argument("--target", default="ort")
@@ -38,6 +42,7 @@ def main() -> None:
     parser.add_argument("--quantize-head", default="", help="int8 or int4; FP16 by default")
     parser.add_argument("--method", default="ficoco-v")
     parser.add_argument("--keep", type=int, default=64)
+    parser.add_argument("--resolution", help="HxW, of a Qwen-VL")
     parser.add_argument(
         "--prompts", default="124,636", help="tokens of the prompts to time, as many as there are"
     )
@@ -100,6 +105,7 @@ def job(arguments: argparse.Namespace, name: str, work: Path) -> dict[str, float
         "quantize_head",
         "method",
         "keep",
+        "resolution",
         "prompts",
         "new_tokens",
         "threads",
@@ -136,7 +142,10 @@ def tree_bytes(pid: int) -> int:
 
 
 def write_checkpoint(arguments: argparse.Namespace) -> dict[str, float]:
-    from random_models import write_checkpoint as write
+    if arguments.size in QWEN:
+        from random_qwen import write_checkpoint as write
+    else:
+        from random_models import write_checkpoint as write
 
     write(arguments.work / f"llava-{arguments.size}", arguments.size)
     return {}
@@ -157,6 +166,7 @@ def export(arguments: argparse.Namespace) -> dict[str, float]:
         arguments.work / f"llava-{arguments.size}", arguments.keep, method=arguments.method,
         precision=arguments.precision, target=arguments.target, out=arguments.bundle, overwrite=True, verify=False,
         quantize_head=arguments.quantize_head or None,
+        resolution=(arguments.resolution,) if arguments.resolution else None,
     )  # fmt: skip
     stats = [path.stat() for path in bundle.rglob("*") if path.is_file()]
     return {"written GB": sum(s.st_size for s in stats if s.st_nlink == 1) / 1e9}
@@ -177,20 +187,20 @@ def answer(arguments: argparse.Namespace) -> dict[str, float]:
     said = vlm.generate("What is in this picture?", [picture], max_new_tokens=8)
     found |= {"picture to first token ms": said.ttft_ms, "per token ms": said.tpot_ms or 0.0}
     generator = np.random.default_rng(0)
-    vocabulary = vlm.manifest.decoder.vocab_size
+    vocabulary, axes = vlm.manifest.decoder.vocab_size, vlm.layout.axes
     for length in map(int, arguments.prompts.split(",")):
         if length + arguments.new_tokens > vlm.manifest.decoder.context:
             continue
         cache, embeds = vlm.decoder.new_cache(), vlm.embed(generator.integers(3, vocabulary, length).tolist())
         start = time.perf_counter()
-        vlm.decoder.step([Step(cache, embeds, np.arange(length)[None])])
+        vlm.decoder.step([Step(cache, embeds, np.tile(np.arange(length), (axes, 1)))])
         found[f"prefill {length} tok/s"] = length / (time.perf_counter() - start)
     cache = vlm.decoder.new_cache()
-    vlm.decoder.step([Step(cache, vlm.embed([3]), np.array([[0]]))])
+    vlm.decoder.step([Step(cache, vlm.embed([3]), np.zeros((axes, 1), np.int64))])
     start = time.perf_counter()
     for at in range(arguments.new_tokens):
         embeds = vlm.embed([int(generator.integers(3, vocabulary))])
-        vlm.decoder.step([Step(cache, embeds, np.array([[at + 1]]))])
+        vlm.decoder.step([Step(cache, embeds, np.full((axes, 1), at + 1))])
     found["decode tok/s"] = arguments.new_tokens / (time.perf_counter() - start)
     return found
 

@@ -17,6 +17,7 @@ import transformers
 from safetensors.torch import save_file
 
 from fico_export.demo import checkpoint as demo
+from fico_export.models import packaged
 
 VISION = {
     "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
@@ -111,22 +112,26 @@ def _weights(name: str, shape: torch.Size, generator: torch.Generator) -> torch.
 def write_gguf(path: Path, size: str) -> None:
     """The decoder alone as `llama-quantize … Q4_0` leaves it: Q4_0 matrices, a Q6_K head, FP32 norms.
 
+    A Llama's of `TEXT`, or a Qwen3's of the alias of a Qwen3-VL, with the norms of its queries and keys.
     Source: docs/gguf.md of ggml; block layouts in its ggml-common.h.
     """
-    text = TEXT[size]
+    text, kind = (TEXT[size], "llama") if size in TEXT else (_qwen3_text(size), "qwen3")
     hidden, heads, kv_heads = text["hidden_size"], text["num_attention_heads"], text["num_key_value_heads"]
+    head = text.get("head_dim", hidden // heads)
     metadata: dict[str, Any] = {
-        "general.architecture": "llama",
+        "general.architecture": kind,
         "general.file_type": np.uint32(2),
-        "llama.vocab_size": np.uint32(text["vocab_size"]),
-        "llama.context_length": np.uint32(4096),
-        "llama.embedding_length": np.uint32(hidden),
-        "llama.block_count": np.uint32(text["num_hidden_layers"]),
-        "llama.feed_forward_length": np.uint32(text["intermediate_size"]),
-        "llama.rope.dimension_count": np.uint32(hidden // heads),
-        "llama.attention.head_count": np.uint32(heads),
-        "llama.attention.head_count_kv": np.uint32(kv_heads),
-        "llama.attention.layer_norm_rms_epsilon": np.float32(1e-5),
+        f"{kind}.vocab_size": np.uint32(text["vocab_size"]),
+        f"{kind}.context_length": np.uint32(4096),
+        f"{kind}.embedding_length": np.uint32(hidden),
+        f"{kind}.block_count": np.uint32(text["num_hidden_layers"]),
+        f"{kind}.feed_forward_length": np.uint32(text["intermediate_size"]),
+        f"{kind}.rope.dimension_count": np.uint32(head),
+        f"{kind}.attention.head_count": np.uint32(heads),
+        f"{kind}.attention.head_count_kv": np.uint32(kv_heads),
+        f"{kind}.attention.key_length": np.uint32(head),
+        f"{kind}.attention.value_length": np.uint32(head),
+        f"{kind}.attention.layer_norm_rms_epsilon": np.float32(1e-5),
         "tokenizer.ggml.model": "none",
     }
     tensors = list(_gguf_tensors(text))
@@ -152,20 +157,32 @@ def write_gguf(path: Path, size: str) -> None:
             file.write(content + b"\0" * (_padded(len(content)) - len(content)))
 
 
+def _qwen3_text(alias: str) -> dict[str, Any]:
+    """The decoder of an alias's packaged config.json."""
+    source = packaged(alias)
+    assert source is not None, f"{alias} has no packaged config.json"
+    text: dict[str, Any] = json.loads((source / "config.json").read_text())["text_config"]
+    return text
+
+
 def _gguf_tensors(text: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...], int]]:
     hidden, inner, vocab = text["hidden_size"], text["intermediate_size"], text["vocab_size"]
-    kv = hidden // text["num_attention_heads"] * text["num_key_value_heads"]
+    head = text.get("head_dim", hidden // text["num_attention_heads"])
+    queries, kv = head * text["num_attention_heads"], head * text["num_key_value_heads"]
     yield "token_embd.weight", (vocab, hidden), _Q4_0
     yield "output_norm.weight", (hidden,), _F32
     # A block lies within a row.
     yield "output.weight", (vocab, hidden), _Q4_0 if hidden % 256 else _Q6_K
     for i in range(text["num_hidden_layers"]):
         for name, shape in {
-            "attn_q": (hidden, hidden), "attn_k": (kv, hidden), "attn_v": (kv, hidden),
-            "attn_output": (hidden, hidden), "ffn_gate": (inner, hidden), "ffn_up": (inner, hidden),
+            "attn_q": (queries, hidden), "attn_k": (kv, hidden), "attn_v": (kv, hidden),
+            "attn_output": (hidden, queries), "ffn_gate": (inner, hidden), "ffn_up": (inner, hidden),
             "ffn_down": (hidden, inner),
         }.items():  # fmt: skip
             yield f"blk.{i}.{name}.weight", shape, _Q4_0
+        if "head_dim" in text:
+            yield f"blk.{i}.attn_q_norm.weight", (head,), _F32
+            yield f"blk.{i}.attn_k_norm.weight", (head,), _F32
         yield f"blk.{i}.attn_norm.weight", (hidden,), _F32
         yield f"blk.{i}.ffn_norm.weight", (hidden,), _F32
 

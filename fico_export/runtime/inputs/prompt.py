@@ -115,8 +115,6 @@ class PromptFormatter:
                 self._check_text(piece)
         try:
             text = self._rendered(messages, self.content, add_generation_prompt)
-            self._require_order(text, messages)
-            return text
         except FicoError:
             raise
         except Exception as error:  # a template is a program: it fails in any way that Python does
@@ -126,6 +124,8 @@ class PromptFormatter:
                 fix="give turns that it takes (most: user and assistant in turn), or correct the checkpoint's template: "
                 "write one that is right to its chat_template.jinja and export again",
             ) from error
+        self._require_order(text, messages)
+        return text
 
     @cached_property
     def content(self) -> Literal["parts", "text"]:
