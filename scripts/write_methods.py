@@ -17,17 +17,19 @@ import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import hollow
 import onnx_ir as ir
 
-from fico_export import reducers
+from fico_export import models, reducers
 from fico_export.cli.listing import describe_method
 from fico_export.devices import targets
+from fico_export.errors import ConfigError
 from fico_export.exporter import trace, weights
 from fico_export.exporter.cost import Cost, cost, count, of_reducer
 from fico_export.exporter.graphs import graph_jobs
-from fico_export.models.source import SourceModel
+from fico_export.models.source import Architecture, SourceModel
 from fico_export.reducers.base.plan import ReductionPlan
 from fico_export.reducers.base.reducer import Reducer, Site
 
@@ -35,6 +37,22 @@ PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 KEEP, TEXT_TOKENS = 64, 60  # the budget of the costs; a prompt's other tokens, as the papers count them
 BUDGETS = (192, 128, 64, 32)
 TILED = (640, 320, 160)
+
+
+class Shown(NamedTuple):
+    """A family of the table, by one of its models."""
+
+    name: str
+    alias: str
+
+
+FAMILIES = (
+    Shown("LLaVA-1.5", "llava-1.5-7b"),
+    Shown("LLaVA-NeXT", "llava-v1.6-mistral-7b"),
+    Shown("LLaVA-OneVision", "llava-onevision-qwen2-0.5b"),
+    Shown("Qwen2.5-VL", "qwen2.5-vl-3b"),
+    Shown("Qwen3-VL", "qwen3-vl-2b"),
+)
 Costs = dict[str, tuple[str, ...]]  # method → its cells of the table of costs
 
 
@@ -56,7 +74,8 @@ def main() -> None:
 
 def page(costs: Costs) -> str:
     """All of docs/methods.md."""
-    return "\n".join([*_introduction(), *_cost_table(costs), *_accuracy(), *_in_tiles(), *_methods()]) + "\n"
+    parts = (_introduction(), _of_families(), _cost_table(costs), _accuracy(), _in_tiles(), _methods())
+    return "\n".join(line for part in parts for line in part) + "\n"
 
 
 def costs_on(text: str) -> Costs:
@@ -82,6 +101,42 @@ def _introduction() -> Iterator[str]:
         yield _row(
             f"[`{name}`](#{name})", *(about[key] for key in ("site", "filter", "correlate", "compress"))
         )
+
+
+def _of_families() -> Iterator[str]:
+    yield "\n## Families\n"
+    yield _prose(
+        "Which method can be exported with which model, as the code decides it: ✓, or a number that says below why not. Where a model "
+        "joins patches to one visual token, a method acts on what is joined: a token of 2×2 patches of a Qwen-VL has the mean of "
+        "their keys and attention, and stays or goes as a whole. What Qwen3-VL's decoder adds to its first layers is kept for the "
+        "same tokens, or merged by the same weights."
+    )
+    described = {
+        family.name: models.describe(folder)
+        for family in FAMILIES
+        if (folder := models.packaged(family.alias)) is not None
+    }
+    reasons: dict[str, int] = {}
+    yield from _table(["method", *described])
+    for name in reducers.names():
+        cells = []
+        for model in described.values():
+            why = refused(model, name)
+            cells.append("✓" if why is None else f"({reasons.setdefault(why, len(reasons) + 1)})")
+        yield _row(f"[`{name}`](#{name})", *cells)
+    yield ""
+    for why, number in reasons.items():
+        yield f"({number}) {why}\n"
+
+
+def refused(model: Architecture, method: str) -> str | None:
+    """Why a model cannot have a method, at a quarter of its visual tokens; None where it can."""
+    total = model.profile.visual_tokens
+    try:
+        model.plan(method, None if method == "none" else total // 4, {})
+    except ConfigError as error:
+        return re.sub(r"^--method \S+ ", "", error.what)
+    return None
 
 
 def _cost_table(costs: Costs) -> Iterator[str]:

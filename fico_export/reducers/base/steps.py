@@ -255,10 +255,9 @@ def _require_known(name: str, reducer: Reducer[Any], limits: Limits) -> None:
         Site.ENCODER_LAYER: set(range(last + 1)),
         Site.ENCODER_OUTPUT: {last, reducer.earlier_layer(limits.tower)} if reducer.earlier_layer else {last},
     }.get(reducer.site, set())
-    if reducer.cues & _ATTENTION and (within := sorted(read & limits.windowed)):
+    if reducer.cues & _ATTENTION and read & limits.windowed:
         raise ConfigError(
-            f"--method {name} reads the attention among all tokens in layer {within[0]} of the tower, "
-            "and there tokens attend within windows alone",
+            f"--method {name} reads the attention among all tokens in a layer of the tower whose tokens attend within windows alone",
             fix="choose a method that acts at the projector output or in the decoder: `fico list methods --verbose`",
         )
 
