@@ -203,7 +203,7 @@ def answer(reference, vlm, picture, keep_index, count):
     return tokens
 
 
-@pytest.mark.parametrize(("method", "keep"), [("none", None), ("dpp", 8), exhaustive("fastv", 8)])
+@pytest.mark.parametrize(("method", "keep"), [("none", None), ("dpp", 8), exhaustive("fastv", 8), exhaustive("ficoco-v", 8)])
 def test_it_is_exported_verified_and_answers_as_plain_loops_do(
     method, keep, bundle, duo, reference, photographs
 ):
@@ -213,10 +213,10 @@ def test_it_is_exported_verified_and_answers_as_plain_loops_do(
 
     assert report.checks
     assert not report.failed
-    assert encoded.features.shape == ((keep if method == "dpp" else 32), 64)
+    assert encoded.features.shape == ((keep if method in ("dpp", "ficoco-v") else 32), 64)
     assert encoded.offsets.shape == (2, len(encoded.features))
     assert encoded.span == 8
-    if method != "fastv":  # of which the decoder keeps a part, and transformers has no such decoder
+    if method in ("none", "dpp"):  # the others merge, or keep a part in the decoder
         want = answer(reference, vlm, photographs[0], set(encoded.keep_index.tolist()), 6)
         assert vlm.generate(QUESTION, photographs[:1], max_new_tokens=6).token_ids == want
 
@@ -282,8 +282,8 @@ def test_each_tile_keeps_its_share_and_the_kept_cells_are_drawn_in_their_tiles(b
 @pytest.mark.parametrize(
     ("method", "keep", "words"),
     [
-        ("ficoco-v", 8, "reads single patches, and this model joins several"),
-        ("zooprune", 8, "reads single patches"),
+        ("zooprune", 8, "reads how far the projector moves each token"),
+        ("prumerge", 8, "reads the layer after the features"),
         ("dpp", 1, "outside 2 … 32"),
     ],
 )
@@ -296,7 +296,7 @@ def test_the_file_is_short_and_passes_the_checks_of_the_house(tmp_path):
     path = tmp_path / "duo.py"
     path.write_text(SOURCE)
 
-    assert len(SOURCE.splitlines()) < 150
+    assert len(SOURCE.splitlines()) < 160
     for tool in (["ruff", "check"], ["ruff", "format", "--check", "--diff"]):
         line = [sys.executable, "-m", *tool, "--config", str(ROOT / "pyproject.toml"), str(path)]
         done = subprocess.run(line, capture_output=True, text=True, check=False)

@@ -212,6 +212,8 @@ def unsupported(
 def _kind(model_type: str) -> str | None:
     from transformers.models.auto import modeling_auto as auto
 
+    if "moe" in model_type:
+        return "a mixture of experts"
     if model_type in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return "another family of vision-language models"
     if model_type in ("clip", "siglip", "siglip2", "clip_vision_model", "siglip_vision_model"):
