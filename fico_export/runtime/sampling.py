@@ -117,7 +117,7 @@ class Sampler:
         if self.config.samples:
             token = int(self._generator.choice(scores.size, p=rules.softmax(scores)))
         else:
-            token = int(np.argmax(scores))  # the first maximum: the lowest id of a tie
+            token = int(scores.argmax())  # the first maximum: the lowest id of a tie
         self.accept(token)
         return token
 
