@@ -133,12 +133,15 @@ class OpenBundle:
             ConfigError: the bundle was closed.
         """
         with self.lock:
-            if self._closed:
-                raise ConfigError(
-                    f"the bundle {self.folder} was closed",
-                    fix=f'load it again: fico_export.load("{self.folder}")',
-                )
+            self._require_open()
             yield
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ConfigError(
+                f"the bundle {self.folder} was closed",
+                fix=f'load it again: fico_export.load("{self.folder}")',
+            )
 
     def close(self) -> None:
         """Give the graphs back, after the step that is under way; keys and values go with their conversations. A second time changes nothing."""
@@ -159,8 +162,9 @@ class OpenBundle:
 
     def _opened(self, name: str, load: Callable[[Graphs], _Graph]) -> _Graph:
         """A graph, loaded when it is first needed; where memory is short, in the place of the one before."""
-        with self.owned():
+        with self.lock:
             if name not in self._open:
+                self._require_open()
                 if self._low_memory:
                     self._let_go()
                 assert self._graphs is not None  # until it is closed
@@ -311,8 +315,8 @@ class OpenBundle:
 
     def embed(self, token_ids: Sequence[int]) -> npt.NDArray[Any]:
         """Embeddings [S, C] of token ids, read from the table."""
-        with self.owned():
-            return self.embed_by_graph(token_ids) if self._table is None else rows(self._table, token_ids)
+        table = self._table  # None once the bundle is closed, which the graph then says
+        return self.embed_by_graph(token_ids) if table is None else rows(table, token_ids)
 
     def embed_by_graph(self, token_ids: Sequence[int]) -> npt.NDArray[Any]:
         """The same by the bundle's graph, as other runtimes do it."""

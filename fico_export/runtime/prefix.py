@@ -109,7 +109,7 @@ class Prefix:
         """Run new tokens of several prefixes in one step.
 
         Args:
-            bundle: of all of them.
+            bundle: of all of them, owned by the thread.
             grown: each prefix, with what its new tokens are and as the decoder takes them.
 
         Returns:
@@ -118,16 +118,15 @@ class Prefix:
         Raises:
             FicoError: as of `Decoder.step`; every cache is as it was.
         """
-        with bundle.owned():
+        for prefix, _, _ in grown:
+            prefix._sound = False
+        try:
+            logits = bundle.decoder.step([Step(prefix._cache, *rows) for prefix, _, rows in grown])
+        except FicoError:  # the caches are as they were, which nothing else that is raised promises
             for prefix, _, _ in grown:
-                prefix._sound = False
-            try:
-                logits = bundle.decoder.step([Step(prefix._cache, *rows) for prefix, _, rows in grown])
-            except FicoError:  # the caches are as they were, which nothing else that is raised promises
-                for prefix, _, _ in grown:
-                    prefix._sound = True
-                raise
-            for prefix, keys, _ in grown:
-                prefix._keys += keys
                 prefix._sound = True
+            raise
+        for prefix, keys, _ in grown:
+            prefix._keys += keys
+            prefix._sound = True
         return logits

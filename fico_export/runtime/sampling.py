@@ -117,7 +117,7 @@ class Sampler:
         if self.config.samples:
             token = int(self._generator.choice(scores.size, p=rules.softmax(scores)))
         else:
-            token = int(np.argmax(scores))  # the first maximum: the lowest id of a tie
+            token = int(scores.argmax())  # the first maximum: the lowest id of a tie
         self.accept(token)
         return token
 
@@ -147,17 +147,24 @@ class Sampler:
                 f"the largest of {logits.size} logits is {peak}: the graph overflowed or was given NaN",
                 fix="export again in fp32, which has the range that fp16 lacks",
             )
-        scores, ids = logits.astype(np.float32), np.asarray(self._ids, np.int64)
+        scores = logits.astype(np.float32, copy=False)
+        if self._processors:
+            scores = self._processed(scores)
+        for warp in self._warpers:
+            scores = warp(scores)
+        return scores
+
+    def _processed(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Scores after the rules that read the token ids so far."""
+        ids = np.asarray(self._ids, np.int64)
         for process in self._processors:
             scores = process(ids, scores)
         if not math.isfinite(float(scores.max())):
             raise EngineError(
-                f"generation_config.json leaves none of {logits.size} tokens to choose from",
+                f"generation_config.json leaves none of {scores.size} tokens to choose from",
                 fix="correct generation_config.json of the checkpoint (suppress_tokens, bad_words_ids, no_repeat_ngram_size), "
                 "and export again",
             )
-        for warp in self._warpers:
-            scores = warp(scores)
         return scores
 
     def probabilities(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

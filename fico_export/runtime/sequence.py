@@ -72,9 +72,8 @@ class Sequence:
         """What is to run next, and how the decoder takes it."""
         if self.rows is None:
             (token,) = self.answer.token_ids[-1:]
-            self.rows = Rows(
-                self.bundle.embed([token]), np.full((self.bundle.layout.axes, 1), self.position - 1)
-            )
+            position = np.array([[self.position - 1]] * self.bundle.layout.axes)
+            self.rows = Rows(self.bundle.embed([token]), position)
         return self.keys, self.rows
 
     def reduce(self) -> bool:

@@ -83,6 +83,8 @@ class StopStrings:
         """Take text; returns what may be shown, and whether a stop string was hit (now or before)."""
         if self._hit:
             return "", True
+        if not self._stops:
+            return text, False
         buffer = self._held + text
         found = [(at + len(stop), at) for stop in self._stops if (at := buffer.find(stop)) >= 0]
         if found:

@@ -6,6 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 from checkpoints import write_tiny
+from exhaustive import exhaustive
 
 from fico_export import models
 from fico_export.build.compile import Task, _config, compile_engine
@@ -24,8 +25,9 @@ FOR = {"legacy": "trt-10.3", "modern": "rtx"}
 HEADS = {"grouped heads": 2, "a head of keys for each of queries": 4}
 MERGED, AFTER = ("uniform", "decoder_model_merged"), ("fastv", "decoder_with_past")
 CASES = [
-    *((d, h, p, *MERGED) for d in FOR for h in HEADS for p in ("fp16", "int4")),
-    *((d, "grouped heads", "fp32", *MERGED) for d in FOR),
+    *((d, h, "fp16", *MERGED) for d in FOR for h in HEADS),
+    *((d, "grouped heads", p, *MERGED) for d in FOR for p in ("fp32", "int4")),
+    *(exhaustive(d, "a head of keys for each of queries", "int4", *MERGED) for d in FOR),
     *((d, "grouped heads", "fp16", *AFTER) for d in FOR),
 ]
 
@@ -67,7 +69,7 @@ def test_a_decoder_passes_and_compiles(dialect, heads, precision, method, name, 
     assert rtx.compile_engine(path, {"sequence_length": (1, 1, ROWS)}).nbytes > 0
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int4"])
+@pytest.mark.parametrize("precision", [exhaustive("fp32"), "fp16", "int4"])
 @pytest.mark.parametrize("dialect", FOR)
 def test_a_decoder_of_several_sequences_passes_and_compiles(dialect, precision, checkpoints, tmp_path):
     model, target = checkpoints["grouped heads"], targets.get(FOR[dialect])

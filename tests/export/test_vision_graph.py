@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from exhaustive import exhaustive, of_each
+from exhaustive import ALIKE, exhaustive, of_each
 from reducer_cases import reads_the_picture_alone
 from reference import greedy
 from reference import reducers as reference
@@ -229,11 +229,14 @@ def test_the_sensitivity_orders_tokens_as_passes_along_random_directions_do(phot
         assert spearmanr(picture.sensitivity, published).statistic >= 0.95
 
 
-@pytest.mark.parametrize(
-    "method", [m if reducers.get(m).compress != "–" or m == "dpp" else exhaustive(m) for m in METHODS]
-)
+def in_fp16(method: str) -> bool:
+    """Whether a method's graph has what another's in FP16 has not: it merges by operators of its own, or is one of the others."""
+    return method == "dpp" or (reducers.get(method).compress != "–" and method not in ALIKE)
+
+
+@pytest.mark.parametrize("method", [m if in_fp16(m) else exhaustive(m) for m in METHODS])
 def test_fp16_graphs_stay_close_to_fp32_torch_on_photographs(method, photographs, tmp_path):
-    """On a trained tower: merging, and one of the methods that only drop, which score in FP32. Of what chooses greedily, what the kept tokens are worth too."""
+    """On a trained tower: each way to merge, and one of the methods that only drop, which score in FP32. Of what chooses greedily, what the kept tokens are worth too."""
     model = load(demo.FOLDER)
     # In these five layers as many are merged in each as, of 576 on the way to 64, in the 23 of a real tower.
     plan = model.plan(method, 466 if method == "tome" else 64, {})
@@ -264,13 +267,13 @@ def test_fp16_graphs_stay_close_to_fp32_torch_on_photographs(method, photographs
         assert abs(fp16 / fp32 - 1) <= 0.01
 
 
-def test_nodes_carry_the_names_of_their_modules_and_no_paths(grid24_checkpoint, tmp_path):
-    model = load(grid24_checkpoint)
+def test_nodes_carry_the_names_of_their_modules_and_no_paths(shallow24_checkpoint, tmp_path):
+    model = load(shallow24_checkpoint)
     vision_session(model, model.plan("ficoco-v", 64, {}), tmp_path / "vision.onnx")
     graph = ir.load(tmp_path / "vision.onnx").graph
     names = [node.name for node in graph]
 
-    assert any(name.startswith("vision_tower.encoder.layers.3.self_attn") for name in names)
+    assert any(name.startswith("vision_tower.encoder.layers.2.self_attn") for name in names)
     assert any(name.startswith("reduce.layer_2/") for name in names)
     assert len(set(names)) == len(names)
     assert b".py" not in (tmp_path / "vision.onnx").read_bytes()

@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+from exhaustive import exhaustive
 from stepping import append
 
 import fico_export
@@ -22,8 +23,12 @@ FORMS = {
     "static and reducing": {"method": "fastv", "settings": {"layer": 1}, "target": "rtx", "max_context": 320},
 }
 
+# A cache that is static, and one that a decoder reduced, are each among the others.
+BOTH = "static and reducing"
+OF_EACH_FORM = [exhaustive(form) if form == BOTH else form for form in FORMS]
 
-@pytest.fixture(scope="module", params=FORMS)
+
+@pytest.fixture(scope="module", params=OF_EACH_FORM)
 def vlm(request, tiny_checkpoint_v5, make_bundle):
     """One bundle for each form of the KV cache."""
     return fico_export.load(make_bundle(tiny_checkpoint_v5, 16, verify=False, **FORMS[request.param]))

@@ -4,7 +4,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from test_interruptions import FORMS
+from test_interruptions import FORMS, OF_EACH_FORM
 
 import fico_export
 from fico_export.errors import ConfigError
@@ -12,7 +12,7 @@ from fico_export.errors import ConfigError
 QUESTION, OTHER = "What is in the picture?", "And what is it made of?"
 
 
-@pytest.fixture(scope="module", params=FORMS)
+@pytest.fixture(scope="module", params=OF_EACH_FORM)
 def vlm(request, tiny_checkpoint_v5, make_bundle):
     """One bundle for each form of the KV cache."""
     return fico_export.load(make_bundle(tiny_checkpoint_v5, 16, verify=False, **FORMS[request.param]))

@@ -121,5 +121,7 @@ def _slices(sizes: Sequence[int]) -> Iterator[slice]:
 
 
 def _cut(step: Step, piece: slice) -> Step:
+    if piece.stop - piece.start == len(step.embeds):
+        return step
     planes = None if step.planes is None else step.planes[:, piece]
     return Step(step.cache, step.embeds[piece], step.positions[:, piece], planes)

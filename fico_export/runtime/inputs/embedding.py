@@ -22,7 +22,9 @@ def open_table(folder: Path, manifest: Manifest) -> npt.NDArray[Any]:
     table = manifest.embedding
     assert table is not None
     try:
-        return np.memmap(folder / manifest.require(table.file), table.dtype, "r", table.offset, table.shape)
+        path = folder / manifest.require(table.file)
+        # A plain array on it: a memmap's own look-up of rows is the slower one.
+        return np.asarray(np.memmap(path, table.dtype, "r", table.offset, table.shape))
     except (OSError, ValueError, TypeError) as error:
         raise BundleError(
             f"cannot read the embeddings in {table.file}: {error}", fix="export or copy the bundle again"
@@ -31,4 +33,5 @@ def open_table(folder: Path, manifest: Manifest) -> npt.NDArray[Any]:
 
 def rows(table: npt.NDArray[Any], token_ids: Sequence[int]) -> npt.NDArray[Any]:
     """Embeddings [S, C] of token ids, a copy of one's own."""
-    return np.array(table[np.asarray(token_ids, np.int64)])
+    found: npt.NDArray[Any] = table[np.asarray(token_ids, np.int64)]
+    return found

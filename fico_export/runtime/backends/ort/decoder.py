@@ -125,17 +125,16 @@ class Decoder:
             binding.bind_output(name, "cpu")
         for name in self._past:
             binding.bind_output(present_of(name), self._device)
-        logits, kept, *tensors = _run(self._prefill, binding, 0)
+        logits, kept, *tensors = _run(self._prefill, binding, [])
         last = np.array(logits.numpy()[0, -1], np.float32)
         return last, self._store.new(tensors), kept.numpy()[0]
 
     def _step(self, steps: Sequence[Step], rows: Rows) -> list[npt.NDArray[np.float32]]:
         """One run of the graph: logits [1, V] or [S, V] of each sequence, copies, as the next run may write where these are."""
         caches = [step.cache for step in steps]
-        known = max(max(cache.lengths) for cache in caches)
         with self._store.bound(self._session, caches, len(steps[0].embeds)) as bound:
             self._bind_inputs(bound.binding, steps, bound.rows, bound.size)
-            logits, *present = _run(self._session, bound.binding, known)
+            logits, *present = _run(self._session, bound.binding, caches)
             bound.take(present)
         given = logits.numpy()
         return [np.array(given[row, -1:] if rows == "last" else given[row], np.float32) for row in bound.rows]
@@ -148,8 +147,10 @@ class Decoder:
 
     def _require_positions(self, steps: Sequence[Step]) -> None:
         """Refuse positions beyond the rotary table, which no kernel checks."""
+        if self._rows is not None or not self._shares:
+            return
         largest = max(int(step.positions.max()) for step in steps)
-        if self._rows is None and self._shares and largest >= self._context:
+        if largest >= self._context:
             raise InputError(
                 f"position id {largest}; the model's context is {self._context}",
                 fix="shorten the prompt, or start a new conversation",
@@ -161,10 +162,13 @@ def _pieces(count: int) -> list[int]:
     return [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
 
 
-def _run(session: ort.InferenceSession, binding: ort.IOBinding, known: int) -> list[ort.OrtValue]:
+def _run(
+    session: ort.InferenceSession, binding: ort.IOBinding, caches: Sequence[Cache]
+) -> list[ort.OrtValue]:
     try:
         session.run_with_iobinding(binding)
     except Exception as error:  # ONNX Runtime raises classes of its own without a common base
+        known = max((max(cache.lengths) for cache in caches), default=0)
         raise EngineError(
             f"the decoder failed after {known} tokens: {error}",
             fix="free memory, give a shorter prompt, or export with a smaller --keep",

@@ -73,6 +73,7 @@ class GrowingStore:
 
     def __init__(self, names: Sequence[str], empty: Array, device: str, *, masked: bool) -> None:
         self._names, self._empty, self._device, self._masked = names, empty, device, masked
+        self._present = [present_of(name) for name in names]
         self._caches: WeakSet[GrowingCache] = WeakSet()
 
     def new(self, filled: Sequence[ort.OrtValue] = ()) -> GrowingCache:
@@ -100,14 +101,15 @@ class GrowingStore:
         self._caches.update(caches)  # of a decoder that was closed too, whose store is gone
         batch = self._joined(caches)
         binding = with_logits(session)
-        for name, tensor in zip(self._names, batch.tensors, strict=True):
+        for name, present, tensor in zip(self._names, self._present, batch.tensors, strict=True):
             binding.bind_ortvalue_input(name, tensor)
-            binding.bind_output(present_of(name), self._device)
+            binding.bind_output(present, self._device)
         if self._masked:
-            columns = np.arange(batch.tensors[0].shape()[2] + count)
-            mask = (columns >= np.asarray(batch.pads)[:, None]).astype(np.int64)
+            mask = np.ones((len(caches), batch.tensors[0].shape()[2] + count), np.int64)
+            for row, pad in enumerate(batch.pads):
+                mask[row, :pad] = 0
             binding.bind_cpu_input("attention_mask", mask)
-        yield Bound(binding, range(len(caches)), len(caches), partial(_take, caches, batch.pads))
+        yield Bound(binding, range(len(caches)), len(caches), partial(_take, caches, batch))
 
     def release(self) -> None:
         """Copy the tensors out of the session that made them, which they keep in memory."""
@@ -134,9 +136,12 @@ class GrowingStore:
         return ort.OrtValue.ortvalue_from_numpy(array, self._device, 0)
 
 
-def _take(caches: Sequence[GrowingCache], pads: list[int], present: list[ort.OrtValue]) -> None:
+def _take(caches: Sequence[GrowingCache], batch: Batch, present: list[ort.OrtValue]) -> None:
     """The new tensors take the place of the old, from which those that did not run take what is theirs."""
-    before, batch = {id(cache.batch): cache.batch for cache in caches}, Batch(present, pads)
+    batch.tensors = present
+    if caches[0].batch is batch:  # the same run together as before
+        return
+    before = {id(cache.batch): cache.batch for cache in caches}
     for row, cache in enumerate(caches):
         cache.move(batch, row)
     for old in before.values():
