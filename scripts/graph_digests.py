@@ -4,7 +4,8 @@
     python scripts/graph_digests.py --check tests/project/graph_digests.json    after it
 
 A digest is of all that a runtime reads of a graph but the weights' numbers: inputs, outputs, nodes with their names, attributes
-and order, constants, and the shapes of the weights. Weights are traced as the checkpoint's own files, which no change touches.
+and order, constants, and the shapes of the weights. What lies between nodes is counted through: torch's names for it mean nothing.
+Weights are traced as the checkpoint's own files, which no change touches.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ def digest(model: ir.Model) -> str:
 
 
 def _lines(graph: ir.Graph) -> Iterator[str]:
+    known = {
+        value: str(value.name) for value in (*graph.inputs, *graph.outputs, *graph.initializers.values())
+    }
     for kind, values in (("in", graph.inputs), ("out", graph.outputs)):
         for value in values:
             yield f"{kind} {value.name} {value.dtype} {value.shape}"
@@ -51,7 +55,12 @@ def _lines(graph: ir.Graph) -> Iterator[str]:
         lazy = isinstance(held, ir.LazyTensor | ir.ExternalTensor) or held is None
         yield f"weight {name} {value.dtype} {value.shape} {'' if lazy else _hash(held)}"
     for node in graph:
-        names = [value.name if value else "" for value in (*node.inputs, None, *node.outputs)]
+        for value in node.outputs:
+            known.setdefault(value, f"between {len(known)}")
+        # A body reads values of the graph around it by their names.
+        names = [
+            known.get(value, value.name) if value else "" for value in (*node.inputs, None, *node.outputs)
+        ]
         yield f"node {node.name} {node.domain}::{node.op_type}:{node.version} {names}"
         for name, attribute in sorted(node.attributes.items()):
             if attribute.type is ir.AttributeType.GRAPH:
