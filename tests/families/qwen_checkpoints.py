@@ -2,12 +2,18 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 from anyres_checkpoints import fill
 from onevision_checkpoints import NoVideo, tokenizer
+
+from fico_export import models
+from fico_export.options import ExportOptions
+from fico_export.runtime.inputs.layout import Layout
 
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
@@ -99,26 +105,39 @@ def write_qwen(folder, family):
         f"{name}_token_id": made.token_to_id(f"<|{word}|>")
         for name, word in (("image", "image_pad"), ("video", "video_pad"))
     } | {f"vision_{end}_token_id": made.token_to_id(f"<|vision_{end}|>") for end in ("start", "end")}
-    settings = {"model_type": family, "tie_word_embeddings": False, "vision_config": VISION | kind.vision} | tokens
+    settings = {
+        "model_type": family,
+        "tie_word_embeddings": False,
+        "vision_config": VISION | kind.vision,
+    } | tokens
     parsed = transformers.AutoConfig.for_model(**settings, text_config=text | {"rope_parameters": kind.rope})
-    model = getattr(transformers, f"{kind.names}ForConditionalGeneration")._from_config(parsed, dtype=torch.float32)
+    model = getattr(transformers, f"{kind.names}ForConditionalGeneration")._from_config(
+        parsed, dtype=torch.float32
+    )
     fill(model, 4)
     model.generation_config = transformers.GenerationConfig(eos_token_id=[eos], pad_token_id=eos)
     model.save_pretrained(folder)
     (folder / "config.json").rename(folder / "saved_config.json")
     if family == "qwen2_5_vl":  # the decoder's values stand at the top level
         scaling = {"type": "mrope", "mrope_section": kind.rope["mrope_section"]}
-        content = settings | text | {"rope_theta": kind.rope["rope_theta"], "rope_scaling": scaling}
+        config = settings | text | {"rope_theta": kind.rope["rope_theta"], "rope_scaling": scaling}
     else:
         scaling = {key: value for key, value in kind.rope.items() if key != "rope_theta"}
-        nested = text | {"model_type": "qwen3_vl_text", "rope_theta": kind.rope["rope_theta"], "rope_scaling": scaling}
-        content = settings | {"text_config": nested}
+        nested = text | {
+            "model_type": "qwen3_vl_text",
+            "rope_theta": kind.rope["rope_theta"],
+            "rope_scaling": scaling,
+        }
+        config = settings | {"text_config": nested}
     made.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text((SYSTEM if family == "qwen2_5_vl" else "") + CHATML)
     named = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     for name, content in (
-        ("config", content),
-        ("tokenizer_config", {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 4096} | named),
+        ("config", config),
+        (
+            "tokenizer_config",
+            {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 4096} | named,
+        ),
         ("preprocessor_config", STEPS | kind.processor),
     ):
         (folder / f"{name}.json").write_text(json.dumps(content))
@@ -152,7 +171,9 @@ class Theirs:
 
     def answer(self, *turns, new_tokens=8):
         fed = self.inputs(*turns)
-        assert not turns[0][0] or "mm_token_type_ids" in fed  # without it, all positions would be those of text
+        assert (
+            not turns[0][0] or "mm_token_type_ids" in fed
+        )  # without it, all positions would be those of text
         with torch.no_grad():
             made = self.model.generate(**fed, max_new_tokens=new_tokens, do_sample=False)
         return made[0, fed["input_ids"].shape[1] :].tolist()
@@ -165,7 +186,9 @@ class Theirs:
         shape = (rows // side, columns // side, side, side, 3, STEPS["temporal_patch_size"], size, size)
         patches = fed["pixel_values"].reshape(shape)
         np.testing.assert_array_equal(patches[:, :, :, :, :, 0], patches[:, :, :, :, :, 1])
-        return patches[:, :, :, :, :, 0].transpose(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * size, columns * size)
+        return (
+            patches[:, :, :, :, :, 0].transpose(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * size, columns * size)
+        )
 
     def features(self, image):
         """All features [N, D] of an image, and its planes [L, N, D]; none of a model without."""
@@ -178,7 +201,9 @@ class Theirs:
     def positions(self, fed):
         """[3, S] of a prompt."""
         ids = {name: fed[name] for name in ("input_ids", "mm_token_type_ids", "attention_mask")}
-        return self.model.model.get_rope_index(**ids, image_grid_thw=fed.get("image_grid_thw"))[0][:, 0].numpy()
+        return self.model.model.get_rope_index(**ids, image_grid_thw=fed.get("image_grid_thw"))[0][
+            :, 0
+        ].numpy()
 
     def logits(self, embeds, positions, planes=None):
         """[S, V] of the decoder, for embeddings [S, C] at positions [3, S], with planes [L, S, C]."""
@@ -194,3 +219,32 @@ class Theirs:
                 **more,
             ).last_hidden_state
             return self.model.lm_head(hidden)[0].numpy()
+
+
+@dataclass(frozen=True)
+class Qwen:
+    """A family with its checkpoint, and transformers with it."""
+
+    family: str
+    folder: Path
+
+    @property
+    def kind(self):
+        return KINDS[self.family]
+
+    @cached_property
+    def theirs(self):
+        return Theirs(self.folder, self.family)
+
+    @cached_property
+    def model(self):
+        return models.load(self.folder)
+
+    def shaped(self, *resolutions, method="none"):
+        """The model as an export of some resolutions has it."""
+        return self.model.shaped(ExportOptions(method=method, resolution=resolutions))
+
+    def layout(self, *resolutions, positions="original"):
+        """How a prompt shows an image in these resolutions."""
+        shaped = self.shaped(*resolutions)
+        return Layout(shaped.layout, shaped.profiles, positions, self.model.tokens.image_id)
