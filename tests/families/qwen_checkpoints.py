@@ -171,9 +171,7 @@ class Theirs:
 
     def answer(self, *turns, new_tokens=8):
         fed = self.inputs(*turns)
-        assert (
-            not turns[0][0] or "mm_token_type_ids" in fed
-        )  # without it, all positions would be those of text
+        assert "mm_token_type_ids" in fed  # without it, all positions would be those of text
         with torch.no_grad():
             made = self.model.generate(**fed, max_new_tokens=new_tokens, do_sample=False)
         return made[0, fed["input_ids"].shape[1] :].tolist()
@@ -190,9 +188,9 @@ class Theirs:
             patches[:, :, :, :, :, 0].transpose(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * size, columns * size)
         )
 
-    def features(self, image):
+    def features(self, image, **settings):
         """All features [N, D] of an image, and its planes [L, N, D]; none of a model without."""
-        fed = self.processor.image_processor(image, return_tensors="pt")
+        fed = self.processor.image_processor(image, return_tensors="pt", **settings)
         with torch.no_grad():
             made = self.model.get_image_features(fed["pixel_values"], fed["image_grid_thw"])
         planes = [plane[0] for plane in getattr(made, "deepstack_features", None) or []]

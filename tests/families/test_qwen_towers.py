@@ -42,9 +42,8 @@ def grid_of(cells):
 @pytest.mark.parametrize("cells", GRIDS)
 def test_features_and_planes_of_every_grid_are_those_of_transformers(qwen, cells):
     pixels, image = shown(qwen, cells)
-    theirs = qwen.theirs.processor.image_processor
-    theirs.size = {"shortest_edge": image.width * image.height, "longest_edge": image.width * image.height}
-    features, planes = qwen.theirs.features(image)
+    area = image.width * image.height
+    features, planes = qwen.theirs.features(image, size={"shortest_edge": area, "longest_edge": area})
     with torch.inference_mode():
         mine, index, *more = encoder(qwen, cells)(pixels)
 
@@ -75,7 +74,7 @@ def test_windows_are_cut_as_transformers_orders_them_and_joined_again():
     rows, columns, channels = 2, 3, 5
     cells = (rows * WINDOW, columns * WINDOW)
     count = cells[0] * cells[1]
-    x = torch.randn(2, count * SIDE**2, channels)
+    x = torch.arange(2.0 * count * SIDE**2 * channels).reshape(2, -1, channels)
     windows = Windows(rows, columns, WINDOW)
     order, ends = get_vision_window_index(grid_of(cells), SIDE, WINDOW * SIDE * 14, 14)
     expected = x.unflatten(1, (count, -1))[:, order].flatten(1, 2)
