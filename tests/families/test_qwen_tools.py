@@ -159,11 +159,10 @@ def test_merges_of_cells_are_followed(fico, qwens, bundle_of, image, tmp_path):
 
 def test_a_page_reports_a_bundle(fico, qwen, bundle_of, image, tmp_path):
     outcome = fico("report", bundle_of(qwen), "--image", image, "--out", tmp_path / "page.html", "--json")
-    page = (tmp_path / "page.html").read_text()
 
     assert outcome.code == 0, outcome.err
-    assert qwen.family in page
-    assert qwen.kind.resolution(*CELLS) in page or "3×5" in page
+    page = (tmp_path / "page.html").read_text()
+    assert f"{KEEP} of 15" in page
 
 
 def test_the_manifest_says_what_the_decoder_takes(fico, qwen, bundle_of):
@@ -177,10 +176,7 @@ def test_the_manifest_says_what_the_decoder_takes(fico, qwen, bundle_of):
     assert ("deepstack_embeds" in inputs) == bool(qwen.kind.planes)
 
 
-@pytest.mark.parametrize("model", ["folder", "public"])
-def test_the_plan_counts_the_tokens_of_the_resolution(fico, qwen, model):
-    name = {"qwen2_5_vl": "qwen2.5-vl-3b", "qwen3_vl": "qwen3-vl-2b"}[qwen.family]
-    given = qwen.folder if model == "folder" else name
+def test_the_plan_counts_the_tokens_of_the_resolution(fico, qwen):
     options = [
         "--method",
         "divprune",
@@ -193,7 +189,7 @@ def test_the_plan_counts_the_tokens_of_the_resolution(fico, qwen, model):
         "--json",
     ]
     small, large = (
-        fico("plan", "--model", given, "--resolution", qwen.kind.resolution(*cells), *options).json[
+        fico("plan", "--model", qwen.folder, "--resolution", qwen.kind.resolution(*cells), *options).json[
             "estimate"
         ]
         for cells in (CELLS, (12, 10))
