@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import qwen_reference
+import torch
 from anyres_checkpoints import picture
+from exhaustive import exhaustive
 from reference import greedy
 
 import fico_export
@@ -56,9 +58,38 @@ def prompt(qwen, images, features, planes, index, positions):
     return embeds[stays], places, None if added is None else added[:, stays], int(after)
 
 
+@pytest.mark.parametrize("cells", [CELLS, (4, 4)])
+def test_cells_and_planes_are_merged_by_the_weights_of_numpy(qwen, cells):
+    image, model = (
+        picture(*qwen.kind.size(*cells), 5),
+        qwen.shaped(qwen.kind.resolution(*cells), method="tome"),
+    )
+    with torch.device("meta"):
+        module = model.vision(model.plan("tome", KEEP, {}), torch.float32, profile=model.profile)
+    with torch.inference_mode():
+        found, index, *planes = model.with_weights(module)(torch.from_numpy(qwen.theirs.pixels(image))[None])
+    features, added, cells_left = merged(qwen, image)
+
+    assert index[0].tolist() == cells_left.tolist()
+    np.testing.assert_allclose(found[0], features, atol=2e-5)
+    assert len(planes) == (added is not None)
+    if added is not None:
+        np.testing.assert_allclose(planes[0][0], added, atol=2e-5)
+
+
 @pytest.mark.parametrize("positions", ["original", "compact"])
-@pytest.mark.parametrize("method", METHODS)
-def test_logits_are_those_of_transformers_on_what_is_left(make_bundle, qwen, image, method, positions):
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        ("qwen2_5_vl", "divprune"),
+        exhaustive("qwen2_5_vl", "tome"),
+        ("qwen3_vl", "divprune"),
+        ("qwen3_vl", "tome"),
+    ],
+)
+def test_logits_are_those_of_transformers_on_what_is_left(make_bundle, qwens, family, method, positions):
+    qwen = qwens(family)
+    image = picture(*qwen.kind.size(*CELLS, OFF), 5)
     bundle = make_bundle(
         qwen.folder,
         KEEP,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from anyres_checkpoints import picture
+from exhaustive import exhaustive
 
 import fico_export
 from fico_export.calibration import sequences
@@ -14,6 +15,10 @@ from fico_export.exporter import weights
 from fico_export.exporter.graphs import graph_jobs
 from fico_export.exporter.lint import lint
 from fico_export.exporter.trace import simplify
+from fico_export.parity.int4 import StreamedReference
+from fico_export.parity.prompts import Prompt
+from fico_export.parity.report import Report
+from fico_export.progress import Silent
 from fico_export.runtime.sampling import GREEDY
 
 QUESTION, MORE = "What is it?", "And which colour?"
@@ -70,6 +75,18 @@ def test_calibration_reads_prompts_with_their_planes_and_places(qwen):
         assert not tokens.planes[0][:, ~at].any()
 
 
+def test_a_decoder_that_is_run_layer_by_layer_adds_planes_too(qwen):
+    """What INT4 is calibrated and verified by."""
+    image, model = picture(*qwen.kind.size(*CELLS), 2), qwen.shaped(qwen.kind.resolution(*CELLS))
+    (tokens,) = sequences(model, [(image, QUESTION)])
+    planes = None if tokens.planes is None else tokens.planes[0].numpy()
+    given = Prompt(tokens.embeds[0].numpy(), tokens.positions[:, 0].numpy(), 0, planes)
+    reference = StreamedReference(model.checkpoint, model.checkpoint, model.decoder_config)
+    (logits,) = reference.logits([given], Report("bundle", "fp32"), Silent())
+
+    np.testing.assert_allclose(logits, qwen.theirs.logits(given.embeds, given.positions, planes), atol=1e-4)
+
+
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_int4_is_what_torch_makes_of_the_rounded_weights(qwens, image, data, tmp_path, calibrated):
     """The export verifies it, layer by layer, planes and all."""
@@ -101,10 +118,18 @@ def written(model, job, target, path):
     return graph
 
 
-@pytest.mark.parametrize("cells", [(4, 4), (3, 5)])
-def test_the_vision_graph_is_one_that_tensorrt_takes(qwen, cells, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "cells"),
+    [
+        ("qwen2_5_vl", (4, 4)),
+        exhaustive("qwen2_5_vl", (3, 5)),
+        exhaustive("qwen3_vl", (4, 4)),
+        ("qwen3_vl", (3, 5)),
+    ],
+)
+def test_the_vision_graph_is_one_that_tensorrt_takes(qwens, family, cells, tmp_path):
     """Whole windows and ragged ones; and TensorRT-RTX compiles it without a GPU, where it is installed."""
-    target = targets.get("trt-10.3")
+    qwen, target = qwens(family), targets.get("trt-10.3")
     model = qwen.shaped(qwen.kind.resolution(*cells), method="divprune")
     jobs = graph_jobs(model, model.plan("divprune", 7, {}), "fp16", target, None, 192)
     job = next(job for job in jobs if job.name == "vision_encoder")
@@ -116,7 +141,7 @@ def test_the_vision_graph_is_one_that_tensorrt_takes(qwen, cells, tmp_path):
     assert engine.nbytes > 0
 
 
-@pytest.mark.parametrize("target", ["trt-10.3", "rtx"])
+@pytest.mark.parametrize("target", [exhaustive("trt-10.3"), "rtx"])
 def test_a_static_decoder_that_adds_planes_compiles(qwens, target, tmp_path):
     rtx = pytest.importorskip("rtx", exc_type=ImportError, reason="needs TensorRT-RTX: pip install '.[rtx]'")
     model, target = qwens("qwen3_vl").shaped("96x160"), targets.get(target)
