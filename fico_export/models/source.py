@@ -171,8 +171,9 @@ class Architecture:
         try:
             return self.plan(plan.method, keep, plan.settings, profile=profile)
         except ConfigError as error:
+            option = "--resolution" if "resolution" in self.choices else "--profile"
             without = (
-                "drop --frames" if profile.name == VIDEO else f"leave it out: --profile {self.profile.name}"
+                "drop --frames" if profile.name == VIDEO else f"leave it out: {option} {self.profile.name}"
             )
             raise ConfigError(
                 f"the profile {profile.name} cannot have this: {error.what}", fix=f"{error.fix}; or {without}"

@@ -135,9 +135,10 @@ def _of_tile(
         part: name.removeprefix(begins) for name, part in module.reduce.items() if name.startswith(begins)
     }
 
-    def follow(part: torch.nn.Module, given: tuple[Tensor, Cues], left: tuple[Reduction, Cues]) -> None:
+    def follow(part: torch.nn.Module, given: tuple[Any, ...], left: tuple[Reduction, Cues, Any]) -> None:
         assert isinstance(part, Reduce)
-        weights, error = application_weights(part.step, part.keep, *given, left[0])
+        tokens, cues, *_ = given  # planes, if any, are merged by the same weights
+        weights, error = application_weights(part.step, part.keep, tokens, cues, left[0])
         live = left[1].positions[0].numpy().copy()
         steps.append(Application(named[part], part.step.method, live, weights, error))
 

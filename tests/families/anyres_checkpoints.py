@@ -96,13 +96,13 @@ def write_next(folder, *, decoder="mistral", layers=2, side=SIDE, **config):
     return folder
 
 
-def fill(model):
+def fill(model, seed=0):
     """Random weights by fan-in: with those that transformers starts with, all answers are one, whatever the image."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         leaf = name.rsplit(".", 1)[-1]
         noise = torch.randn(parameter.shape, generator=generator)
-        if "norm" in name:
+        if "norm" in name or "ln_q" in name:
             parameter.data = (leaf != "bias") + 0.05 * noise
         else:
             table = parameter.dim() < 2 or "embed" in name

@@ -12,7 +12,7 @@ from transformers.video_processing_utils import VideoProcessorMixin
 
 SIDE, PATCH = 70, 14  # 5×5 patches a tile: odd, as the real 27×27
 PINPOINTS = [[rows * SIDE, columns * SIDE] for rows in range(1, 7) for columns in range(1, 7)]
-SPECIAL = ["<image>", "<video>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+SPECIAL = ("<image>", "<video>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
 STEPS = {
     "do_convert_rgb": True, "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
     "do_pad": True, "resample": 3, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.4],
@@ -30,7 +30,7 @@ WORDS = [
 
 
 @cache
-def tokenizer():
+def tokenizer(special=SPECIAL):
     """Of Qwen2's kind: bytes, and nothing in front."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -39,7 +39,7 @@ def tokenizer():
         vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     made.train_from_iterator(WORDS, trainer)
-    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return made
 
 
@@ -97,7 +97,7 @@ def write_onevision(folder, **config):
     return folder
 
 
-class _NoVideo(VideoProcessorMixin):
+class NoVideo(VideoProcessorMixin):
     """Stands where the processor wants its video processor, which needs torchvision."""
 
 
@@ -116,7 +116,7 @@ class Theirs:
         self.processor = _Processor(
             image_processor=transformers.AutoImageProcessor.from_pretrained(folder, backend="pil"),
             tokenizer=transformers.AutoTokenizer.from_pretrained(folder),
-            video_processor=_NoVideo(),
+            video_processor=NoVideo(),
             chat_template=(folder / "chat_template.jinja").read_text(),
             **settings,
         )

@@ -10,8 +10,9 @@ from typing import Any
 
 from transformers import Qwen2_5_VLConfig
 
+from fico_export.errors import CheckpointError
 from fico_export.models.layers import RmsNorm
-from fico_export.models.parts import qwen_vl
+from fico_export.models.parts import config_check, qwen_vl
 from fico_export.models.parts.qwen_vl import Variety
 from fico_export.models.source import Family
 from fico_export.models.towers import qwen2_5_vl
@@ -19,6 +20,13 @@ from fico_export.models.towers.qwen import QwenVisionConfig
 
 
 def _shape(seen: Any, grid: tuple[int, int]) -> QwenVisionConfig:
+    window = seen.window_size // seen.spatial_merge_size // seen.patch_size
+    if not window:
+        raise CheckpointError(
+            f"config.json: vision_config.window_size is {seen.window_size}, less than the {seen.patch_size * seen.spatial_merge_size} "
+            "pixels of a visual token",
+            fix=config_check.FIX,
+        )
     return QwenVisionConfig(
         hidden_size=seen.hidden_size,
         intermediate_size=seen.intermediate_size,
@@ -29,7 +37,7 @@ def _shape(seen: Any, grid: tuple[int, int]) -> QwenVisionConfig:
         patch_size=seen.patch_size,
         frames=seen.temporal_patch_size,
         side=seen.spatial_merge_size,
-        window=seen.window_size // seen.spatial_merge_size // seen.patch_size,
+        window=window,
         full=frozenset(seen.fullatt_block_indexes),
     )
 

@@ -43,7 +43,7 @@ class Sign:
         return next((n for n in names if _any(n, self.patterns) and not _any(n, self.but)), None)
 
 
-def resave(model: str = "LlavaForConditionalGeneration") -> str:
+def resave(model: str = "AutoModelForImageTextToText") -> str:
     """A command that saves what transformers reads of IN as safetensors to OUT, with its texts."""
     return (
         f'`python -c "from transformers import {model} as M, AutoProcessor as P; '
@@ -191,7 +191,7 @@ def _adapter(folder: Path, names: list[str]) -> CheckpointError | None:
     return CheckpointError(
         what,
         fix="merge it into its base model where peft is installed (`pip install peft`): "
-        '`python -c "from transformers import LlavaForConditionalGeneration as M, AutoProcessor as P; '
+        '`python -c "from transformers import AutoModelForImageTextToText as M, AutoProcessor as P; '
         f"from peft import PeftModel as A; A.from_pretrained(M.from_pretrained('{named}'), 'IN').merge_and_unload()"
         f".save_pretrained('OUT'); P.from_pretrained('{named}').save_pretrained('OUT')\"`, then give --model OUT",
     )
