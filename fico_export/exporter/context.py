@@ -24,8 +24,13 @@ def cache_rows(target: Target, plan: ReductionPlan, context: int, asked: int | N
         asked: --max-context; None for `DEFAULT`, or the model's context where that is less.
 
     Raises:
-        ConfigError: --max-context for a cache that grows, beyond the model's context, or too small for an image and some text.
+        ConfigError: an image has no room in the model's context; --max-context for a cache that grows, beyond the model's context, or too small for an image and some text.
     """
+    if plan.handed_over >= context:
+        raise ConfigError(
+            f"an image takes {plan.handed_over} visual tokens, and the model's context is {context}",
+            fix="a smaller --keep, with a method that acts before the decoder; or of a Qwen-VL a smaller --resolution",
+        )
     if not target.static_cache:
         if asked is None:
             return None

@@ -210,7 +210,13 @@ class SourceModel(Architecture):
         Raises:
             CheckpointError: they are not.
         """
-        channels = self.shapes.get("multi_modal_projector.linear_1.weight", (0, 0))[1]
+        projector = self.shapes.get("multi_modal_projector.linear_1.weight")
+        if projector is None:
+            raise CheckpointError(
+                f"--clip-text with a {self.model_type} model, whose vision tower is of no CLIP model",
+                fix="drop --clip-text, and choose a method that needs none: `fico list methods --verbose`",
+            )
+        channels = projector[1]
         if channels != clip.vision_size:
             raise CheckpointError(
                 f"--clip-text: the vision tower of {clip.folder} has {clip.vision_size} channels, "
