@@ -149,13 +149,8 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         images = variety.images(config, tower, int(keeps_cls))
     first = images.profiles[0]
 
-    of_one = Limits(
-        tower.patches,
-        int(keeps_cls),
-        Depth(tower.total_layers, tower.layers),
-        Depth(decoder.layers, decoder.layers - 1),
-        has_cls=kind.cls_tokens > 0,
-    )
+    depths = Depth(tower.total_layers, tower.layers), Depth(decoder.layers, decoder.layers - 1)
+    of_one = Limits(tower.patches, int(keeps_cls), *depths, has_cls=kind.cls_tokens > 0)
 
     def plan(
         method: str,
