@@ -14,9 +14,9 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
 from fico_export.bundle import graph_names
+from fico_export.models.activations import ACTIVATIONS
 from fico_export.models.layers import RmsNorm, attend, join_heads, split_heads
 from fico_export.models.ports import GraphModule, Port, Ports
 
@@ -114,7 +114,7 @@ class DecoderMlp(nn.Module):
         self.gate_proj = nn.Linear(*sizes, bias=bias, dtype=dtype)
         self.up_proj = nn.Linear(*sizes, bias=bias, dtype=dtype)
         self.down_proj = nn.Linear(*sizes[::-1], bias=bias, dtype=dtype)
-        self.activation = ACT2FN[config.activation]
+        self.activation = ACTIVATIONS[config.activation]()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, S, C] → [B, S, C]."""

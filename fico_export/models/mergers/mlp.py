@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
+
+from fico_export.models.activations import ACTIVATIONS
 
 _NUDGE = 0.01  # on a hidden unit, to take the slope of its activation
 
@@ -19,7 +20,7 @@ class Projector(nn.Module):
         super().__init__()
         self.linear_1 = nn.Linear(inputs, outputs, bias=bias, dtype=dtype)
         self.linear_2 = nn.Linear(outputs, outputs, bias=bias, dtype=dtype)
-        self.activation = ACT2FN[activation]
+        self.activation = ACTIVATIONS[activation]()
 
     @property
     def dtype(self) -> torch.dtype:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainValidator, TypeAdapter, ValidationError
-from transformers.activations import ACT2FN
 from typing_extensions import TypedDict
 
 from fico_export.errors import CheckpointError
+from fico_export.models.activations import ACTIVATIONS
 
 FIX = "use the config.json that was published with this checkpoint"
 PARTS = ("text_config", "vision_config")
@@ -92,7 +92,8 @@ Activation = Annotated[
     str,
     PlainValidator(
         must_be(
-            f"one of {', '.join(sorted(ACT2FN))}", lambda value: isinstance(value, str) and value in ACT2FN
+            f"one of {', '.join(sorted(ACTIVATIONS))}",
+            lambda value: isinstance(value, str) and value in ACTIVATIONS,
         )
     ),
 ]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
+from fico_export.models.activations import ACTIVATIONS
 from fico_export.models.layers import LayerNorm, attend, join_heads, split_heads
 
 
@@ -95,7 +95,7 @@ class ClipMlp(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, dtype=dtype)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, dtype=dtype)
-        self.activation = ACT2FN[config.activation]
+        self.activation = ACTIVATIONS[config.activation]()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, m, C] → [B, m, C]."""

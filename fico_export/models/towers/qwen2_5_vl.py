@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
+from fico_export.models.activations import ACTIVATIONS
 from fico_export.models.layers import RmsNorm
 from fico_export.models.towers.qwen import PatchEmbedding, QwenLayer, QwenTower, QwenVisionConfig
 
@@ -24,7 +24,7 @@ class GatedMlp(nn.Module):
         self.gate_proj = nn.Linear(*sizes, dtype=dtype)
         self.up_proj = nn.Linear(*sizes, dtype=dtype)
         self.down_proj = nn.Linear(*sizes[::-1], dtype=dtype)
-        self.activation = ACT2FN[config.activation]
+        self.activation = ACTIVATIONS[config.activation]()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, m, C] → [B, m, C]."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
+from fico_export.models.activations import ACTIVATIONS
 from fico_export.models.layers import LayerNorm
 from fico_export.models.towers.qwen import PatchEmbedding, QwenLayer, QwenTower, QwenVisionConfig
 
@@ -56,7 +56,7 @@ class Mlp(nn.Module):
         super().__init__()
         self.linear_fc1 = nn.Linear(config.hidden_size, config.intermediate_size, dtype=dtype)
         self.linear_fc2 = nn.Linear(config.intermediate_size, config.hidden_size, dtype=dtype)
-        self.activation = ACT2FN[config.activation]
+        self.activation = ACTIVATIONS[config.activation]()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, m, C] → [B, m, C]."""
