@@ -7,7 +7,7 @@ import pytest
 from checkpoints import write_tiny
 from cli_tools import edit_json
 from clip_checkpoints import write_clip
-from transformers import LlavaConfig
+from transformers import AutoConfig, LlavaConfig
 
 import fico_export
 from fico_export import models
@@ -152,14 +152,15 @@ def test_the_image_token_lies_within_the_vocabulary(folder):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
 def test_published_configs_are_described_with_transformers_sizes(path):
-    described = models.describe(path.parent)
-    theirs = LlavaConfig.from_dict(json.loads(path.read_text()))
+    described, theirs = models.describe(path.parent), AutoConfig.from_pretrained(path.parent)
+    decoder, text = described.decoder_config, theirs.text_config
 
-    decoder = described.decoder_config
-    assert decoder.layers == theirs.text_config.num_hidden_layers
-    assert decoder.hidden_size == theirs.text_config.hidden_size
-    assert decoder.kv_heads == theirs.text_config.num_key_value_heads
-    assert described.profile.size == (theirs.vision_config.image_size,) * 2
+    assert decoder.layers == text.num_hidden_layers
+    assert decoder.hidden_size == text.hidden_size
+    assert decoder.kv_heads == text.num_key_value_heads
+    assert decoder.head_dim == (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    side = getattr(theirs.vision_config, "image_size", 448)  # a Qwen-VL takes any: its usual one
+    assert described.profile.size == (side, side)
 
 
 @pytest.mark.parametrize(
