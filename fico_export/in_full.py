@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fico_export.bundle.profiles import Profile
+from fico_export.bundle.profiles import VIDEO, Profile
 from fico_export.models.source import SourceModel
 from fico_export.models.vision import VisionEncoder
 from fico_export.options import ExportOptions
@@ -24,7 +24,8 @@ def in_full(checkpoint: SourceModel) -> tuple[Layout, Callable[[Pixels], ImageFe
 
     Of a model that sees images of any size, those are the resolutions that the checkpoint was shaped for.
     """
-    sizes = tuple(p.name for p in checkpoint.profiles) if "resolution" in checkpoint.choices else None
+    names = tuple(profile.name for profile in checkpoint.profiles if profile.name != VIDEO)
+    sizes = names if "resolution" in checkpoint.choices else None
     whole = checkpoint.shaped(ExportOptions(method="none", resolution=sizes))
     layout = Layout(whole.layout, whole.profiles, "original", whole.tokens.image_id)
     newline = whole.checkpoint.load(whole.newline).to(torch.float32).numpy() if whole.newline else None

@@ -73,10 +73,12 @@ def _profiles(manifest: Manifest) -> Iterator[str]:
         cells = profile.tiles * rows * columns
         if profile.visual_tokens - cells not in (0, profile.tiles):  # one beside each grid: CLS
             yield f"the profile {profile.name} has {profile.visual_tokens} visual tokens, and {profile.tiles} grids of {rows}×{columns}"
-        if profile.tiles < tile_rows * tile_columns or profile.input_shape[0] not in (1, profile.tiles):
+        taken = (profile.frames, profile.tiles * profile.frames)
+        if profile.tiles < tile_rows * tile_columns or profile.input_shape[0] not in taken:
+            of_frames = f" of {profile.frames} frames" if profile.frames > 1 else ""
             yield (
-                f"the profile {profile.name} has {profile.tiles} tiles, a grid of {tile_rows}×{tile_columns} of them, and "
-                f"pixel_values of {profile.input_shape[0]}"
+                f"the profile {profile.name} has {profile.tiles} tiles{of_frames}, a grid of {tile_rows}×{tile_columns} of them, "
+                f"and pixel_values of {profile.input_shape[0]}"
             )
         if profile.runs > 1 and profile.handed_over % profile.runs:
             yield f"the profile {profile.name} hands over {profile.handed_over} visual tokens in {profile.runs} equal parts"
@@ -111,7 +113,10 @@ def _graphs(manifest: Manifest) -> Iterator[str]:
             tokens = profile.handed_over // profile.runs
             expected["image_features"] = (None, tokens, decoder.hidden_size)
             expected["keep_index"] = (None, tokens)
-            expected[graph_names.VALID] = (profile.input_shape[0], profile.visual_tokens // profile.tiles)
+            expected[graph_names.VALID] = (
+                profile.tiles // profile.runs,
+                profile.visual_tokens // profile.tiles,
+            )
         if not graph.file.endswith(".onnx"):
             yield f"the graph {name} is in {graph.file!r}, no .onnx file"
         names = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}

@@ -33,11 +33,12 @@ class Profile(Record):
         name: as a user gives it.
         graph: name of its vision graph.
         tile_grid: rows and columns of tiles; `tiles` counts others beside them, such as a thumbnail.
-        tiles: T, images that the tower sees.
+        tiles: T, that the tower sees, each by itself.
         patch_grid: rows and columns of a tile's patches.
         token_grid: rows and columns of the visual tokens that the merger makes of them.
         patch_size: side of a patch, in pixels of what the tower sees.
-        input_shape: [T, 3, H, W] of `pixel_values`; [1, 3, H, W] of a graph that is run tile by tile.
+        frames: F, images that the tower sees as one tile: 1, or the frames of a video that its patches span.
+        input_shape: [T·F, 3, H, W] of `pixel_values`; [F, 3, H, W] of a graph that is run tile by tile.
         visual_tokens: N, before any reduction; what stands beside the grids, such as a CLS token, counts.
         handed_over: visual tokens of all tiles that leave the graph.
         shares: part by part, how many tiles are reduced together and how many visual tokens they hand over.
@@ -50,6 +51,7 @@ class Profile(Record):
     patch_grid: Grid
     token_grid: Grid
     patch_size: Positive
+    frames: Tiles = 1
     input_shape: tuple[Tiles, Literal[3], Side, Side]
     visual_tokens: Tokens
     handed_over: Tokens
@@ -58,7 +60,7 @@ class Profile(Record):
     @property
     def runs(self) -> int:
         """How many times the graph runs for an image: once, or once for each tile."""
-        return self.tiles // self.input_shape[0]
+        return self.tiles * self.frames // self.input_shape[0]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -73,7 +75,7 @@ class Profile(Record):
 
 
 VIDEO = "video"
-"""Name of the profile of a video, whose tiles are its frames."""
+"""Name of the profile of a video, whose tiles are its frames, or as many as a patch spans."""
 
 NEWLINES = ("drop", "rows", "all")
 """Which newline vectors stand for a reduced image: none, one after each row of which a token is kept, or one after each."""

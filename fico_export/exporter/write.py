@@ -206,6 +206,11 @@ def _require_one_run(model: SourceModel, plan: ReductionPlan) -> None:
     """Refuse a plan that reduces inside the decoder what a prompt shows with others between, or of which K is not one number."""
     if plan.handed_over == plan.keep:
         return
+    if any(profile.frames > 1 for profile in model.profiles):
+        raise ConfigError(
+            f"--method {plan.method} reduces inside the decoder, which takes visual tokens in one run, and a video has text between",
+            fix="drop --frames, or choose a method that acts before the decoder: `fico list methods --verbose`",
+        )
     totals = {model.plan_for(plan, profile).handed_over for profile in model.profiles}
     if len(totals) > 1:
         raise ConfigError(

@@ -2,7 +2,7 @@
 
 | tensor | shape | dtype |
 |---|---|---|
-| pixel_values (in) | [T, 3, H, W] | float32; T tiles of an image |
+| pixel_values (in) | [T·F, 3, H, W] | float32; T tiles of an image, each of one, or of F frames of a video |
 | valid (in) | [T, N] | int64; 0 for a token that shows padding, where those are no candidates |
 | text_embeds (in) | [B, L, D] | the bundle's precision; the prompt's embeddings, for a method that reads the prompt here |
 | text_mask (in) | [B, L] | int64, likewise: 1 for a token of the prompt, 0 for what fills up the rows |
@@ -181,16 +181,17 @@ class VisionEncoder(GraphModule):
         return found
 
     def forward(self, pixel_values: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        """[T, 3, H, W] and what `extra_inputs` names → the outputs of the table above."""
+        """[T·F, 3, H, W] and what `extra_inputs` names → the outputs of the table above."""
         extra = dict(zip(self.extra_inputs, others, strict=True))
         pixels, valid = pixel_values, extra.pop(graph_names.VALID, None)
         if len(self.groups) == 1 and self.profile.tiles == self.runs:
             return self.of_tiles(pixels, extra, valid).outputs
         parts, first, tokens = [], 0, self.profile.visual_tokens // self.profile.tiles
         for part, group in self.parts():
-            tiles = slice(first, first + group.tiles)
+            tiles, frames = slice(first, first + group.tiles), self.profile.frames
             mask = None if valid is None or self.joint else valid[tiles]
-            found = self.of_tiles(pixels[tiles] if len(self.groups) > 1 else pixels, extra, mask, part)
+            shown = slice(tiles.start * frames, tiles.stop * frames)
+            found = self.of_tiles(pixels[shown] if len(self.groups) > 1 else pixels, extra, mask, part)
             parts.append(found.along(first, tokens).outputs)
             first += group.tiles
         # Planes [1, L, K, D] have one axis more in front of the tokens.
@@ -203,7 +204,7 @@ class VisionEncoder(GraphModule):
     def of_tiles(
         self, pixel_values: Tensor, text: dict[str, Tensor], valid: Tensor | None = None, part: str = ""
     ) -> Parts:
-        """Tiles [t, 3, H, W], each by itself; positions are those within each.
+        """Tiles [t·F, 3, H, W], each by itself; positions are those within each.
 
         Args:
             pixel_values: of the tiles.
@@ -297,7 +298,7 @@ class VisionEncoder(GraphModule):
         """As in the table above, for one image."""
         dtype = self.multi_modal_projector.dtype
         channels = self.multi_modal_projector.outputs
-        tiles, tokens = self.profile.input_shape[0], self.profile.visual_tokens // self.profile.tiles
+        tiles, tokens = self.profile.tiles // self.runs, self.profile.visual_tokens // self.profile.tiles
         extra = {
             graph_names.VALID: Port(graph_names.VALID, (tiles, tokens)),
             "text_embeds": Port("text_embeds", (1, self.text_length, channels), dtype),

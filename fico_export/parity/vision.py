@@ -40,8 +40,9 @@ def images_of(vlm: Vlm, profile: Profile, only: bool) -> list[Pixels]:
     """Images of a profile: the usual ones, or where there are others, those and one in the profile's own shape."""
     (rows, columns), (height, width) = profile.tile_grid, profile.size
     if profile.name == VIDEO:
-        frames = pictures(PICTURES) * profile.tiles
-        return [vlm.preprocess(Video(frames[first : first + profile.tiles])) for first in range(PICTURES)]
+        count = profile.tiles * profile.frames
+        frames = pictures(PICTURES) * count
+        return [vlm.preprocess(Video(frames[first : first + count])) for first in range(PICTURES)]
     images = [image for image in pictures(PICTURES) if holds(vlm, image)]
     if not only or profile.tiles > 1:
         images.append(images[0].resize((columns * width, rows * height)))

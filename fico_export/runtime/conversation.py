@@ -17,7 +17,8 @@ from fico_export.errors import ConfigError, InputError
 from fico_export.runtime import scheduler
 from fico_export.runtime.answer import Answer, Stream, Wish
 from fico_export.runtime.inputs.images import ImageFeatures, Images, Pixels, Range, image_list, is_video
-from fico_export.runtime.inputs.layout import LaidOut, require_room
+from fico_export.runtime.inputs.laid_out import LaidOut
+from fico_export.runtime.inputs.layout import require_room
 from fico_export.runtime.inputs.layouts.base import NONE
 from fico_export.runtime.inputs.prompt import Message
 from fico_export.runtime.open_bundle import OpenBundle

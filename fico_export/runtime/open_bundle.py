@@ -188,7 +188,8 @@ class OpenBundle:
         """
         if isinstance(image, Video):
             videos = self.layout.videos
-            return videos.video_pixels(frames_of(image, videos.frames, image_range), self.processor)
+            frames = frames_of(image, videos.sampled, image_range)
+            return videos.video_pixels(frames, self.processor, self.formatter.text_ids)
         layout = self.layout.among(among)
         return layout.pixels(load_image(image, image_range=image_range), self.processor)
 

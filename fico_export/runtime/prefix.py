@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fico_export.errors import ConfigError, FicoError
 from fico_export.runtime.backends.base import Cache, Step
-from fico_export.runtime.inputs.layout import Rows
+from fico_export.runtime.inputs.laid_out import Rows
 from fico_export.runtime.open_bundle import OpenBundle
 
 

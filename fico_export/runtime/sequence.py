@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fico_export.errors import FicoError
 from fico_export.runtime.answer import Answer
-from fico_export.runtime.inputs.layout import Rows
+from fico_export.runtime.inputs.laid_out import Rows
 from fico_export.runtime.open_bundle import OpenBundle
 from fico_export.runtime.prefix import Prefix
 from fico_export.runtime.sampling import Sampler

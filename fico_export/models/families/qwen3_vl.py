@@ -66,6 +66,7 @@ _QWEN = Variety(
     tower=qwen3_vl.tower,
     norm=lambda channels: LayerNorm(channels, qwen3_vl.NORM_EPS),
     planes=_planes,
+    videos=True,
 )
 
 FAMILY = Family(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from fico_export.bundle import graph_names
-from fico_export.bundle.profiles import MAX_SIDE, LayoutRecord, Profile
+from fico_export.bundle.profiles import MAX_SIDE, MAX_TILES, VIDEO, LayoutRecord, Profile
 from fico_export.errors import CheckpointError, ConfigError, FicoError
 from fico_export.models.mergers.joined import Joined
 from fico_export.models.parts import config_check, qwen_check
@@ -72,6 +72,7 @@ class Variety:
         tower: (shape, dtype) → the tower.
         norm: channels → the norm of the merger.
         planes: vision_config → layers of the tower after which a plane is made for the decoder.
+        videos: whether it sees a video as images with the text of their times between them.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Variety:
     tower: Callable[[QwenVisionConfig, torch.dtype], QwenTower]
     norm: Callable[[int], torch.nn.Module]
     planes: Callable[[Any], tuple[int, ...]] = lambda vision: ()
+    videos: bool = False
 
 
 def load(variety: Variety, folder: Path, revision: str | None) -> SourceModel:
@@ -129,12 +131,14 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         profile: Profile | None = None,
         tiling: Tiling = EQUAL,
     ) -> ReductionPlan:
+        taken = profile or first
         limits = Limits(
-            (profile or first).visual_tokens,
+            taken.visual_tokens // taken.tiles,
             0,
             Depth(tower.layers, tower.layers),
             Depth(decoder.layers, decoder.layers - 1),
             has_cls=False,
+            tiles=taken.tiles,
             windowed=frozenset(layer for layer in range(tower.layers) if tower.windowed(layer)),
             lacks=_LACKS,
         )
@@ -163,8 +167,8 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         plan=plan,
         vision=vision,
         transformers_class=variety.transformers_class,
-        shape=partial(_shape, seen),
-        choices=("resolution",),
+        shape=partial(_shape, config),
+        choices=("resolution", "frames") if variety.videos else ("resolution",),
         equal_layers=None if tower.window else EqualLayers(tower.layers, _readers(planes)),
     )
 
@@ -174,15 +178,43 @@ def _readers(planes: tuple[int, ...]) -> dict[str, int]:
     return {f"multi_modal_projector.deepstack_merger_list.{i}": layer for i, layer in enumerate(planes)}
 
 
-def _shape(seen: Any, options: ExportOptions) -> tuple[tuple[Profile, ...], LayoutRecord, Tiling]:
-    """The resolutions that a request asks for."""
+def _shape(config: Any, options: ExportOptions) -> tuple[tuple[Profile, ...], LayoutRecord, Tiling]:
+    """The resolutions that a request asks for; a video has the first."""
+    seen = config.vision_config
     profiles: dict[str, Profile] = {}
     for text in options.resolution or (f"{_usual(seen)}x{_usual(seen)}",):
         profile = _profile(*_sides(text, seen), seen)
         profiles[profile.name] = profile
     first, *others = profiles.values()
     named = (p.model_copy(update={"graph": f"{graph_names.VISION}_{p.name}"}) for p in others)
-    return (first, *named), LayoutRecord(rule="grid", axes=3), EQUAL
+    if options.frames is None:
+        return (first, *named), LayoutRecord(rule="grid", axes=3), EQUAL
+    video = _video(options.frames, first, seen)
+    if options.method == "none":  # all tiles are treated alike: a graph of one serves them
+        video = video.model_copy(update={"input_shape": (video.frames, *first.input_shape[1:])})
+    around = {"start": config.vision_start_token_id, "end": config.vision_end_token_id}
+    return (first, *named, video), LayoutRecord(rule="grid", axes=3, numbers=around), EQUAL
+
+
+def _video(frames: int, still: Profile, seen: Any) -> Profile:
+    """The profile of a video of so many frames, each as large as a still image; a tile is as many as a patch spans.
+
+    Raises:
+        ConfigError: they are no whole tiles, or too many.
+    """
+    span: int = seen.temporal_patch_size
+    most = MAX_TILES // span * span
+    nearest = min(max(span, frames // span * span), most)
+    if frames != nearest:
+        raise ConfigError(
+            f"--frames {frames}: a visual token shows {span} frames, and a video has a multiple of {span}, at most {most}",
+            fix=f"--frames {nearest}",
+        )
+    tiles, tokens = frames // span, frames // span * still.visual_tokens
+    changed = {"tile_grid": (1, tiles), "tiles": tiles, "visual_tokens": tokens, "handed_over": tokens}
+    shown = {"frames": span, "input_shape": (frames, *still.input_shape[1:])}
+    name = {"name": VIDEO, "graph": f"{graph_names.VISION}_{VIDEO}"}
+    return still.model_copy(update={**name, **changed, **shown})
 
 
 def _sides(text: str, seen: Any) -> tuple[int, int]:
@@ -240,7 +272,7 @@ def _tower(variety: Variety, seen: Any, profile: Profile) -> QwenVisionConfig:
             shape.heads,
             f"one of which each of hidden_size {shape.hidden_size} has a multiple of 4",
         )
-    return shape
+    return replace(shape, moving=profile.frames > 1)
 
 
 def _files(variety: Variety, seen: Any, files: Files) -> Files:

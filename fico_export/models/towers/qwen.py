@@ -33,6 +33,7 @@ class QwenVisionConfig:
         grid: rows and columns of patches.
         patch_size: side of a patch, in pixels.
         frames: that a patch of a video spans; a still image stands for that many equal ones.
+        moving: whether it is shown so many frames, and not a still image.
         side: patches on a side of a cell.
         table: positions on a side of the learned table; 0 where there is none.
         window: cells on a side of a window; 0 where every layer attends to all.
@@ -51,6 +52,7 @@ class QwenVisionConfig:
     table: int = 0
     window: int = 0
     full: frozenset[int] = frozenset()
+    moving: bool = False
 
     @property
     def cells(self) -> tuple[int, int]:
@@ -106,7 +108,7 @@ class Around(NamedTuple):
 
 
 class PatchEmbedding(nn.Module):
-    """Patches of a still image, which stands for `frames` equal ones: the kernel is summed over them."""
+    """Patches of `frames` frames, or of a still image, which stands for as many equal ones: the kernel is summed over them."""
 
     def __init__(self, config: QwenVisionConfig, bias: bool, dtype: torch.dtype) -> None:
         super().__init__()
@@ -115,7 +117,7 @@ class PatchEmbedding(nn.Module):
         self.patch_embedding = nn.Conv3d(3, config.hidden_size, kernel, stride=kernel, bias=bias, dtype=dtype)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """[B, 3, H, W] → [B, N, C]."""
+        """[B, 3, H, W] → [B, N, C]; of frames [B · frames, 3, H, W]."""
         side, size = self.config.side, self.config.patch_size
         down, across = self.config.cells
         parts = pixel_values.reshape(-1, 3, down, side, size, across, side, size)
@@ -123,8 +125,14 @@ class PatchEmbedding(nn.Module):
             -1, down * across * side * side, 3 * size * size
         )
         # Its sum is taken in the graph, where every runtime folds it: the checkpoint's own tensor stays linked.
-        kernel = self.patch_embedding.weight.to(torch.float32).sum(2).flatten(1).to(pixel_values.dtype)
-        return F.linear(patches, kernel, self.patch_embedding.bias)
+        kernel = self.patch_embedding.weight
+        if (
+            self.config.moving
+        ):  # frame by frame: with all frames in one, patches would have nine axes, and TensorRT takes eight
+            patches = patches.unflatten(0, (-1, self.config.frames)).transpose(1, 2).flatten(2)
+            return F.linear(patches, kernel.transpose(1, 2).flatten(1), self.patch_embedding.bias)
+        summed = kernel.to(torch.float32).sum(2).flatten(1).to(pixel_values.dtype)
+        return F.linear(patches, summed, self.patch_embedding.bias)
 
 
 class QwenAttention(nn.Module):
@@ -207,7 +215,7 @@ class QwenTower(nn.Module):
 
     Args:
         config: its shape.
-        embeddings: [B, 3, H, W] → [B, N, C].
+        embeddings: as of `embed`.
         layers: all of them.
     """
 
@@ -224,7 +232,7 @@ class QwenTower(nn.Module):
         self._frequencies: list[float] = (1.0 / _THETA**exponents).tolist()
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """[B, 3, H, W] → [B, N, C], cell by cell."""
+        """[B, 3, H, W], or as many frames of each, → [B, N, C], cell by cell."""
         embedded: Tensor = self.embeddings(pixel_values)
         return embedded
 

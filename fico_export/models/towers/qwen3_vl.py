@@ -24,7 +24,7 @@ class Embeddings(PatchEmbedding):
         self._down, self._across = (weights(length, config.table) for length in config.grid)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """[B, 3, H, W] → [B, N, C]."""
+        """As of `PatchEmbedding`."""
         return super().forward(pixel_values) + self.positions().to(pixel_values.dtype)
 
     def positions(self) -> Tensor:

@@ -36,7 +36,9 @@ _TURNS = {
 _pillow_lock = threading.Lock()
 
 
-def decode_frames(content: bytes, name: str, choose: Callable[[int], Iterable[int]]) -> list[Image.Image]:
+def decode_frames(
+    content: bytes, name: str, choose: Callable[[int], Iterable[int]]
+) -> tuple[dict[int, Image.Image], float | None]:
     """Frames of an animated image, upright and as RGB.
 
     Args:
@@ -44,19 +46,27 @@ def decode_frames(content: bytes, name: str, choose: Callable[[int], Iterable[in
         name: what to call the file in a message.
         choose: number of frames → those that are taken.
 
+    Returns:
+        Those, by their numbers; and how many frames come in a second on average, where the file says it.
+
     Raises:
         InputError: as of `decode`; or what `choose` raises.
     """
     if (kind := image_kinds.by_content(content)) is not None:
         raise image_kinds.refuse(kind, name, None)
-    file, found = BoundedReader(content), []
+    file, found = BoundedReader(content), dict[int, Image.Image]()
     with _pillow(name), Image.open(file, formats=_ANIMATED) as picture:
         _check_pixels(picture, name)
         file.lift()
-        for number in choose(getattr(picture, "n_frames", 1)):
+        total, milliseconds = getattr(picture, "n_frames", 1), 0.0
+        wanted = set(choose(total))
+        for number in range(total):
             picture.seek(number)
-            found.append(picture.convert("RGB"))
-    return found
+            picture.load()
+            milliseconds += picture.info.get("duration", 0)
+            if number in wanted:
+                found[number] = picture.convert("RGB")
+    return found, 1000 * total / milliseconds if milliseconds else None
 
 
 def decode(content: bytes, name: str, path: Path | None) -> tuple[Image.Image, TiffHeader | None]:

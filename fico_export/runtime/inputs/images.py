@@ -45,7 +45,7 @@ class Pixels:
     """An image as the tower is shown it.
 
     Attributes:
-        values: [T, 3, H, W] float32.
+        values: [T, 3, H, W] float32, or all frames of a video.
         size: (width, height) of the upright image, or of the frames, that they were made from.
         kind: how the prompt is to show them.
         image: the upright image, of one for a prompt of its own, where the model shows several otherwise.
@@ -109,9 +109,12 @@ class Video:
 
     Args:
         source: a video file, an animated image, a folder of images in the order of their names, or images.
+        fps: frames a second, for a model that is told when each was. By default what the file says; 24 of images, as transformers
+            has it.
     """
 
     source: str | os.PathLike[str] | bytes | Sequence[ImageSource]
+    fps: float | None = None
 
 
 Images = ImageSource | Video | ImageFeatures | Iterable[ImageSource | Video | ImageFeatures]

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import groupby
-from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,72 +18,14 @@ from fico_export.bundle import graph_names
 from fico_export.bundle.manifest import Manifest
 from fico_export.bundle.profiles import LayoutRecord, Profile
 from fico_export.errors import BundleError, InputError
-from fico_export.runtime.backends.base import Array, require_rows
+from fico_export.runtime.backends.base import require_rows
 from fico_export.runtime.inputs import layouts
 from fico_export.runtime.inputs.images import ImageFeatures, Pixels
-from fico_export.runtime.inputs.layouts.base import NEWLINE, NONE, Block, Features, Index, Kind, Size, Tile
+from fico_export.runtime.inputs.laid_out import LaidOut
+from fico_export.runtime.inputs.layouts.base import NONE, Block, Clip, Features, Index, Kind, Size, Tile
 from fico_export.runtime.inputs.positions import POLICIES
 from fico_export.runtime.inputs.preprocess import ImageProcessor
-
-
-class Rows(NamedTuple):
-    """New tokens as the decoder takes them, as of a `Step`."""
-
-    embeds: Array
-    positions: Index
-    planes: Array | None = None
-
-    def part(self, start: int, end: int | None = None) -> Rows:
-        """Some of them."""
-        cut = slice(start, end)
-        planes = None if self.planes is None else self.planes[:, cut]
-        return Rows(self.embeds[cut], self.positions[:, cut], planes)
-
-
-@dataclass(frozen=True)
-class LaidOut:
-    """A prompt laid out token by token.
-
-    Attributes:
-        keys: what each token is: its id, or (image, which of its tokens). Equal keys have equal cache entries.
-        ids: [S] token ids; `NONE` where a visual token stands.
-        visual: [S] which row of all images' features stands there; `NONE` for a text token, `NEWLINE` for the newline vector.
-        positions: [A, S] position ids.
-        next_position: of the first token of the answer, on every axis.
-    """
-
-    keys: list[Hashable]
-    ids: Index
-    visual: Index
-    positions: Index
-    next_position: int
-
-    def rows(
-        self,
-        embed: Callable[[list[int]], npt.NDArray[Any]],
-        images: Sequence[ImageFeatures],
-        start: int = 0,
-    ) -> Rows:
-        """The prompt from token `start` on as the decoder takes it, images in their places.
-
-        Args:
-            embed: token ids → their embeddings [S, C], to be written into.
-            images: those that it was laid out with.
-            start: how many of its first tokens are left out.
-        """
-        visual = self.visual[start:]
-        embeds = embed(np.where(visual == NONE, self.ids[start:], 0).tolist())
-        newlines = visual == NEWLINE
-        if newlines.any():
-            embeds[newlines] = next(image.newline for image in images if image.newline is not None)
-        at, planes = np.flatnonzero(visual >= 0), None
-        if at.size:
-            embeds[at] = np.concatenate([image.features for image in images])[visual[at]]
-            added = [image.planes for image in images if image.planes is not None]
-            if added:
-                planes = np.zeros((len(added[0]), *embeds.shape), embeds.dtype)
-                planes[:, at] = np.concatenate(added, axis=1)[:, visual[at]]
-        return Rows(embeds, self.positions[:, start:], planes)
+from fico_export.runtime.inputs.video import Frames
 
 
 class Layout:
@@ -200,7 +141,21 @@ class Layout:
     @property
     def frames(self) -> int:
         """Frames of a video; 0 where the bundle takes none."""
-        return sum(profile.tiles for profile in self._of_kinds["video"]._profiles)
+        return sum(profile.tiles * profile.frames for profile in self._of_kinds["video"]._profiles)
+
+    def sampled(self, total: int) -> list[int]:
+        """Which of so many frames of a video are taken.
+
+        Raises:
+            InputError: there are too few.
+        """
+        if total < self.frames:
+            fewer = max(total - total % self._profiles[0].frames, 2)
+            raise InputError(
+                f"the video has {total} frames, and this bundle takes {self.frames}",
+                fix=f"give a longer one, or export with --frames {fewer} or fewer",
+            )
+        return self._rule.sample(total, self.frames)
 
     def of_kind(self, kind: Kind) -> Layout:
         """That of what was made for this kind."""
@@ -223,11 +178,23 @@ class Layout:
         other = self.kind == "alone" and self._of_kinds["several"] is not self
         return Pixels(values, image.size, self.kind, image if other else None)
 
-    def video_pixels(self, frames: Sequence[Image.Image], processor: ImageProcessor) -> Pixels:
-        """What the tower is shown of a video's upright frames, each resized to a tile without keeping its shape."""
-        height, width = self._profiles[0].size
-        tiles = [frame.resize((width, height), resample=processor.resample) for frame in frames]
-        return Pixels(np.concatenate([processor(tile) for tile in tiles]), frames[0].size, self.kind)
+    def video_pixels(
+        self, frames: Frames, processor: ImageProcessor, encode: Callable[[str], list[int]]
+    ) -> Pixels:
+        """What the tower is shown of a video's frames, each resized to a tile without keeping its shape.
+
+        Args:
+            frames: as many as the bundle takes.
+            processor: of the images that they become.
+            encode: a text alone → its token ids.
+        """
+        profile, size = self._profiles[0], frames.images[0].size
+        resized = (frame.resize(profile.size[::-1], resample=processor.resample) for frame in frames.images)
+        if self._rule.time is not None:
+            starts = range(0, len(frames.seconds), profile.frames)
+            of_tiles = [frames.seconds[start : start + profile.frames] for start in starts]
+            size = Clip(size, [encode(self._rule.time(seconds)) for seconds in of_tiles])
+        return Pixels(np.concatenate([processor(frame) for frame in resized]), size, self.kind)
 
     def tiles(self, size: Size) -> list[Tile]:
         """The parts of an image that it is shown."""
@@ -328,37 +295,25 @@ class Layout:
         shown = iter(images)
         keys: list[Hashable] = []
         parts: list[Block] = []
-        position = features = 0
+        features = 0
         for is_image, run in groupby(ids, key=lambda token: token in (self._image_id, self._video_id)):
             tokens = list(run)
             blocks = [next(shown) for _ in tokens] if is_image else [None]
             for image in blocks:
-                block = _text(tokens, self.axes) if image is None else image.block
+                block = Block.of_text(tokens, self.axes) if image is None else image.block
                 digest = "" if image is None else image.digest
                 keys += [
                     (digest, row) if token == NONE else token
                     for token, row in zip(block.ids.tolist(), block.visual.tolist(), strict=True)
                 ]
                 visual = np.where(block.visual < 0, block.visual, block.visual + features)
-                parts.append(Block(block.ids, visual, block.offsets + position, block.span))
-                position += block.span
+                parts.append(replace(block, visual=visual))
                 features += 0 if image is None else len(image.features)
-        return LaidOut(
-            keys,
-            np.concatenate([part.ids for part in parts]),
-            np.concatenate([part.visual for part in parts]),
-            np.concatenate([part.offsets for part in parts], axis=1),
-            position,
-        )
+        whole = Block.joined(parts)
+        return LaidOut(keys, whole.ids, whole.visual, whole.offsets, whole.span)
 
     def _whole(self, profile: Profile, size: Size) -> Block:
         return self._rule.block(profile, size, self.axes, self._numbers)
-
-
-def _text(ids: Sequence[int], axes: int) -> Block:
-    """A run of text tokens: one position id each, the same on every axis."""
-    counted = np.arange(len(ids))
-    return Block(np.asarray(ids), np.full(len(ids), NONE), np.tile(counted, (axes, 1)), len(ids))
 
 
 def require_room(manifest: Manifest, layout: Layout, ids: Sequence[int], sizes: Sequence[Size]) -> int:

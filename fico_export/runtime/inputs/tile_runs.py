@@ -21,14 +21,14 @@ def run_tiles(run: Run, profile: Profile, feeds: Mapping[str, Array]) -> list[Ar
     Args:
         run: of the graph.
         profile: of the image.
-        feeds: what the graph takes, `pixel_values` [T, 3, H, W] with all tiles of the image.
+        feeds: what the graph takes, `pixel_values` [T·F, 3, H, W] with all tiles of the image, or frames of the video.
     """
     if profile.runs == 1:
         return [output[0] for output in run(dict(feeds))]
     tokens = profile.visual_tokens // profile.tiles
     found: list[list[Array]] = []
-    for tile, pixels in enumerate(feeds["pixel_values"]):
-        features, index, *planes = run({**feeds, "pixel_values": pixels[None]})
+    for tile, pixels in enumerate(np.split(feeds["pixel_values"], profile.runs)):
+        features, index, *planes = run({**feeds, "pixel_values": pixels})
         found.append([features[0], index[0] + tile * tokens, *(part[0] for part in planes)])
     features_of, index_of, *planes_of = zip(*found, strict=True)
     return [

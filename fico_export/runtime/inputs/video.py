@@ -1,12 +1,13 @@
-"""A video to some of its frames, evenly spaced, as transformers samples them: an animated image, a folder, images, or a video file."""
+"""A video to some of its frames, evenly spaced: an animated image, a folder, images, or a video file."""
 
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -17,6 +18,9 @@ from fico_export.runtime.inputs.image_decode import decode_frames
 from fico_export.runtime.inputs.image_sources import name_of, read_source
 from fico_export.runtime.inputs.images import Range, Video, load_image
 
+USUAL_FPS = 24.0
+"""Frames a second where nothing says how many, as transformers has it."""
+
 MAX_FRAMES = 100_000
 """Frames of the longest video: almost an hour."""
 
@@ -26,19 +30,40 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", "
 _VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp")
 
 
-def frames_of(video: Video, count: int, image_range: Range | None = None) -> list[Image.Image]:
-    """So many frames of a video, upright and as RGB.
+class Frames(NamedTuple):
+    """Frames of a video, upright and as RGB, and how many seconds after its first each comes."""
+
+    images: list[Image.Image]
+    seconds: list[float]
+
+
+Choose = Callable[[int], list[int]]
+"""Number of frames → which are taken."""
+
+
+def frames_of(video: Video, choose: Choose, image_range: Range | None = None) -> Frames:
+    """Some frames of a video.
 
     Args:
         video: the video.
-        count: how many.
+        choose: which; raises InputError where there are too few.
         image_range: as of `load_image`.
 
     Raises:
-        InputError: it cannot be read, or has fewer frames.
+        InputError: it cannot be read, or has too few frames; or its frames a second are no number above 0.
         ConfigError: it is a video file, and PyAV is not installed.
     """
-    source = video.source
+    if video.fps is not None and not (isinstance(video.fps, int | float) and 0 < video.fps < math.inf):
+        raise InputError(f"{video.fps!r:.40} frames a second", fix="give a number above 0, such as fps=24")
+    found, fps = _read(video.source, choose, image_range)
+    fps = video.fps or fps or USUAL_FPS
+    return Frames(list(found.values()), [number / fps for number in found])
+
+
+def _read(
+    source: Any, choose: Choose, image_range: Range | None
+) -> tuple[dict[int, Image.Image], float | None]:
+    """The frames by their numbers, and how many there are in a second, where that is known."""
     if isinstance(source, str | os.PathLike) and (folder := Path(source)).is_dir():
         source = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
         if not source:
@@ -46,30 +71,16 @@ def frames_of(video: Video, count: int, image_range: Range | None = None) -> lis
                 f"{name_of(folder)} has no images", fix=f"put frames there: {', '.join(SUFFIXES)}"
             )
     if isinstance(source, Sequence) and not isinstance(source, str | bytes):
-        return [load_image(source[i], image_range=image_range) for i in _indices(len(source), count)]
+        return {i: load_image(source[i], image_range=image_range) for i in choose(len(source))}, None
     if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in _VIDEOS:
-        return _of_file(Path(source), count)
+        return _of_file(Path(source), choose)
     name, content = read_source(source)
     if not isinstance(content, bytes):
         raise InputError(f"{name} is one image", fix="give a list of images, a folder, or a file")
-    return decode_frames(content, name, lambda total: _indices(total, count))
+    return decode_frames(content, name, choose)
 
 
-def _indices(total: int, count: int) -> list[int]:
-    """Which of so many frames are taken.
-
-    Raises:
-        InputError: there are too few.
-    """
-    if total < count:
-        raise InputError(
-            f"the video has {total} frames, and this bundle takes {count}",
-            fix=f"give a longer one, or export with --frames {max(total, 2)} or fewer",
-        )
-    return [i * total // count for i in range(count)]
-
-
-def _of_file(path: Path, count: int) -> list[Image.Image]:
+def _of_file(path: Path, choose: Choose) -> tuple[dict[int, Image.Image], float | None]:
     """By PyAV: once to count the frames, for a header may not say how many there are, and once to take some."""
     try:
         av = importlib.import_module("av")
@@ -84,8 +95,8 @@ def _of_file(path: Path, count: int) -> list[Image.Image]:
             f"there is no file {name_of(path)}", fix=f"give a path that exists from {Path.cwd()}"
         )
     try:
-        total = _through(av, path, lambda number, frame: None)
-        wanted, found = set(_indices(total, count)), {}
+        total, fps = _through(av, path, lambda number, frame: None)
+        wanted, found = set(choose(total)), dict[int, Image.Image]()
 
         def take(number: int, frame: Any) -> None:
             if number in wanted:
@@ -98,14 +109,15 @@ def _of_file(path: Path, count: int) -> list[Image.Image]:
         raise InputError(
             f"{name_of(path)} is no video, or damaged: {error}", fix="copy or download the file again"
         ) from error
-    return [found[number] for number in sorted(found)]
+    return found, fps
 
 
-def _through(av: Any, path: Path, take: Callable[[int, Any], None]) -> int:
-    """Decode a file's video stream frame by frame; how many there are."""
+def _through(av: Any, path: Path, take: Callable[[int, Any], None]) -> tuple[int, float | None]:
+    """Decode a file's video stream frame by frame; how many there are, and how many in a second, where the file says it."""
     number = 0
     # A playlist within the file names others: no address is fetched.
     with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
+        rate = container.streams.video[0].average_rate if container.streams.video else None
         for frame in container.decode(video=0):
             if frame.width * frame.height > MAX_PIXELS or number >= MAX_FRAMES:
                 raise InputError(
@@ -114,4 +126,4 @@ def _through(av: Any, path: Path, take: Callable[[int, Any], None]) -> int:
                 )
             take(number, frame)
             number += 1
-    return number
+    return number, float(rate) if rate else None

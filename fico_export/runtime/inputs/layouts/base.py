@@ -20,6 +20,23 @@ Index = npt.NDArray[np.int64]
 Size = tuple[int, int]
 """Width and height of an upright image, in pixels."""
 
+
+class Clip(tuple[int, int]):
+    """The size of a video's frames, where the prompt says of each tile when it was: a text before each.
+
+    Attributes:
+        texts: token ids of these texts, tile by tile.
+    """
+
+    texts: tuple[tuple[int, ...], ...]
+
+    def __new__(cls, size: Size, texts: Sequence[Sequence[int]]) -> Clip:
+        """A size, and what is said of it."""
+        made = super().__new__(cls, size)
+        made.texts = tuple(map(tuple, texts))
+        return made
+
+
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom), in pixels of an upright image."""
 
@@ -66,6 +83,25 @@ class Block:
     def of_cells(cls, visual: Index, offsets: Index, span: int) -> Block:
         """A block of visual tokens alone."""
         return cls(np.full(len(visual), NONE), visual, offsets, span)
+
+    @classmethod
+    def of_text(cls, ids: Sequence[int], axes: int) -> Block:
+        """Text tokens: one position id each, the same on every axis."""
+        counted = np.arange(len(ids))
+        return cls(np.asarray(ids), np.full(len(ids), NONE), np.tile(counted, (axes, 1)), len(ids))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Block]) -> Block:
+        """Blocks one after another; `visual` is as they have it."""
+        starts = np.cumsum([0, *(part.span for part in parts)])
+        return cls(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.visual for part in parts]),
+            np.concatenate(
+                [part.offsets + start for part, start in zip(parts, starts, strict=False)], axis=1
+            ),
+            int(starts[-1]),
+        )
 
     @property
     def runs(self) -> list[int | range]:
@@ -114,6 +150,10 @@ def _all_alike(profiles: Sequence[Profile], numbers: Mapping[str, int], kind: Ki
     return [] if kind == "video" else profiles
 
 
+def _each_at_its_beginning(total: int, count: int) -> list[int]:
+    return [i * total // count for i in range(count)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """A layout rule; all of it runs on the host, without torch. `numbers` are those of the manifest.
@@ -130,6 +170,8 @@ class Rule:
         beside: (whole block, K, numbers) → how many these are at most.
         valid: (profile, size) → [N] which visual tokens show something of the image, and not padding.
         resampled: (profile, size, numbers) → what makes of all N features those of the whole block; None where they are those.
+        sample: (frames of a video, how many are taken) → which; by default the first of each of so many equal parts.
+        time: seconds of the frames of a video's tile → the text that stands before it; None where none does.
     """
 
     problem: Callable[[Profile, Mapping[str, int]], str]
@@ -142,6 +184,8 @@ class Rule:
     valid: Callable[[Profile, Size], npt.NDArray[np.bool_]] = _all_valid
     resampled: Callable[[Profile, Size, Mapping[str, int]], Resampled | None] = _as_they_are
     among: Callable[[Sequence[Profile], Mapping[str, int], Kind], Sequence[Profile]] = _all_alike
+    sample: Callable[[int, int], list[int]] = _each_at_its_beginning
+    time: Callable[[Sequence[float]], str] | None = None
 
 
 def first(profiles: Sequence[Profile], size: Size) -> Profile:

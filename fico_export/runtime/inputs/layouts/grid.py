@@ -3,20 +3,26 @@
 With one axis of position ids, cells are counted through. With more, the last two are a cell's row and column. The
 axes before them keep the position at which the image begins, and the text goes on after the longer side.
 
-Numbers: `newline`, the id of a text token after each row of cells; none by default.
+A video's tiles are its frames, or as many as a patch spans. Each is shown as an image of its own is, between text tokens and after
+the text that says when it was.
+
+Numbers: `newline`, the id of a text token after each row of cells; none by default. `start` and `end`, of those around a video's tile.
+
+Source for videos: transformers' Qwen3VLProcessor, Qwen3VLVideoProcessor and Qwen3VLModel.get_rope_index.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from fico_export.bundle.profiles import Profile
-from fico_export.runtime.inputs.layouts.base import NONE, Block, Rule, Size, Tile
+from fico_export.bundle.profiles import VIDEO, Profile
+from fico_export.runtime.inputs.layouts.base import NONE, Block, Clip, Kind, Rule, Size, Tile
 
 
 def problem(profile: Profile, numbers: Mapping[str, int]) -> str:
@@ -24,8 +30,16 @@ def problem(profile: Profile, numbers: Mapping[str, int]) -> str:
     rows, columns = profile.tile_grid
     if profile.tiles != rows * columns or profile.aside:
         return "it has tiles or visual tokens that are no part of its grid"
-    unknown = numbers.keys() - {"newline"}
-    return f"there is no number {min(unknown)}" if unknown else ""
+    if unknown := numbers.keys() - {"newline", "start", "end"}:
+        return f"there is no number {min(unknown)}"
+    if profile.name == VIDEO and (rows > 1 or not numbers.keys() >= {"start", "end"}):
+        return "a video has one row of tiles, between two tokens"
+    return ""
+
+
+def among(profiles: Sequence[Profile], numbers: Mapping[str, int], kind: Kind) -> Sequence[Profile]:
+    """That of videos, or the others."""
+    return [profile for profile in profiles if (profile.name == VIDEO) == (kind == "video")]
 
 
 def choose(profiles: Sequence[Profile], size: Size) -> Profile:
@@ -48,7 +62,9 @@ def cut(image: Image.Image, profile: Profile, resample: Image.Resampling) -> lis
 
 
 def tiles(size: Size, profile: Profile) -> list[Tile]:
-    """Equal parts of the image, row by row."""
+    """Equal parts of the image, row by row; of a video all of it each time."""
+    if profile.name == VIDEO:
+        return [Tile((0, 0, *size), profile.size[::-1])] * profile.tiles
     (rows, columns), (height, width) = profile.tile_grid, profile.size
     across, down = size[0] / columns, size[1] / rows
     return [
@@ -59,7 +75,9 @@ def tiles(size: Size, profile: Profile) -> list[Tile]:
 
 
 def block(profile: Profile, size: Size, axes: int, numbers: Mapping[str, int]) -> Block:
-    """All cells of the grid, row by row, each with its position ids."""
+    """All cells of the grid, row by row, each with its position ids; of a video tile by tile."""
+    if profile.name == VIDEO:
+        return _of_video(profile, size, axes, numbers)
     (tile_rows, tile_columns), (rows, columns) = profile.tile_grid, profile.token_grid
     height, width = tile_rows * rows, tile_columns * columns
     row, column = np.divmod(np.arange(height * width), width)
@@ -79,9 +97,42 @@ def block(profile: Profile, size: Size, axes: int, numbers: Mapping[str, int]) -
     return Block(ids.ravel(), visual_of.ravel(), offsets, span)
 
 
+def _of_video(profile: Profile, size: Size, axes: int, numbers: Mapping[str, int]) -> Block:
+    """Each tile as an image alone, after its time, which is known of a `Clip`."""
+    whole = profile.visual_tokens // profile.tiles
+    still = profile.model_copy(update={"name": "", "tile_grid": (1, 1), "tiles": 1})
+    one = block(still, size, axes, {key: numbers[key] for key in numbers.keys() & {"newline"}})
+    parts: list[Block] = []
+    for tile, text in enumerate(size.texts if isinstance(size, Clip) else [()] * profile.tiles):
+        visual = np.where(one.visual == NONE, NONE, one.visual + tile * whole)
+        before = Block.of_text([*text, numbers["start"]], axes)
+        parts += [before, replace(one, visual=visual), Block.of_text([numbers["end"]], axes)]
+    return Block.joined(parts)
+
+
+def sample(total: int, count: int) -> list[int]:
+    """From the first frame to the last."""
+    found: list[int] = np.linspace(0, total - 1, count).round().astype(int).tolist()
+    return found
+
+
+def time(seconds: Sequence[float]) -> str:
+    """Halfway between the first frame of a tile and its last. What stands before and after it is no text, so that it is encoded alone."""
+    return f"<{(seconds[0] + seconds[-1]) / 2:.1f} seconds>"
+
+
 def _with_column(x: Any, fill: Any) -> Any:
     """[H, W] → [H, W + 1]."""
     return np.concatenate([x, np.broadcast_to(fill, (len(x), 1))], axis=1)
 
 
-RULE = Rule(problem=problem, choose=choose, cut=cut, tiles=tiles, block=block)
+RULE = Rule(
+    problem=problem,
+    choose=choose,
+    cut=cut,
+    tiles=tiles,
+    block=block,
+    among=among,
+    sample=sample,
+    time=time,
+)
