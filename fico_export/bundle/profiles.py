@@ -60,7 +60,7 @@ class Profile(Record):
     @property
     def runs(self) -> int:
         """How many times the graph runs for an image: once, or once for each tile."""
-        return self.tiles * self.frames // self.input_shape[0]
+        return max(1, self.tiles * self.frames // self.input_shape[0])  # 0 would be of what `consistency` refuses
 
     @property
     def size(self) -> tuple[int, int]:

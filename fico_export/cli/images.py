@@ -41,6 +41,15 @@ VideosOption = Annotated[
         show_default=False,
     ),
 ]
+VideoFpsOption = Annotated[
+    float | None,
+    typer.Option(
+        "--video-fps",
+        metavar="N",
+        help="Frames a second, for a model that is told when each was. Default: what the file says; 24 of a folder.",
+        show_default=False,
+    ),
+]
 ImageRangeOption = Annotated[
     str | None,
     typer.Option(

@@ -12,6 +12,7 @@ from fico_export.cli.each import run_each
 from fico_export.cli.images import (
     ImageRangeOption,
     ImagesOption,
+    VideoFpsOption,
     VideosOption,
     image_range,
     opened,
@@ -55,6 +56,7 @@ def command(
     ],
     image: ImagesOption = None,
     video: VideosOption = None,
+    video_fps: VideoFpsOption = None,
     each: Annotated[
         bool,
         typer.Option(
@@ -97,6 +99,8 @@ def command(
 
     if video and each:
         raise ConfigError("--video with --each, which asks about images", fix="drop --each")
+    if video_fps is not None and not video:
+        raise ConfigError("--video-fps is of --video", fix="add --video, or drop --video-fps")
     if recursive and not each:
         raise ConfigError("--recursive is of --each", fix="add --each, or drop --recursive")
     values, pictures = image_range(image_values), opened(image)
@@ -140,7 +144,8 @@ def command(
         vlm.formatter.encode([Message("user", prompt[0], 1)])  # a prompt that cannot be used, once
         run_each(pictures, lambda picture: _turns(ask([picture], silent=True), vlm))
         return
-    answers = ask([*pictures, *map(Video, video or ())], silent=as_json)
+    videos = [Video(source, video_fps) for source in video or ()]
+    answers = ask([*pictures, *videos], silent=as_json)
     if as_json:
         print_json(_turns(answers, vlm))
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from anyres_checkpoints import picture
+from cli_tools import in_this_process
 from onevision_checkpoints import NoVideo
 from PIL import Image
 from qwen_checkpoints import CHATML, Qwen
@@ -16,17 +17,18 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from transformers.video_utils import VideoMetadata
 
 import fico_export
-from fico_export.errors import ConfigError, FicoError, InputError
+from fico_export.bundle.profiles import Profile
+from fico_export.errors import ConfigError, InputError
+from fico_export.options import ExportOptions
 from fico_export.runtime.backends.base import Step
 from fico_export.runtime.inputs.layouts import grid
-from fico_export.runtime.inputs.layouts.base import Clip
 from fico_export.runtime.inputs.prompt import Message
 from fico_export.runtime.sampling import GREEDY
 
 QUESTION, MORE = "What is it?", "And which colour?"
 CELLS = (3, 5)
 TOKENS = CELLS[0] * CELLS[1]
-FRAMES, FPS = 6, 1.7  # of nine: 0, 2, 3, 5, 6 and 8
+FRAMES, PAIRS, FPS = 6, 3, 1.7  # of nine: 0, 2, 3, 5, 6 and 8
 NINE = [picture(90, 60, i) for i in range(9)]
 VIDEO = fico_export.Video(NINE, fps=FPS)
 # The public template's, beside that of images.
@@ -37,17 +39,18 @@ class OnPillow(NoVideo):
     """Transformers' own sampling and patches; in between, where it takes torchvision, what its image processor does on Pillow."""
 
     merge_size = temporal_patch_size = 2
-    patch_size = 16
+    fps = None
 
     def __init__(self, size, count):
-        self.size, self.count, self.fps = size, count, FPS
-        self.image = None
+        self.size, self.count = size, count
 
     def __call__(self, videos, **kwargs):
         pixels, grids, metadata = [], [], []
         for video in videos:
-            about = VideoMetadata(total_num_frames=len(video), fps=self.fps)
-            about.frames_indices = Qwen3VLVideoProcessor.sample_frames(self, about, num_frames=self.count).tolist()
+            about = VideoMetadata(total_num_frames=len(video), fps=FPS)
+            about.frames_indices = Qwen3VLVideoProcessor.sample_frames(
+                self, about, num_frames=self.count
+            ).tolist()
             resized = [video[i].resize(self.size, Image.Resampling.BICUBIC) for i in about.frames_indices]
             # Values to -1 … 1, as the image processor of this checkpoint has them.
             frames = np.stack([np.asarray(frame, np.float32).transpose(2, 0, 1) for frame in resized])
@@ -162,7 +165,7 @@ def test_pixels_prompt_positions_and_answer_are_those_of_transformers(whole, the
     np.testing.assert_allclose(video.features, features, atol=1e-4)
     np.testing.assert_allclose(video.planes, planes, atol=1e-4)
     assert said.token_ids == theirs.answer(([], [NINE], QUESTION))
-    assert said.visual_tokens == FRAMES // 2 * TOKENS
+    assert said.visual_tokens == PAIRS * TOKENS
 
 
 def test_frames_differ_within_a_pair_and_pairs_from_each_other(whole, theirs):
@@ -203,31 +206,25 @@ def test_frames_and_times_are_those_of_transformers(theirs, total, count, fps):
     assert [grid.time(pair) for pair in pairs] == [f"<{time:.1f} seconds>" for time in times]
 
 
-@pytest.mark.parametrize("keep", [24, 16, 3])
-def test_exactly_k_are_kept_in_equal_shares(make_bundle, qwen, theirs, keep):
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize("keep", [15, 14, 3])
+def test_exactly_k_are_kept_in_equal_shares(make_bundle, qwen, theirs, keep, positions):
     """And what follows is transformers' decoder on the rows that are left, at the places and with the planes that they had."""
-    resolution = qwen.kind.resolution(4, 6)
-    theirs = with_size(theirs, (4, 6))
     features, planes = theirs.features(NINE)
-    shares = [keep // 3 + (pair < keep % 3) for pair in range(3)]
-    index = np.concatenate(
-        [
-            24 * pair + np.sort(greedy.divprune(features[24 * pair :][:24], share)[1])
-            for pair, share in enumerate(shares)
-        ]
-    )
-    fed = theirs.inputs(([], [NINE], QUESTION))
-    ids = fed["input_ids"][0]
-    at = np.flatnonzero(ids.numpy() == qwen.model.tokens.video_id)
-    embeds = theirs.model.get_input_embeddings()(ids).detach().numpy().copy()
-    embeds[at] = features
-    added = np.zeros((len(planes), *embeds.shape), np.float32)
-    added[:, at] = planes
-    stays = np.ones(len(ids), bool)
-    stays[np.delete(at, index)] = False
+    shares = [keep // PAIRS + (pair < keep % PAIRS) for pair in range(PAIRS)]
+    starts = range(0, PAIRS * TOKENS, TOKENS)
+    left = [
+        greedy.divprune(features[start : start + TOKENS], share)[1]
+        for start, share in zip(starts, shares, strict=True)
+    ]
+    index = np.concatenate([start + np.asarray(kept) for start, kept in zip(starts, left, strict=True)])
+    embeds, places, added = left_of(qwen, theirs, features, planes, index)
+    if positions == "compact":
+        places = np.tile(np.arange(len(embeds)), (3, 1))
     bundle = make_bundle(
-        qwen.folder, keep, method="divprune", resolution=resolution, frames=FRAMES, verify=keep == 16
-    )
+        qwen.folder, keep, method="divprune", positions=positions, resolution=qwen.kind.resolution(*CELLS),
+        frames=FRAMES, verify=keep == 14,
+    )  # fmt: skip
     with fico_export.load(bundle) as vlm:
         profile = vlm.manifest.profiles[-1]
         _, (video,), prompt = laid_out(vlm, VIDEO)
@@ -235,18 +232,173 @@ def test_exactly_k_are_kept_in_equal_shares(make_bundle, qwen, theirs, keep):
         (logits,) = vlm.decoder.step([Step(vlm.decoder.new_cache(), *rows)])
         said = vlm.generate(QUESTION, VIDEO, max_new_tokens=1, sampling=GREEDY)
 
-    assert [share for _, share in profile.shares] == shares
-    assert (profile.handed_over, profile.frames, said.visual_tokens) == (keep, 2, keep)
+    assert (profile.handed_over, profile.shares) == (keep, [(1, share) for share in shares])
+    assert said.visual_tokens == len(video.features) == keep
     assert video.keep_index.tolist() == index.tolist()
-    np.testing.assert_array_equal(rows.positions, theirs.positions(fed)[:, stays])
-    np.testing.assert_allclose(rows.embeds, embeds[stays], atol=1e-4)
-    np.testing.assert_allclose(rows.planes, added[:, stays], atol=1e-4)
-    expected = qwen.theirs.logits(embeds[stays], rows.positions, added[:, stays])[-1]
+    np.testing.assert_array_equal(rows.positions, places)
+    np.testing.assert_allclose(rows.embeds, embeds, atol=1e-4)
+    np.testing.assert_allclose(rows.planes, added, atol=1e-4)
+    expected = qwen.theirs.logits(embeds, places, added)[-1]
     np.testing.assert_allclose(logits, expected, atol=1e-4)
     assert said.token_ids == [int(expected.argmax())]
 
 
-def with_size(theirs, cells):
-    other = Theirs(theirs.qwen)
-    other.processor.video_processor.size = theirs.qwen.kind.size(*cells)
-    return other
+def left_of(qwen, theirs, features, planes, index):
+    """Embeddings [S, C], positions [3, S] and planes [L, S, C] of the prompt about a video of which an index is left."""
+    fed = theirs.inputs(([], [NINE], QUESTION))
+    ids = fed["input_ids"][0]
+    at = np.flatnonzero(ids.numpy() == qwen.model.tokens.video_id)
+    embeds = theirs.model.get_input_embeddings()(ids).detach().numpy().copy()
+    added = np.zeros((len(planes), *embeds.shape), np.float32)
+    embeds[at], added[:, at] = features, planes
+    stays = np.ones(len(ids), bool)
+    stays[np.delete(at, index)] = False
+    return embeds[stays], theirs.positions(fed)[:, stays], added[:, stays]
+
+
+@pytest.mark.parametrize("method", ["tome", "visionzip"])
+def test_a_pair_of_equal_frames_is_reduced_in_the_tower_as_a_still_image(make_bundle, qwen, method):
+    images, options = [NINE[0], NINE[7]], {"method": method, "resolution": qwen.kind.resolution(*CELLS)}
+    with fico_export.load(make_bundle(qwen.folder, 7, verify=False, **options)) as vlm:
+        stills = [vlm.encode_image(image) for image in images]
+    with fico_export.load(make_bundle(qwen.folder, 14, frames=4, **options)) as vlm:
+        video = vlm.encode_image(fico_export.Video([image for image in images for _ in range(2)]))
+
+    for pair, still in enumerate(stills):
+        rows = slice(7 * pair, 7 * pair + 7)
+        assert video.keep_index[rows].tolist() == (still.keep_index + TOKENS * pair).tolist()
+        np.testing.assert_allclose(video.features[rows], still.features, atol=1e-4)
+        np.testing.assert_allclose(video.planes[:, rows], still.planes, atol=1e-4)
+
+
+def times_of(vlm, video):
+    return [vlm.formatter.tokenizer.decode(list(text)) for text in vlm.preprocess(video).size.texts]
+
+
+def test_how_many_frames_come_in_a_second_is_what_a_file_says(whole, tmp_path):
+    for i, frame in enumerate(NINE):
+        frame.save(tmp_path / f"{i}.png")
+    for name in ("all.gif", "all.webp", "still.gif"):
+        lasts = 0 if name == "still.gif" else 500
+        NINE[0].save(tmp_path.parent / name, save_all=True, append_images=NINE[1:], duration=lasts)
+    usual = ["<0.0 seconds>", "<0.2 seconds>", "<0.3 seconds>"]
+    halves = ["<0.5 seconds>", "<2.0 seconds>", "<3.5 seconds>"]
+
+    for source in (NINE, tmp_path, tmp_path.parent / "still.gif"):
+        assert times_of(whole, fico_export.Video(source)) == usual
+        assert times_of(whole, fico_export.Video(source, fps=2)) == halves
+    for name in ("all.gif", "all.webp"):
+        assert times_of(whole, fico_export.Video(tmp_path.parent / name)) == halves
+        assert times_of(whole, fico_export.Video(tmp_path.parent / name, fps=24)) == usual
+
+
+def test_a_video_file_says_how_many_frames_come_in_a_second(whole, tmp_path):
+    av = pytest.importorskip("av", reason="pip install '.[video]'")
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=2)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 96, 64, "yuv420p", 4_000_000
+        for frame in NINE:
+            container.mux(stream.encode(av.VideoFrame.from_image(frame.resize((96, 64)))))
+        container.mux(stream.encode())
+
+    assert times_of(whole, fico_export.Video(tmp_path / "clip.mp4")) == [
+        "<0.5 seconds>", "<2.0 seconds>", "<3.5 seconds>",
+    ]  # fmt: skip
+
+
+def test_a_prompt_has_room_for_the_text_of_times_too(whole):
+    """Of which a later video has more."""
+    early, late = fico_export.Video(NINE), fico_export.Video(NINE, fps=0.001)
+    for video in (early, late):
+        said = whole.generate(QUESTION, video, max_new_tokens=1)
+        encoded = whole.encode_image(video)
+        layout = whole.layout.videos
+        assert layout.rows(encoded.size) == len(encoded.block.ids)
+        assert layout.span(encoded.size) == encoded.span
+        assert said.prompt_tokens == len(laid_out(whole, video)[2].ids)
+    assert layout.rows(encoded.size) > layout.rows(whole.preprocess(early).size)
+
+
+def test_a_graph_of_one_pair_serves_all_where_nothing_is_reduced(whole, qwen):
+    *stills, video = whole.manifest.profiles
+    shapes = whole.manifest.graphs[video.graph].shapes()
+    side = [CELLS[0] * qwen.kind.cell, CELLS[1] * qwen.kind.cell]
+
+    assert [profile.frames for profile in whole.manifest.profiles] == [1, 1, 2]
+    assert (video.name, video.tiles, video.runs, list(video.size)) == ("video", PAIRS, PAIRS, side)
+    assert shapes["pixel_values"] == [2, 3, *side]
+    assert Profile.model_validate(stills[0].model_dump(exclude={"frames"})) == stills[0]  # as manifests were
+    assert {"start", "end"} == whole.manifest.layout.numbers.keys()
+
+
+@pytest.mark.parametrize(
+    ("frames", "fixed"), [(0, 2), (1, 2), (3, 2), (7, 6), (-4, 2), (257, 256), (1000, 256)]
+)
+def test_frames_that_are_no_pairs_are_refused_with_the_nearest_that_are(qwen, frames, fixed):
+    with pytest.raises(ConfigError, match=f"--frames {frames}: .*multiple of 2, at most 256") as raised:
+        qwen.model.shaped(ExportOptions(method="none", frames=frames))
+    assert raised.value.fix == f"--frames {fixed}"
+    profile = qwen.model.shaped(ExportOptions(method="none", frames=fixed)).profiles[-1]
+    assert Profile.model_validate(profile.model_dump()).tiles == fixed // 2
+
+
+def test_qwen2_5_sees_no_videos_here(qwens):
+    with pytest.raises(ConfigError, match="--frames with a qwen2_5_vl model") as raised:
+        qwens("qwen2_5_vl").model.shaped(ExportOptions(method="none", frames=4))
+    assert raised.value.fix == "drop --frames"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"keep": 7, "method": "fastv", "settings": {"layer": 1}}, ["inside the decoder", "text between", "drop --frames"]),
+        ({"method": "divprune@9,fastv@7", "settings": {"layer": 1}}, ["inside the decoder", "drop --frames"]),
+        ({"keep": 2, "method": "divprune"}, ["profile video", "3 … 45", "in 3 tiles", "drop --frames"]),
+        ({"keep": 16, "method": "divprune"}, ["--keep 16", "1 … 15"]),
+    ],
+)  # fmt: skip
+def test_a_request_that_cannot_be_is_refused_by_name(tmp_path, qwen, options, words):
+    resolution = qwen.kind.resolution(*CELLS)
+    with pytest.raises(ConfigError) as raised:
+        fico_export.export(qwen.folder, out=tmp_path / "out", frames=FRAMES, resolution=resolution, **options)
+    assert all(word in f"{raised.value} {raised.value.fix}" for word in words), (
+        f"{raised.value} {raised.value.fix}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("video", "words"),
+    [
+        (fico_export.Video(NINE[:5]), ["5 frames", "takes 6", "--frames 4 or fewer"]),
+        (fico_export.Video(NINE, fps=0), ["0 frames a second", "above 0"]),
+        (fico_export.Video(NINE, fps=float("nan")), ["nan frames a second"]),
+        (fico_export.Video(NINE, fps="two"), ["'two' frames a second"]),
+    ],
+)
+def test_a_video_that_cannot_be_shown_is_refused(whole, video, words):
+    with pytest.raises(InputError) as raised:
+        whole.generate(QUESTION, video)
+    assert all(word in f"{raised.value} {raised.value.fix}" for word in words), raised.value
+
+
+def test_a_bundle_without_videos_says_how_to_have_them(make_bundle, qwen):
+    bundle = make_bundle(qwen.folder, 7, method="tome", resolution=qwen.kind.resolution(*CELLS), verify=False)
+    with fico_export.load(bundle) as vlm, pytest.raises(InputError, match="takes no video") as raised:
+        vlm.generate(QUESTION, VIDEO)
+    assert "--frames N" in raised.value.fix
+
+
+def test_the_command_line_takes_a_video_and_its_frames_a_second(whole, tmp_path, capsys):
+    NINE[0].save(tmp_path / "all.gif", save_all=True, append_images=NINE[1:], duration=100)
+    asked = ["run", whole.folder, "--prompt", QUESTION, "--greedy", "--max-new-tokens", "4", "--json"]
+    shown = [*asked, "--video", tmp_path / "all.gif"]
+    said, later = (
+        in_this_process(capsys, "fico", *shown, *fps).json for fps in ([], ["--video-fps", "0.01"])
+    )
+
+    video = fico_export.Video(tmp_path / "all.gif")
+    assert said["token_ids"] == whole.generate(QUESTION, video, max_new_tokens=4, sampling=GREEDY).token_ids
+    assert later["prompt_tokens"] > said["prompt_tokens"]
+    in_this_process(capsys, "fico", *asked[:-1], "--video-fps", "2").refuses(
+        "--video-fps is of --video", "add --video"
+    )

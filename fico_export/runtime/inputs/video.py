@@ -54,7 +54,7 @@ def frames_of(video: Video, choose: Choose, image_range: Range | None = None) ->
         ConfigError: it is a video file, and PyAV is not installed.
     """
     if video.fps is not None and not (isinstance(video.fps, int | float) and 0 < video.fps < math.inf):
-        raise InputError(f"{video.fps!r:.40} frames a second", fix="give a number above 0, such as fps=24")
+        raise InputError(f"{video.fps!r:.40} frames a second", fix="give a number above 0, such as 24")
     found, fps = _read(video.source, choose, image_range)
     fps = video.fps or fps or USUAL_FPS
     return Frames(list(found.values()), [number / fps for number in found])

@@ -8,7 +8,8 @@ the text that says when it was.
 
 Numbers: `newline`, the id of a text token after each row of cells; none by default. `start` and `end`, of those around a video's tile.
 
-Source for videos: transformers' Qwen3VLProcessor, Qwen3VLVideoProcessor and Qwen3VLModel.get_rope_index.
+Source for videos: Qwen3VLProcessor, Qwen3VLVideoProcessor and Qwen3VLModel.get_rope_index of transformers 5, which leave the tokens
+around the video that a chat template has. Before that, 4.57 put the tiles in their place.
 """
 
 from __future__ import annotations
