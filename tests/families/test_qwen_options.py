@@ -63,7 +63,6 @@ def test_resolutions_are_taken_once_and_the_first_is_what_a_bundle_is_for(qwen):
         {"tiling": "joint"},
         {"unpad": True},
         {"newlines": "all"},
-        {"frames": 4},
         {"base_keep": 3},
     ],
 )

@@ -6,12 +6,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
 from anyres_checkpoints import picture
 from cli_tools import in_this_process
-from onevision_checkpoints import NoVideo
-from PIL import Image
+from exhaustive import exhaustive
 from qwen_checkpoints import CHATML, Qwen
+from qwen_videos import FPS, Theirs
 from reference import greedy
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.video_utils import VideoMetadata
@@ -28,87 +27,11 @@ from fico_export.runtime.sampling import GREEDY
 QUESTION, MORE = "What is it?", "And which colour?"
 CELLS = (3, 5)
 TOKENS = CELLS[0] * CELLS[1]
-FRAMES, PAIRS, FPS = 6, 3, 1.7  # of nine: 0, 2, 3, 5, 6 and 8
+FRAMES, PAIRS = 6, 3  # of nine: 0, 2, 3, 5, 6 and 8
 NINE = [picture(90, 60, i) for i in range(9)]
 VIDEO = fico_export.Video(NINE, fps=FPS)
 # The public template's, beside that of images.
 SHOWN = "{%- elif p.type == 'video' %}{{ '<|vision_start|><|video_pad|><|vision_end|>' }}{%- else %}"
-
-
-class OnPillow(NoVideo):
-    """Transformers' own sampling and patches; in between, where it takes torchvision, what its image processor does on Pillow."""
-
-    merge_size = temporal_patch_size = 2
-    fps = None
-
-    def __init__(self, size, count):
-        self.size, self.count = size, count
-
-    def __call__(self, videos, **kwargs):
-        pixels, grids, metadata = [], [], []
-        for video in videos:
-            about = VideoMetadata(total_num_frames=len(video), fps=FPS)
-            about.frames_indices = Qwen3VLVideoProcessor.sample_frames(
-                self, about, num_frames=self.count
-            ).tolist()
-            resized = [video[i].resize(self.size, Image.Resampling.BICUBIC) for i in about.frames_indices]
-            # Values to -1 … 1, as the image processor of this checkpoint has them.
-            frames = np.stack([np.asarray(frame, np.float32).transpose(2, 0, 1) for frame in resized])
-            frames = torch.from_numpy((frames * np.float32(1 / 255) - 0.5) / 0.5)
-            patches, *shape = Qwen3VLVideoProcessor.patchify(self, frames[None], 16, 2, 2)
-            pixels.append(patches[0])
-            grids.append(shape)
-            metadata.append(about)
-        return {
-            "pixel_values_videos": torch.cat(pixels),
-            "video_grid_thw": torch.tensor(grids),
-            "video_metadata": metadata,
-        }
-
-
-class Theirs:
-    """Transformers on prompts with videos; what else there is of it is that of `Qwen`."""
-
-    def __init__(self, qwen):
-        self.qwen, self.model, self.processor = qwen, qwen.theirs.model, qwen.theirs.processor
-        self.processor.video_processor = OnPillow(qwen.kind.size(*CELLS), FRAMES)
-
-    def inputs(self, *turns):
-        """As of `qwen_checkpoints.Theirs`; a turn's videos come between its images and its text."""
-        messages, images, videos = [], [], []
-        for i, turn in enumerate(turns):
-            shown, moving, text = turn if isinstance(turn, tuple) else ([], [], turn)
-            images += shown
-            videos += moving
-            content = [{"type": "image"}] * len(shown) + [{"type": "video"}] * len(moving)
-            messages.append(
-                {
-                    "role": ("user", "assistant")[i % 2],
-                    "content": [*content, {"type": "text", "text": text}],
-                }
-            )
-        prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return self.processor(
-            text=[prompt], images=images or None, videos=videos or None, return_tensors="pt"
-        )
-
-    def answer(self, *turns, new_tokens=8):
-        fed = self.inputs(*turns)
-        with torch.no_grad():
-            made = self.model.generate(**fed, max_new_tokens=new_tokens, do_sample=False)
-        return made[0, fed["input_ids"].shape[1] :].tolist()
-
-    def positions(self, fed):
-        """[3, S]."""
-        taken = ("input_ids", "mm_token_type_ids", "attention_mask", "image_grid_thw", "video_grid_thw")
-        return self.model.model.get_rope_index(**{k: fed[k] for k in taken if k in fed})[0][:, 0].numpy()
-
-    def features(self, frames):
-        """[N, D] of a video, and its planes [L, N, D]."""
-        fed = self.processor.video_processor([frames])
-        with torch.no_grad():
-            made = self.model.get_video_features(fed["pixel_values_videos"], fed["video_grid_thw"])
-        return made.pooler_output[0].numpy(), np.stack([plane[0] for plane in made.deepstack_features])
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +47,7 @@ def qwen(shared, qwens):
 
 @pytest.fixture(scope="module")
 def theirs(qwen):
-    return Theirs(qwen)
+    return Theirs(qwen, qwen.kind.size(*CELLS), FRAMES)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +68,7 @@ def laid_out(vlm, *shown):
     return ids, encoded, vlm.layout.lay_out(ids, encoded)
 
 
-def test_pixels_prompt_positions_and_answer_are_those_of_transformers(whole, theirs):
+def test_features_prompt_positions_and_answer_are_those_of_transformers(whole, theirs):
     fed = theirs.inputs(([], [NINE], QUESTION))
     ids, (video,), prompt = laid_out(whole, VIDEO)
     said = whole.generate(QUESTION, VIDEO, max_new_tokens=8, sampling=GREEDY)
@@ -206,8 +129,17 @@ def test_frames_and_times_are_those_of_transformers(theirs, total, count, fps):
     assert [grid.time(pair) for pair in pairs] == [f"<{time:.1f} seconds>" for time in times]
 
 
-@pytest.mark.parametrize("positions", ["original", "compact"])
-@pytest.mark.parametrize("keep", [15, 14, 3])
+@pytest.mark.parametrize(
+    ("keep", "positions"),
+    [
+        (14, "original"),
+        (3, "compact"),
+        exhaustive(15, "original"),
+        exhaustive(15, "compact"),
+        exhaustive(14, "compact"),
+        exhaustive(3, "original"),
+    ],
+)
 def test_exactly_k_are_kept_in_equal_shares(make_bundle, qwen, theirs, keep, positions):
     """And what follows is transformers' decoder on the rows that are left, at the places and with the planes that they had."""
     features, planes = theirs.features(NINE)
