@@ -60,7 +60,7 @@ class Profile(Record):
     @property
     def runs(self) -> int:
         """How many times the graph runs for an image: once, or once for each tile."""
-        return max(1, self.tiles * self.frames // self.input_shape[0])  # 0 would be of what `consistency` refuses
+        return max(1, self.tiles * self.frames // self.input_shape[0])  # else `consistency` refuses it
 
     @property
     def size(self) -> tuple[int, int]:

@@ -16,6 +16,8 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from transformers.video_utils import VideoMetadata
 
 import fico_export
+from fico_export.bundle.consistency import first_contradiction
+from fico_export.bundle.manifest import Manifest
 from fico_export.bundle.profiles import Profile
 from fico_export.errors import ConfigError, InputError
 from fico_export.options import ExportOptions
@@ -261,6 +263,16 @@ def test_a_graph_of_one_pair_serves_all_where_nothing_is_reduced(whole, qwen):
     assert shapes["pixel_values"] == [2, 3, *side]
     assert Profile.model_validate(stills[0].model_dump(exclude={"frames"})) == stills[0]  # as manifests were
     assert {"start", "end"} == whole.manifest.layout.numbers.keys()
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 256])
+def test_a_manifest_whose_pixels_are_no_whole_pairs_is_refused(whole, count):
+    content = whole.manifest.model_dump(mode="json")
+    content["profiles"][-1]["input_shape"][0] = count
+
+    found = first_contradiction(Manifest.model_validate(content))
+    assert found.startswith("the profile video has 3 tiles of 2 frames")
+    assert found.endswith(f"pixel_values of {count}")
 
 
 @pytest.mark.parametrize(

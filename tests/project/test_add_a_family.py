@@ -203,7 +203,9 @@ def answer(reference, vlm, picture, keep_index, count):
     return tokens
 
 
-@pytest.mark.parametrize(("method", "keep"), [("none", None), ("dpp", 8), exhaustive("fastv", 8), exhaustive("ficoco-v", 8)])
+@pytest.mark.parametrize(
+    ("method", "keep"), [("none", None), ("dpp", 8), exhaustive("fastv", 8), exhaustive("ficoco-v", 8)]
+)
 def test_it_is_exported_verified_and_answers_as_plain_loops_do(
     method, keep, bundle, duo, reference, photographs
 ):

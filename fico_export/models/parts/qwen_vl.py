@@ -131,18 +131,7 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         profile: Profile | None = None,
         tiling: Tiling = EQUAL,
     ) -> ReductionPlan:
-        taken = profile or first
-        limits = Limits(
-            taken.visual_tokens // taken.tiles,
-            0,
-            Depth(tower.layers, tower.layers),
-            Depth(decoder.layers, decoder.layers - 1),
-            has_cls=False,
-            tiles=taken.tiles,
-            windowed=frozenset(layer for layer in range(tower.layers) if tower.windowed(layer)),
-            lacks=_LACKS,
-        )
-        return make_plan(method, keep, settings, limits)
+        return make_plan(method, keep, settings, _limits(tower, decoder.layers, profile or first))
 
     def vision(
         plan: ReductionPlan, dtype: torch.dtype, profile: Profile | None = None, layers: int | None = None
@@ -170,6 +159,20 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         shape=partial(_shape, config),
         choices=("resolution", "frames") if variety.videos else ("resolution",),
         equal_layers=None if tower.window else EqualLayers(tower.layers, _readers(planes)),
+    )
+
+
+def _limits(tower: QwenVisionConfig, layers: int, profile: Profile) -> Limits:
+    """Those of images of a profile, of a decoder of so many layers."""
+    return Limits(
+        profile.visual_tokens // profile.tiles,
+        0,
+        Depth(tower.layers, tower.layers),
+        Depth(layers, layers - 1),
+        has_cls=False,
+        tiles=profile.tiles,
+        windowed=frozenset(layer for layer in range(tower.layers) if tower.windowed(layer)),
+        lacks=_LACKS,
     )
 
 
