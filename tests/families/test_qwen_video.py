@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -22,6 +23,7 @@ from fico_export.bundle.profiles import Profile
 from fico_export.errors import ConfigError, InputError
 from fico_export.options import ExportOptions
 from fico_export.runtime.backends.base import Step
+from fico_export.runtime.inputs import video as video_source
 from fico_export.runtime.inputs.layouts import grid
 from fico_export.runtime.inputs.prompt import Message
 from fico_export.runtime.sampling import GREEDY
@@ -220,7 +222,7 @@ def test_how_many_frames_come_in_a_second_is_what_a_file_says(whole, tmp_path):
 
     for source in (NINE, tmp_path, tmp_path.parent / "still.gif"):
         assert times_of(whole, fico_export.Video(source)) == usual
-        assert times_of(whole, fico_export.Video(source, fps=2)) == halves
+        assert times_of(whole, fico_export.Video(source, fps=Fraction(2))) == halves
     for name in ("all.gif", "all.webp"):
         assert times_of(whole, fico_export.Video(tmp_path.parent / name)) == halves
         assert times_of(whole, fico_export.Video(tmp_path.parent / name, fps=24)) == usual
@@ -323,6 +325,13 @@ def test_a_video_that_cannot_be_shown_is_refused(whole, video, words):
     with pytest.raises(InputError) as raised:
         whole.generate(QUESTION, video)
     assert all(word in f"{raised.value} {raised.value.fix}" for word in words), raised.value
+
+
+def test_an_animation_of_too_many_frames_is_refused(whole, monkeypatch, tmp_path):
+    NINE[0].save(tmp_path / "all.gif", save_all=True, append_images=NINE[1:])
+    monkeypatch.setattr(video_source, "MAX_FRAMES", 8)
+    with pytest.raises(InputError, match=r"all\.gif' has over .*over 8 frames"):
+        whole.preprocess(fico_export.Video(tmp_path / "all.gif"))
 
 
 def test_a_bundle_without_videos_says_how_to_have_them(make_bundle, qwen):

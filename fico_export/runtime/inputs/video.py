@@ -6,6 +6,7 @@ import importlib
 import math
 import os
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,10 +54,10 @@ def frames_of(video: Video, choose: Choose, image_range: Range | None = None) ->
         InputError: it cannot be read, or has too few frames; or its frames a second are no number above 0.
         ConfigError: it is a video file, and PyAV is not installed.
     """
-    if video.fps is not None and not (isinstance(video.fps, int | float) and 0 < video.fps < math.inf):
+    if video.fps is not None and not (isinstance(video.fps, Real) and 0 < video.fps < math.inf):
         raise InputError(f"{video.fps!r:.40} frames a second", fix="give a number above 0, such as 24")
     found, fps = _read(video.source, choose, image_range)
-    fps = video.fps or fps or USUAL_FPS
+    fps = float(video.fps or fps or USUAL_FPS)
     return Frames(list(found.values()), [number / fps for number in found])
 
 
@@ -77,7 +78,13 @@ def _read(
     name, content = read_source(source)
     if not isinstance(content, bytes):
         raise InputError(f"{name} is one image", fix="give a list of images, a folder, or a file")
-    return decode_frames(content, name, choose)
+
+    def of_so_many(total: int) -> list[int]:
+        if total > MAX_FRAMES:
+            raise _too_much(name)
+        return choose(total)
+
+    return decode_frames(content, name, of_so_many)
 
 
 def _of_file(path: Path, choose: Choose) -> tuple[dict[int, Image.Image], float | None]:
@@ -120,10 +127,14 @@ def _through(av: Any, path: Path, take: Callable[[int, Any], None]) -> tuple[int
         rate = container.streams.video[0].average_rate if container.streams.video else None
         for frame in container.decode(video=0):
             if frame.width * frame.height > MAX_PIXELS or number >= MAX_FRAMES:
-                raise InputError(
-                    f"{name_of(path)} has over {MAX_PIXELS:,} pixels a frame, or over {MAX_FRAMES:,} frames",
-                    fix="cut it to a part, or scale it down first",
-                )
+                raise _too_much(name_of(path))
             take(number, frame)
             number += 1
     return number, float(rate) if rate else None
+
+
+def _too_much(name: str) -> InputError:
+    return InputError(
+        f"{name} has over {MAX_PIXELS:,} pixels a frame, or over {MAX_FRAMES:,} frames",
+        fix="cut it to a part, or scale it down first",
+    )
