@@ -22,7 +22,7 @@ changes the shapes of all that follows. A graph of one tile serves images of sev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -215,47 +215,14 @@ class VisionEncoder(GraphModule):
         reduce = {
             name.removeprefix(part): module for name, module in self.reduce.items() if name.startswith(part)
         }
-        tower, merger = self.vision_tower, self.multi_modal_projector
-        config, first, cell = tower.config, tower.cls_tokens, merger.side**2
-        down, across = self.profile.patch_grid
-        grid = down // merger.side, across // merger.side
-        hidden = tower.embed(pixel_values.to(merger.dtype))
-        states, planes = {0: hidden}, list[Tensor]()
-        cues = Cues(grid, _raster(grid, hidden), valid=None if valid is None else valid != 0, cell=cell)
-        around, earlier = tower.around(None), None
-        sizes: Tensor | None = None
-        layers: list[TowerLayer] = tower.encoder.layers[: config.layers]
-        for i, layer in enumerate(layers):
-            rows = (
-                None if sizes is None else _join(torch.ones_like(sizes[:, :first]), _of_patches(sizes, cell))
-            )
-            hidden, queries, keys = layer.attend(hidden, rows, around)
-            cues = replace(
-                cues,
-                queries=queries,
-                keys=keys,
-                heads=config.heads,
-                has_cls=first > 0,
-                sizes=sizes,
-                earlier=earlier,
-            )
-            if i == self.earlier_layer:
-                earlier = cues
-            if f"layer_{i}" in reduce:
-                reduced, cues, planes = reduce[f"layer_{i}"](_cells(hidden[:, first:], cell), cues, planes)
-                hidden, sizes = _join(hidden[:, :first], _patches(reduced.tokens, cell)), reduced.sizes
-                around = tower.around(cues.positions)
-            hidden = layer.feed_forward(hidden)
-            if i + 1 in self.feature_layers:
-                states[i + 1] = hidden
-            planes += [merger.plane(n, hidden) for n, after in enumerate(merger.planes) if after == i]
-
+        tower, merger, first = self.vision_tower, self.multi_modal_projector, self.vision_tower.cls_tokens
+        states, cues, planes = self._through_layers(pixel_values, valid, reduce)
         features = torch.cat([states[i] for i in self.feature_layers], dim=-1)
         aside = int(self.keeps_cls)
-        handed, features = features[:, :aside], _cells(features[:, first:], cell)
-        if len(tower.encoder.layers) > config.layers:
-            queries, keys = tower.encoder.layers[-1](hidden)
-            following = Cues(grid, cues.positions, queries, keys, has_cls=first > 0)
+        handed, features = features[:, :aside], _cells(features[:, first:], cues.cell)
+        if len(tower.encoder.layers) > tower.config.layers:
+            queries, keys = tower.encoder.layers[-1](states[tower.config.layers])
+            following = Cues(cues.grid, cues.positions, queries, keys, has_cls=first > 0)
             cues = replace(cues, following=following)
         if "encoder_output" in reduce:
             reduced, cues, planes = reduce["encoder_output"](features, cues, planes)
@@ -263,8 +230,8 @@ class VisionEncoder(GraphModule):
         cues = replace(cues, features=features)
         if self.reads_sensitivity and isinstance(merger, Sensitive):
             cues = replace(cues, sensitivity=merger.sensitivity(features))
-        features = merger(_join(handed, _patches(features, cell)))
-        if self.profile.token_grid != grid:  # the merger interpolated: of what it made, no cue is known
+        features = merger(_join(handed, _patches(features, cues.cell)))
+        if self.profile.token_grid != cues.grid:  # the merger interpolated: of what it made, no cue is known
             cues = Cues(self.profile.token_grid, _raster(self.profile.token_grid, features), valid=cues.valid)
         if text:
             cues = self._with_text(cues, text, features[:, aside:])
@@ -275,6 +242,38 @@ class VisionEncoder(GraphModule):
         if self.keeps_cls:
             index = torch.cat([torch.zeros_like(index[:, :1]), index + 1], dim=1)
         return Parts(features, index, torch.stack(planes, dim=1) if planes else None)
+
+    def _through_layers(
+        self, pixel_values: Tensor, valid: Tensor | None, reduce: Mapping[str, nn.Module]
+    ) -> tuple[dict[int, Tensor], Cues, list[Tensor]]:
+        """Tiles through the tower: hidden states that feed the merger, the cues of the last layer, and planes; as of `of_tiles`."""
+        tower, merger, side = self.vision_tower, self.multi_modal_projector, self.multi_modal_projector.side
+        first, cell, (down, across) = tower.cls_tokens, side**2, self.profile.patch_grid
+        grid = down // side, across // side
+        hidden = tower.embed(pixel_values.to(merger.dtype))
+        states, planes = {0: hidden}, list[Tensor]()
+        cues = Cues(grid, _raster(grid, hidden), valid=None if valid is None else valid != 0, cell=cell)
+        around, earlier = tower.around(None), None
+        sizes: Tensor | None = None
+        layers: list[TowerLayer] = tower.encoder.layers[: tower.config.layers]
+        for i, layer in enumerate(layers):
+            rows = None
+            if sizes is not None:
+                rows = _join(torch.ones_like(sizes[:, :first]), _of_patches(sizes, cell))
+            hidden, queries, keys = layer.attend(hidden, rows, around)
+            cues = replace(cues, queries=queries, keys=keys, heads=tower.config.heads, has_cls=first > 0)
+            cues = replace(cues, sizes=sizes, earlier=earlier)
+            if i == self.earlier_layer:
+                earlier = cues
+            if f"layer_{i}" in reduce:
+                reduced, cues, planes = reduce[f"layer_{i}"](_cells(hidden[:, first:], cell), cues, planes)
+                hidden, sizes = _join(hidden[:, :first], _patches(reduced.tokens, cell)), reduced.sizes
+                around = tower.around(cues.positions)
+            hidden = layer.feed_forward(hidden)
+            if i + 1 in self.feature_layers:
+                states[i + 1] = hidden
+            planes += [merger.plane(n, hidden) for n, after in enumerate(merger.planes) if after == i]
+        return states, cues, planes
 
     def _jointly(self, features: Tensor, index: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """All tokens [1, n, D] with their places [1, n] → what is left of each part that is reduced as one."""
