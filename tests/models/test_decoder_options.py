@@ -136,6 +136,7 @@ FORMS = {"plain": (18, False), "fused": (23, False), "external": (18, True), "in
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # tests/families/test_qwen_targets.py has each form in a whole model
 @pytest.mark.parametrize("name", FORMS)
 def test_each_form_gives_the_logits_of_transformers_in_pieces(
     name, config, checkpoint, prompt, want, tmp_path
@@ -172,6 +173,7 @@ def test_each_form_gives_the_logits_of_transformers_in_pieces(
         done = end
 
 
+@pytest.mark.exhaustive  # as has tests/families/test_qwen_pruned.py
 def test_a_decoder_that_reduces_takes_them_too(config, checkpoint, prompt, want):
     """Reducing nothing, its logits are those of transformers; and planes go with the tokens that are kept."""
     limits = Limits(9, 0, Depth(2, 2), Depth(4, 3))

@@ -158,7 +158,9 @@ def test_published_configs_are_described_with_transformers_sizes(path):
     assert decoder.layers == text.num_hidden_layers
     assert decoder.hidden_size == text.hidden_size
     assert decoder.kv_heads == text.num_key_value_heads
-    assert decoder.head_dim == (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    assert decoder.head_dim == (
+        getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    )
     side = getattr(theirs.vision_config, "image_size", 448)  # a Qwen-VL takes any: its usual one
     assert described.profile.size == (side, side)
 

@@ -223,6 +223,7 @@ def test_it_is_exported_verified_and_answers_as_plain_loops_do(
         assert vlm.generate(QUESTION, photographs[:1], max_new_tokens=6).token_ids == want
 
 
+@pytest.mark.exhaustive  # positions of several axes in each form: tests/families/test_qwen_targets.py
 @pytest.mark.parametrize("target", ["ort", "trt-10.3"])
 def test_every_decoder_form_answers_alike(target, bundle, photographs):
     want = fico_export.load(bundle(keep=8, method="dpp"))
@@ -234,7 +235,7 @@ def test_every_decoder_form_answers_alike(target, bundle, photographs):
     assert answers[0] == answers[1]
 
 
-@pytest.mark.parametrize(("method", "keep"), [("none", None), ("dpp", 8)])
+@pytest.mark.parametrize(("method", "keep"), [exhaustive("none", None), ("dpp", 8)])
 def test_a_profile_for_each_shape_of_image_has_a_graph_of_its_own_on_the_same_weights(
     method, keep, two_profiles, tmp_path
 ):
