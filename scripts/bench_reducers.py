@@ -204,7 +204,7 @@ def calls_in(model: SourceModel, plan: ReductionPlan, graph: ir.Graph) -> list[C
         module = model.vision(plan, torch.float32)
         for reduce in module.reduce.values():
             reduce.register_forward_pre_hook(
-                lambda reduce, given: calls.append((reduce.step, reduce.keep, *given))
+                lambda reduce, given: calls.append((reduce.step, reduce.keep, *given[:2]))
             )
         module(*(torch.from_numpy(example(i, plan.visual_tokens)).to("meta") for i in graph.inputs))
     return calls

@@ -103,7 +103,7 @@ def test_json_is_one_object_a_turn_and_errors_are_objects_too(talk, expected, fi
     errors = [o for o in objects if "error" in o]
     assert [o.keys() for o in errors] == [{"error", "hint", "exit"}] * 3
     assert [o["exit"] for o in errors] == [2, 2, 2]
-    assert "'<image>'" in errors[0]["error"]
+    assert "<image>" in errors[0]["error"]
     assert "gone.png" in errors[1]["error"]
     assert "/nothing" in errors[2]["error"]
     turns = [o for o in objects if "error" not in o]

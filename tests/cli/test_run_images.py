@@ -102,7 +102,7 @@ def test_a_batch_of_nothing_is_refused(fico, bundle, tmp_path):
 
 
 def test_a_question_that_no_image_can_be_asked_is_refused_once(fico, bundle, folder):
-    fico("run", bundle, "--image", folder, "--prompt", "<image>", "--each").refuses("<image>")
+    fico("run", bundle, "--image", folder, "--prompt", "<image> or <image>", "--each").refuses("places")
     fico("run", bundle, "--image", folder, *QUESTION[:2], "--max-new-tokens", 0, "--each").refuses(
         "max_new_tokens"
     )

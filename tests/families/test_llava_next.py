@@ -227,7 +227,7 @@ def test_options_of_tiles_are_refused_for_a_model_that_sees_one_square(tmp_path,
         {"newlines": "all"},
         {"base_keep": 3},
     ):
-        with pytest.raises(ConfigError, match="sees every image in one way"):
+        with pytest.raises(ConfigError, match="offers no such choice"):
             fico_export.export(tiny_checkpoint, 16, out=tmp_path / "out", **options)
 
 

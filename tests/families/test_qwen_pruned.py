@@ -170,6 +170,7 @@ def test_a_method_in_the_decoder_leaves_what_transformers_layers_leave(qwen, ima
         np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
+@pytest.mark.exhaustive  # the module is held against the same layers above, and its graph in tests/models/test_decoder_options.py
 def test_a_bundle_that_drops_in_the_decoder_says_what_transformers_layers_say(make_bundle, qwens):
     """Of the model with planes; what is exported of the other is the same without them."""
     qwen = qwens("qwen3_vl")

@@ -173,7 +173,6 @@ def test_each_form_gives_the_logits_of_transformers_in_pieces(
         done = end
 
 
-@pytest.mark.exhaustive  # as has tests/families/test_qwen_pruned.py
 def test_a_decoder_that_reduces_takes_them_too(config, checkpoint, prompt, want):
     """Reducing nothing, its logits are those of transformers; and planes go with the tokens that are kept."""
     limits = Limits(9, 0, Depth(2, 2), Depth(4, 3))
