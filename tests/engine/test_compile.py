@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from checkpoints import GRID24, write_tiny
 from clip_checkpoints import write_clip
-from exhaustive import of_each
+from exhaustive import exhaustive
 
 from fico_export import models, reducers
 from fico_export.devices import targets
@@ -75,8 +75,18 @@ def free_axes(path: Path, least: int) -> dict[str, tuple[int, int, int]]:
     return {name: sizes[name.partition(".")[0]] for name in dims}
 
 
+# One of each kind of graph compiles in every run; of the others the lint speaks, which a test holds against the compiler.
+COMPILED = ("none", "ficoco-v", "g-prune", "tome", "dart", "mmtok", "fastv", "ficoco-l")
+LEFT = [name for name in reducers.names() if name not in COMPILED]
+
+
 @pytest.mark.parametrize(
-    ("method", "precision"), [*of_each(reducers.names(), "fp16"), (reducers.DEFAULT, "fp32")]
+    ("method", "precision"),
+    [
+        *((name, "fp16") for name in COMPILED),
+        *(exhaustive(name, "fp16") for name in LEFT),
+        (reducers.DEFAULT, "fp32"),
+    ],
 )
 def test_the_graphs_of_every_method_compile(method, precision, model, tmp_path):
     plan = plan_of(model, method)

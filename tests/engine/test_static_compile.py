@@ -69,7 +69,7 @@ def test_a_decoder_passes_and_compiles(dialect, heads, precision, method, name, 
     assert rtx.compile_engine(path, {"sequence_length": (1, 1, ROWS)}).nbytes > 0
 
 
-@pytest.mark.parametrize("precision", [exhaustive("fp32"), "fp16", "int4"])
+@pytest.mark.parametrize("precision", [exhaustive("fp32"), exhaustive("fp16"), "int4"])
 @pytest.mark.parametrize("dialect", FOR)
 def test_a_decoder_of_several_sequences_passes_and_compiles(dialect, precision, checkpoints, tmp_path):
     model, target = checkpoints["grouped heads"], targets.get(FOR[dialect])

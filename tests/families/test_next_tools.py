@@ -76,6 +76,7 @@ def test_a_static_decoder_of_int4_calibrated_on_tiles_says_what_it_says_without_
     assert len(answer.token_ids) == 4
 
 
+@pytest.mark.exhaustive
 def test_a_method_in_the_decoder_takes_all_tiles_of_an_image(make_bundle, checkpoint, image):
     bundle = make_bundle(checkpoint, 24, method="fastv", settings={"layer": 1}, verify=False)
     with fico_export.load(bundle) as vlm:

@@ -65,6 +65,7 @@ def test_each_tile_keeps_its_share_as_numpy_does_over_fifty_seeds(
             assert mine.tolist() == OF_FEATURES[method](features, share).tolist()
 
 
+@pytest.mark.exhaustive
 def test_ficoco_in_the_tower_merges_each_tile_as_numpy_does_over_fifty_seeds(
     make_bundle, checkpoint, theirs, images
 ):

@@ -5,6 +5,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from checkpoints import write_tiny
+from exhaustive import exhaustive
 from reference import decoder_side
 from stepping import append
 from test_greedy import Reference
@@ -236,7 +237,7 @@ def test_layers_of_unequal_lengths(tmp_path, make_bundle, photographs):
         vlm.decoder.prefill(rows(ROWS + 1), np.arange(ROWS + 1)[None], 0)
 
 
-@pytest.mark.parametrize(("target", "precision"), [("trt-10.3", "fp16"), ("trt-11", "int4")])
+@pytest.mark.parametrize(("target", "precision"), [exhaustive("trt-10.3", "fp16"), ("trt-11", "int4")])
 def test_export_verifies(target, precision, checkpoint, make_bundle):
     """The cache of 128 rows has room for one of the images that a portable bundle is asked about, not for two."""
     options = {"block": 32, "quantize_head": "int8"} if precision == "int4" else {}

@@ -7,6 +7,7 @@ import pytest
 from checkpoints import write_tiny
 from cli_tools import copied, edit_json, in_this_process
 from clip_checkpoints import write_clip
+from exhaustive import exhaustive
 
 import fico_export
 from fico_export.errors import CheckpointError, ConfigError, InputError
@@ -170,7 +171,7 @@ def test_the_commands_answer_and_verify(bundle, fico, photographs, tmp_path):
     assert ("clip_text" in graphs) == (bundle / "clip_tokenizer.json").exists()
 
 
-@pytest.mark.parametrize("method", ["mmtok", "cdpruner"])
+@pytest.mark.parametrize("method", [exhaustive("mmtok"), "cdpruner"])
 def test_an_fp16_bundle_is_verified_and_answers(
     method, tiny_checkpoint, clip_checkpoint, make_bundle, photographs
 ):
