@@ -261,8 +261,15 @@ class VisionEncoder(GraphModule):
             if sizes is not None:
                 rows = _join(torch.ones_like(sizes[:, :first]), _of_patches(sizes, cell))
             hidden, queries, keys = layer.attend(hidden, rows, around)
-            cues = replace(cues, queries=queries, keys=keys, heads=tower.config.heads, has_cls=first > 0)
-            cues = replace(cues, sizes=sizes, earlier=earlier)
+            cues = replace(
+                cues,
+                queries=queries,
+                keys=keys,
+                heads=tower.config.heads,
+                has_cls=first > 0,
+                sizes=sizes,
+                earlier=earlier,
+            )
             if i == self.earlier_layer:
                 earlier = cues
             if f"layer_{i}" in reduce:

@@ -27,19 +27,7 @@ def _shape(seen: Any, grid: tuple[int, int]) -> QwenVisionConfig:
             "pixels of a visual token",
             fix=config_check.FIX,
         )
-    return QwenVisionConfig(
-        hidden_size=seen.hidden_size,
-        intermediate_size=seen.intermediate_size,
-        layers=seen.depth,
-        heads=seen.num_heads,
-        activation=seen.hidden_act,
-        grid=grid,
-        patch_size=seen.patch_size,
-        frames=seen.temporal_patch_size,
-        side=seen.spatial_merge_size,
-        window=window,
-        full=frozenset(seen.fullatt_block_indexes),
-    )
+    return qwen_vl.tower_shape(seen, grid, window=window, full=frozenset(seen.fullatt_block_indexes))
 
 
 _QWEN = Variety(

@@ -27,18 +27,7 @@ def _shape(seen: Any, grid: tuple[int, int]) -> QwenVisionConfig:
             f"config.json: vision_config.num_position_embeddings is {seen.num_position_embeddings}, not a square",
             fix=config_check.FIX,
         )
-    return QwenVisionConfig(
-        hidden_size=seen.hidden_size,
-        intermediate_size=seen.intermediate_size,
-        layers=seen.depth,
-        heads=seen.num_heads,
-        activation=seen.hidden_act,
-        grid=grid,
-        patch_size=seen.patch_size,
-        frames=seen.temporal_patch_size,
-        side=seen.spatial_merge_size,
-        table=table,
-    )
+    return qwen_vl.tower_shape(seen, grid, table=table)
 
 
 def _planes(seen: Any) -> tuple[int, ...]:

@@ -7,13 +7,14 @@ An absent key is right, as transformers has a default for it; null is right wher
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainValidator, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from fico_export.errors import CheckpointError
+from fico_export.errors import CheckpointError, FicoError
 from fico_export.models.activations import ACTIVATIONS
 
 FIX = "use the config.json that was published with this checkpoint"
@@ -198,6 +199,24 @@ class _Clip(TypedDict, total=False):
 
 
 _LLAVA, _CLIP = TypeAdapter(_Llava), TypeAdapter(_Clip)
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Names config.json in whatever transformers, a module or our arithmetic raises over one of its values.
+
+    Args:
+        name: of the family.
+    """
+    try:
+        yield
+    except FicoError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"config.json describes no {name} model: {type(error).__name__}: {' '.join(str(error).split())}",
+            fix=FIX,
+        ) from error
 
 
 def check_parts(config: Mapping[str, Any]) -> None:

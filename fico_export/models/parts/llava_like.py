@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from fico_export.bundle.profiles import LayoutRecord, Profile
-from fico_export.errors import CheckpointError, FicoError
+from fico_export.errors import CheckpointError
 from fico_export.models.mergers.mlp import Projector
 from fico_export.models.mergers.pooled import Pooled
 from fico_export.models.parts import config_check
@@ -140,12 +139,12 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         CheckpointError: it asks for something that is not supported.
     """
     config = _parsed(variety, raw)
-    with _reading_config(variety):
+    with config_check.reading(variety.name):
         tower, feature_layers = _tower_config(config)
         decoder = decoder_config(config.text_config)
     kind = _TOWERS[config.vision_config.model_type]
     keeps_cls = kind.cls_tokens > 0 and config.vision_feature_select_strategy == "full"
-    with _reading_config(variety):
+    with config_check.reading(variety.name):
         images = variety.images(config, tower, int(keeps_cls))
     first = images.profiles[0]
 
@@ -178,7 +177,7 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         merger = Pooled(tower.grid, taken.token_grid, *projector) if pooled else Projector(*projector)
         return VisionEncoder(seen, merger, plan, feature_layers, keeps_cls, taken)
 
-    with _reading_config(variety):
+    with config_check.reading(variety.name):
         shapes = parameter_shapes(lambda: vision(plan("none", None, {}), torch.float32), decoder)
     if images.newline:
         shapes = {**shapes, NEWLINE: (decoder.hidden_size,)}
@@ -209,27 +208,13 @@ def _limits(of_one: Limits, profile: Profile, tiling: Tiling) -> Limits:
 
 
 def _parsed(variety: Variety, raw: dict[str, Any]) -> Any:
-    with _reading_config(variety):
+    with config_check.reading(variety.name):
         config_check.check_parts(raw)
         _check_supported(raw)
         config_check.check_llava(raw)
         config = variety.config_class.from_dict(raw)
         config_check.check_fit(config.to_dict())
         return config
-
-
-@contextmanager
-def _reading_config(variety: Variety) -> Iterator[None]:
-    """Names config.json in whatever transformers, a module or our arithmetic raises over one of its values."""
-    try:
-        yield
-    except FicoError:
-        raise
-    except Exception as error:
-        raise CheckpointError(
-            f"config.json describes no {variety.name} model: {type(error).__name__}: {' '.join(str(error).split())}",
-            fix=config_check.FIX,
-        ) from error
 
 
 def _check_supported(config: dict[str, Any]) -> None:

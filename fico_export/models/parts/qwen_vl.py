@@ -7,8 +7,7 @@ Source: Bai et al., arXiv 2502.13923; checkpoints as Qwen publishes them and as 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 
 from fico_export.bundle import graph_names
 from fico_export.bundle.profiles import MAX_SIDE, MAX_TILES, VIDEO, LayoutRecord, Profile
-from fico_export.errors import CheckpointError, ConfigError, FicoError
+from fico_export.errors import CheckpointError, ConfigError
 from fico_export.models.mergers.joined import Joined
 from fico_export.models.parts import config_check, qwen_check
 from fico_export.models.parts.opened import opened
@@ -107,7 +106,7 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
     """
     config = _parsed(variety, raw)
     seen = config.vision_config
-    with _reading_config(variety):
+    with config_check.reading(variety.name):
         planes, decoder = variety.planes(seen), decoder_config(config.text_config)
         if len(planes) > decoder.layers:
             raise _wrong(
@@ -145,7 +144,7 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         merger = Joined(norm, shape.side, shape.hidden_size, decoder.hidden_size, dtype, after)
         return VisionEncoder(variety.tower(shape, dtype), merger, plan, (shape.layers,), False, taken)
 
-    with _reading_config(variety):
+    with config_check.reading(variety.name):
         shapes = parameter_shapes(lambda: vision(plan("none", None, {}), torch.float32), decoder)
     return Architecture(
         model_type=variety.model_type,
@@ -266,6 +265,22 @@ def _profile(height: int, width: int, seen: Any) -> Profile:
     )
 
 
+def tower_shape(seen: Any, grid: tuple[int, int], **own: Any) -> QwenVisionConfig:
+    """Shape of the tower of a vision_config, for a grid of patches; `own` is what only one family's towers have."""
+    return QwenVisionConfig(
+        hidden_size=seen.hidden_size,
+        intermediate_size=seen.intermediate_size,
+        layers=seen.depth,
+        heads=seen.num_heads,
+        activation=seen.hidden_act,
+        grid=grid,
+        patch_size=seen.patch_size,
+        frames=seen.temporal_patch_size,
+        side=seen.spatial_merge_size,
+        **own,
+    )
+
+
 def _tower(variety: Variety, seen: Any, profile: Profile) -> QwenVisionConfig:
     shape = variety.shape(seen, profile.patch_grid)
     head, rest = divmod(shape.hidden_size, shape.heads)
@@ -297,23 +312,9 @@ def _files(variety: Variety, seen: Any, files: Files) -> Files:
 
 
 def _parsed(variety: Variety, raw: dict[str, Any]) -> Any:
-    with _reading_config(variety):
+    with config_check.reading(variety.name):
         qwen_check.check(raw)
         return variety.config_class.from_dict(raw)
-
-
-@contextmanager
-def _reading_config(variety: Variety) -> Iterator[None]:
-    """Names config.json in whatever transformers, a module or our arithmetic raises over one of its values."""
-    try:
-        yield
-    except FicoError:
-        raise
-    except Exception as error:
-        raise CheckpointError(
-            f"config.json describes no {variety.name} model: {type(error).__name__}: {' '.join(str(error).split())}",
-            fix=config_check.FIX,
-        ) from error
 
 
 def _wrong(key: str, value: Any, expected: str) -> CheckpointError:
