@@ -87,11 +87,13 @@ class LayoutRecord(Record):
     Attributes:
         rule: file name of the rule.
         numbers: as the rule reads them.
+        texts: token ids of the texts that stand around visual tokens, by the rule's names for them.
         axes: A, of position ids; 1 for a model whose tokens stand in one row.
     """
 
     rule: Label = Field(pattern=r"^[a-z][a-z0-9_]*$")
     numbers: dict[Label, Count] = Field({}, max_length=64)
+    texts: dict[Label, Annotated[list[Count], Field(max_length=64)]] = Field({}, max_length=512)
     axes: int = Field(1, strict=True, ge=1, le=MAX_AXES)
 
 

@@ -31,7 +31,7 @@ VISION_BITS = {"int8": 8}
 
 _DECODER = re.compile(r"language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 _VISION = re.compile(
-    r"vision_tower\.encoder\..*\.([qkv]_proj|out_proj|fc[12]|qkv|proj|(gate|up|down)_proj|linear_fc[12])\.weight"
+    r"vision_tower\.encoder\..*\.([qkv]_proj|out_proj|fc[12]|qkv|proj|(gate|up|down)_proj|projection_layer|linear_fc[12])\.weight"
 )
 _HEAD = "lm_head.weight"
 _ACCURACY_LEVEL = 4  # activations to INT8 block by block: twice as fast on CPUs (docs/int4.md has its error)

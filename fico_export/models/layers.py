@@ -68,3 +68,17 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def join_heads(x: Tensor) -> Tensor:
     """[B, H, S, D] → [B, S, H·D]."""
     return x.transpose(1, 2).flatten(2)
+
+
+def by_cells(patches: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """Patches [B, N, C] in raster order → cell by cell, those of a cell of side × side one after another.
+
+    Args:
+        patches: of a grid whose sides `side` divides.
+        grid: rows and columns of patches.
+        side: patches on a side of a cell.
+    """
+    if side == 1:
+        return patches
+    parts = patches.unflatten(1, (grid[0] // side, side, grid[1] // side, side))
+    return parts.transpose(2, 3).flatten(1, 4)

@@ -170,7 +170,7 @@ def test_the_manifest_says_what_the_decoder_takes(fico, qwen, bundle_of):
 
     assert said["hashes_checked"] is True
     assert said["model"]["model_type"] == qwen.family
-    assert said["layout"] == {"rule": "grid", "axes": 3, "numbers": {}}
+    assert said["layout"] == {"rule": "grid", "axes": 3, "numbers": {}, "texts": {}}
     inputs = {spec["name"]: spec["shape"] for spec in said["graphs"]["decoder_model_merged"]["inputs"]}
     assert inputs["position_ids"][0] == 3
     assert ("deepstack_embeds" in inputs) == bool(qwen.kind.planes)

@@ -48,7 +48,8 @@ def loops(profile, axes, newline):
 @pytest.mark.parametrize("profile", [tiled(), tiled((1, 1), (3, 2)), tiled((1, 2), (2, 2))])
 def test_the_grid_rule_equals_plain_loops(profile, newline, axes):
     numbers = {} if newline is None else {"newline": newline}
-    block = layouts.get("grid").block(profile, (100, 50), axes, numbers)
+    record = LayoutRecord(rule="grid", numbers=numbers, axes=axes)
+    block = layouts.get("grid").block(profile, (100, 50), record)
     want = loops(profile, axes, newline)
 
     assert block.ids.tolist() == [row[0] for row in want]
@@ -62,7 +63,7 @@ def test_the_tiles_of_the_grid_rule_are_the_parts_of_the_image_that_it_says():
     profile, rule = tiled(), layouts.get("grid")
     y, x = np.mgrid[0:100, 0:180]
     picture = Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
-    cut = rule.cut(picture, profile, Image.Resampling.BILINEAR)
+    cut = rule.cut(picture, profile, LayoutRecord(rule="grid"), Image.Resampling.BILINEAR)
 
     assert len(cut) == profile.tiles
     for image, tile in zip(cut, rule.tiles(picture.size, profile), strict=True):
@@ -74,7 +75,7 @@ def test_the_tiles_of_the_grid_rule_are_the_parts_of_the_image_that_it_says():
 
 
 def test_the_square_rule_counts_a_cls_token_too():
-    block = layouts.get("square").block(square(112, (8, 8), aside=1, patch_size=14), (9, 9), 1, {})
+    block = layouts.get("square").block(square(112, (8, 8), aside=1, patch_size=14), (9, 9), LayoutRecord(rule="square"))
 
     assert block.visual.tolist() == list(range(65))
     assert block.offsets.tolist() == [list(range(65))]
@@ -83,7 +84,8 @@ def test_the_square_rule_counts_a_cls_token_too():
 
 def interleaved():
     """2×2 cells, after each row of them a text token: what SmolVLM's and LLaVA-NeXT's prompts are like."""
-    return layouts.get("grid").block(tiled((1, 1), (2, 2)), (9, 9), 1, {"newline": NEWLINE})
+    record = LayoutRecord(rule="grid", numbers={"newline": NEWLINE})
+    return layouts.get("grid").block(tiled((1, 1), (2, 2)), (9, 9), record)
 
 
 def test_what_is_left_stands_where_it_stood_between_all_text_tokens():

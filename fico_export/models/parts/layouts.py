@@ -146,8 +146,8 @@ def _authors(config: Mapping[str, Any], folder: Path) -> CheckpointError:
     )
     if tiles:
         return CheckpointError(
-            f"{what}; it is a LLaVA-NeXT (1.6), which is not supported yet",
-            fix="take a LLaVA-1.5, such as --model llava-hf/llava-1.5-7b-hf",
+            f"{what}; it is a LLaVA-NeXT (1.6)",
+            fix="take one in that layout, such as --model llava-hf/llava-v1.6-mistral-7b-hf",
         )
     twin = TWINS.get(_last(folder.name)) or TWINS.get(_last(folder.parent.parent.name))
     if twin is not None:

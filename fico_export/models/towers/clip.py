@@ -29,11 +29,15 @@ class StackConfig:
 
 @dataclass(frozen=True)
 class ClipConfig(StackConfig):
-    """Shape of a CLIP or SigLIP tower; `layers` counts only those that feed the projector, of `total_layers`."""
+    """Shape of a CLIP or SigLIP tower; `layers` counts only those that feed the projector, of `total_layers`.
+
+    With `side` more than 1, rows stand cell by cell, of side × side patches.
+    """
 
     total_layers: int
     image_size: int
     patch_size: int
+    side: int = 1
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """The SigLIP vision transformer, up to the layer that feeds the projector: CLIP's layers, and no CLS token.
 
 Source: Zhai et al., arXiv 2303.15343. Parameter names are the checkpoints' own; the norm and the pooling head after the
-last layer feed no projector.
+last layer feed no projector, or belong to the merger where it joins patches.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fico_export.models.layers import by_cells
 from fico_export.models.towers.clip import ClipConfig, ClipEncoder
 
 
@@ -18,13 +19,14 @@ class SiglipEmbeddings(nn.Module):
     def __init__(self, config: ClipConfig, dtype: torch.dtype) -> None:
         super().__init__()
         size, patch = config.hidden_size, config.patch_size
+        self.grid, self.side = config.grid, config.side
         self.patch_embedding = nn.Conv2d(3, size, patch, stride=patch, dtype=dtype)
         self.position_embedding = nn.Embedding(config.patches, size, dtype=dtype)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """[B, 3, S, S] → [B, N, C]."""
+        """[B, 3, S, S] → [B, N, C], cell by cell."""
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
-        return patches + self.position_embedding.weight
+        return by_cells(patches + self.position_embedding.weight, self.grid, self.side)
 
 
 class SiglipTower(nn.Module):

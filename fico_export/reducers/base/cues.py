@@ -2,7 +2,7 @@
 
 Where the merger joins p patches to one visual token, that cell is a token here, and its cues are the mean of its patches'.
 
-Letters: B batch, n live visual tokens, p patches of each, m rows of the attention (n·p, or 1 + n with a CLS row first),
+Letters: B batch, n live visual tokens, p patches of each, m rows of the attention (n·p, and one more with a CLS row first),
 T rows of a prompt, H heads, D head size, A = H·D.
 """
 
@@ -58,7 +58,7 @@ class Cues:
         clip_text: [B, P] mean of the unit-length CLIP embeddings of the text, at the projector's output likewise.
         clip_tokens: [B, n, P] the live tokens in the same space, not of unit length.
         valid: [B, n] bool, which tokens may be kept: those that show padding may not; None where all may.
-        cell: p; more than one in a tower without a CLS token alone.
+        cell: p.
         channels: of the tokens' own, where others follow that are to be merged as they are; None where all are.
     """
 
@@ -118,7 +118,7 @@ class Cues:
     def mean_keys(self) -> Tensor:
         """[B, n, D] keys of the live tokens, averaged over heads."""
         _, keys = self._attention_inputs()
-        return self._mean(self._split(keys).mean(1)[:, 1 if self.has_cls else 0 :])
+        return self._mean(self._split(keys).mean(1))[:, 1 if self.has_cls else 0 :]
 
     def last_attention(self) -> Tensor:
         """[B, n] softmax attention of the prompt's last token to each live token, averaged over heads."""
@@ -149,11 +149,12 @@ class Cues:
         def rows(x: Tensor | None) -> Tensor | None:
             if x is None:
                 return None
-            if self.cell > 1:
-                return take(x.unflatten(1, (-1, self.cell)).flatten(2), indices).reshape(
-                    len(x), -1, x.shape[-1]
-                )
-            kept = take(x[:, first:], indices)
+            patches = x[:, first:]
+            if self.cell == 1:
+                kept = take(patches, indices)
+            else:
+                cells = take(patches.unflatten(1, (-1, self.cell)).flatten(2), indices)
+                kept = cells.reshape(len(x), -1, x.shape[-1])
             return torch.cat([x[:, :first], kept], dim=1) if first else kept
 
         return replace(
@@ -175,8 +176,12 @@ class Cues:
         )
 
     def _mean(self, rows: Tensor) -> Tensor:
-        """Rows [B, n·p, A] of patches to those [B, n, A] of cells."""
-        return rows if self.cell == 1 else rows.unflatten(1, (-1, self.cell)).mean(2)
+        """Rows [B, n·p, A] of patches to those [B, n, A] of cells; a CLS row before them stays."""
+        if self.cell == 1:
+            return rows
+        first = int(self.has_cls)
+        cells = rows[:, first:].unflatten(1, (-1, self.cell)).mean(2)
+        return torch.cat([rows[:, :first], cells], dim=1) if first else cells
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

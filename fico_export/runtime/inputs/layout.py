@@ -56,13 +56,13 @@ class Layout:
         video_id: int | None = None,
     ) -> None:
         self.axes, self._all, self._image_id, self.masked = record.axes, profiles, image_id, masked
-        self._numbers, self._rule = record.numbers, layouts.get(record.rule)
+        self._record, self._rule = record, layouts.get(record.rule)
         self._policy, self._video_id = POLICIES[positions], video_id
-        self._profiles = self._rule.among(profiles, record.numbers, "alone")
+        self._profiles = self._rule.among(profiles, record, "alone")
         self.kind: Kind = "alone"
         self._of_kinds: dict[Kind, Layout] = {"alone": self, "several": self}
         for kind in ("several", "video"):
-            others = self._rule.among(profiles, record.numbers, kind)
+            others = self._rule.among(profiles, record, kind)
             if others != self._profiles:
                 found = self._of_kinds[kind] = copy(self)
                 found.kind, found._profiles = kind, others
@@ -81,7 +81,7 @@ class Layout:
         layout = cls(record, manifest.profiles, positions, tokens.image_id, masked, tokens.video_id)
         fix = "export or copy the bundle again"
         for profile in manifest.profiles:
-            if problem := layout._rule.problem(profile, record.numbers):
+            if problem := layout._rule.problem(profile, record):
                 raise BundleError(
                     f"the rule {record.rule} cannot show images of the profile {profile.name} of {manifest.name}: {problem}",
                     fix=fix,
@@ -163,7 +163,7 @@ class Layout:
 
     def profile(self, size: Size) -> Profile:
         """The profile that an image of this size takes."""
-        return self._rule.choose(self._profiles, size)
+        return self._rule.choose(self._profiles, size, self._record)
 
     def pixels(self, image: Image.Image, processor: ImageProcessor) -> Pixels:
         """What the tower is shown of an upright image.
@@ -173,7 +173,7 @@ class Layout:
         """
         if self.masked:
             self.valid(image.size)
-        tiles = self._rule.cut(image, self.profile(image.size), processor.resample)
+        tiles = self._rule.cut(image, self.profile(image.size), self._record, processor.resample)
         values = np.concatenate([processor(tile) for tile in tiles])
         other = self.kind == "alone" and self._of_kinds["several"] is not self
         return Pixels(values, image.size, self.kind, image if other else None)
@@ -224,7 +224,7 @@ class Layout:
 
     def shown(self, size: Size, features: Features, index: Index) -> tuple[Features, Index]:
         """What of the vision graph's features [K, D] and kept index [K] stands in the prompt."""
-        resample = self._rule.resampled(self.profile(size), size, self._numbers)
+        resample = self._rule.resampled(self.profile(size), size, self._record)
         if resample is not None:
             features = resample(features)
             index = np.arange(len(features))
@@ -235,7 +235,7 @@ class Layout:
         """What stands for an image of which `keep_index` [K] is left, at the positions that the policy gives it."""
         profile = self.profile(size)
         whole = self._whole(profile, size)
-        stays = self._rule.stays(profile, whole, keep_index, self._numbers)
+        stays = self._rule.stays(profile, whole, keep_index, self._record)
         return self._policy.place(whole.kept(keep_index, stays))
 
     def features(self, size: Size) -> int:
@@ -246,7 +246,7 @@ class Layout:
         """R at most, likewise known before: which tokens are kept can leave fewer."""
         whole = self.whole(size)
         count = self._features(self.profile(size), whole)
-        return count + self._rule.beside(whole, count, self._numbers)
+        return count + self._rule.beside(whole, count, self._record)
 
     def span(self, size: Size) -> int:
         """Position ids that an image takes at most, likewise."""
@@ -313,7 +313,7 @@ class Layout:
         return LaidOut(keys, whole.ids, whole.visual, whole.offsets, whole.span)
 
     def _whole(self, profile: Profile, size: Size) -> Block:
-        return self._rule.block(profile, size, self.axes, self._numbers)
+        return self._rule.block(profile, size, self._record)
 
 
 def require_room(manifest: Manifest, layout: Layout, ids: Sequence[int], sizes: Sequence[Size]) -> int:

@@ -43,17 +43,26 @@ _SIGLIP = {
 }
 _ONEVISION = {**_CLIP, "size": {"height": 384, "width": 384}, "do_center_crop": False, "crop_size": None}
 _QWEN = {**_CLIP, "size": None, "do_center_crop": False, "crop_size": None}
+_IDEFICS = {**_SIGLIP, "size": None, "resample": int(Image.Resampling.LANCZOS)}
 _PROCESSORS: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": _CLIP,
     "LlavaImageProcessor": _CLIP,
     "LlavaNextImageProcessor": _CLIP,
     "LlavaOnevisionImageProcessor": _ONEVISION,
+    "GotOcr2ImageProcessor": _QWEN,
+    "Idefics3ImageProcessor": _IDEFICS,
     "Qwen2VLImageProcessor": _QWEN,
+    "SmolVLMImageProcessor": _IDEFICS,
     "SiglipImageProcessor": _SIGLIP,
 }
 """Processor name → what it does where the config is silent."""
 
-_BY_LAYOUT = "Qwen2VLImageProcessor"
+_BY_LAYOUT = (
+    "GotOcr2ImageProcessor",
+    "Idefics3ImageProcessor",
+    "Qwen2VLImageProcessor",
+    "SmolVLMImageProcessor",
+)
 """Of which an image comes in the size that its profile has: whatever bounds the processor names, the layout's rule has chosen."""
 
 _ALWAYS_SQUARE = "LlavaOnevisionImageProcessor"
@@ -114,7 +123,7 @@ class ImageProcessor:
             raise _bad_value("resample", resample, "one of Pillow's filters, 0 to 5")
 
         size: int | tuple[int, int] | None = None
-        if config.get("do_resize", True) and name != _BY_LAYOUT:
+        if config.get("do_resize", True) and name not in _BY_LAYOUT:
             square = bool(config.get("default_to_square", False))
             size = _edges(config["size"], "size", square=square)
         crop: tuple[int, int] | None = None

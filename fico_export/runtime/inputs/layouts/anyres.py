@@ -16,13 +16,13 @@ Source: transformers' LlavaNextImageProcessor and LlavaNextModel.pack_image_feat
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fico_export.bundle.profiles import NEWLINES, Profile
+from fico_export.bundle.profiles import NEWLINES, LayoutRecord, Profile
 from fico_export.runtime.inputs.layouts.base import (
     NEWLINE,
     Block,
@@ -39,31 +39,33 @@ _NUMBERS = {"unpad", "newlines", "most", "single"}
 _SLACK = 1.1
 """How far over `most` a grid may be before it is resampled, on a side."""
 
+_UNPADDED = LayoutRecord(rule="anyres", numbers={"unpad": 1})
 
-def problem(profile: Profile, numbers: Mapping[str, int]) -> str:
+
+def problem(profile: Profile, record: LayoutRecord) -> str:
     """Tiles that are no grid with one before it, or numbers of another rule."""
     rows, columns = profile.tile_grid
     if profile.tiles - rows * columns not in (0, 1) or profile.aside:
         return "it has tiles beside a grid and one before it"
     if profile.tiles == rows * columns and rows > 1:
         return "it has a grid of tiles without one before it"
-    if unknown := numbers.keys() - _NUMBERS:
+    if unknown := record.numbers.keys() - _NUMBERS:
         return f"there is no number {min(unknown)}"
-    return "" if numbers.get("newlines", 0) < len(NEWLINES) else "there is no such kind of newlines"
+    return "" if record.numbers.get("newlines", 0) < len(NEWLINES) else "there is no such kind of newlines"
 
 
-def among(profiles: Sequence[Profile], numbers: Mapping[str, int], kind: Kind) -> Sequence[Profile]:
+def among(profiles: Sequence[Profile], record: LayoutRecord, kind: Kind) -> Sequence[Profile]:
     """Frames for a video; where the model distinguishes them, one tile for each of several images and a grid for one alone."""
     if kind == "video":
         return [profile for profile in profiles if _in_one_run(profile) and profile.tiles > 1]
     images = [profile for profile in profiles if not _in_one_run(profile) or profile.tiles == 1]
-    if not numbers.get("single"):
+    if not record.numbers.get("single"):
         return images
     found = [profile for profile in images if _in_one_run(profile) == (kind == "several")]
     return found if kind == "several" else found or images  # a bundle of one tile shows every image by it
 
 
-def choose(profiles: Sequence[Profile], size: Size) -> Profile:
+def choose(profiles: Sequence[Profile], size: Size, record: LayoutRecord) -> Profile:
     """The profile that shows most of the image, and of those the one with least padding; of equals, the first."""
     width, height = size
 
@@ -76,7 +78,9 @@ def choose(profiles: Sequence[Profile], size: Size) -> Profile:
     return max(profiles, key=shown)  # the first of equals
 
 
-def cut(image: Image.Image, profile: Profile, resample: Image.Resampling) -> list[Image.Image]:
+def cut(
+    image: Image.Image, profile: Profile, record: LayoutRecord, resample: Image.Resampling
+) -> list[Image.Image]:
     """The whole image squeezed to a tile, then the grid's tiles, row by row; of one tile the image itself."""
     if _in_one_run(profile):
         return [image]
@@ -105,29 +109,29 @@ def tiles(size: Size, profile: Profile) -> list[Tile]:
     return found
 
 
-def block(profile: Profile, size: Size, axes: int, numbers: Mapping[str, int]) -> Block:
+def block(profile: Profile, size: Size, record: LayoutRecord) -> Block:
     """The first tile's tokens, then the grid's row by row, each row with its newline; in one run, one after all."""
     (rows, columns), first = profile.token_grid, math.prod(profile.token_grid)
     if _in_one_run(profile):
         visual = np.append(np.arange(profile.visual_tokens), NEWLINE)
-        return Block.of_cells(visual, np.tile(np.arange(len(visual)), (axes, 1)), len(visual))
-    top, left, high, wide = _inside(profile, size, numbers)
+        return Block.of_cells(visual, np.tile(np.arange(len(visual)), (record.axes, 1)), len(visual))
+    top, left, high, wide = _inside(profile, size, record)
     y, x = np.divmod(np.arange(high * wide), wide)
     y, x = y + top, x + left
     tile = 1 + y // rows * profile.tile_grid[1] + x // columns
     cells = (tile * first + y % rows * columns + x % columns).reshape(high, wide)
-    if _resampling(high, wide, profile, numbers) is not None:  # counted as `resampled` gives them
-        high, wide = _most(high, wide, profile, numbers)
+    if _resampling(high, wide, profile, record) is not None:  # counted as `resampled` gives them
+        high, wide = _most(high, wide, profile, record)
         cells = first + np.arange(high * wide).reshape(high, wide)
     grid = np.concatenate([cells, np.full((high, 1), NEWLINE)], axis=1)
     visual = np.concatenate([np.arange(first), grid.ravel()])
-    return Block.of_cells(visual, np.tile(np.arange(len(visual)), (axes, 1)), len(visual))
+    return Block.of_cells(visual, np.tile(np.arange(len(visual)), (record.axes, 1)), len(visual))
 
 
-def stays(profile: Profile, whole: Block, index: Index, numbers: Mapping[str, int]) -> npt.NDArray[np.bool_]:
+def stays(profile: Profile, whole: Block, index: Index, record: LayoutRecord) -> npt.NDArray[np.bool_]:
     """Which newlines stand: none, all, or that of each row of which a token is kept."""
     newline: npt.NDArray[np.bool_] = whole.visual == NEWLINE
-    match NEWLINES[numbers.get("newlines", 0)]:
+    match NEWLINES[record.numbers.get("newlines", 0)]:
         case "drop":
             return newline & False
         case "all":
@@ -141,29 +145,33 @@ def stays(profile: Profile, whole: Block, index: Index, numbers: Mapping[str, in
     return found
 
 
-def beside(whole: Block, count: int, numbers: Mapping[str, int]) -> int:
+def beside(whole: Block, count: int, record: LayoutRecord) -> int:
     """Newlines of an image of which `count` visual tokens are kept, at most."""
     newlines = int((whole.visual == NEWLINE).sum())
-    return {"drop": 0, "rows": min(newlines, count), "all": newlines}[NEWLINES[numbers.get("newlines", 0)]]
+    return {"drop": 0, "rows": min(newlines, count), "all": newlines}[
+        NEWLINES[record.numbers.get("newlines", 0)]
+    ]
 
 
 def valid(profile: Profile, size: Size) -> npt.NDArray[np.bool_]:
     """[N] which tokens show something of the image."""
     found = np.zeros(profile.visual_tokens, np.bool_)
-    whole = block(profile, size, 1, {"unpad": 1})
+    whole = block(profile, size, _UNPADDED)
     found[whole.visual[whole.visual >= 0]] = True
     return found
 
 
-def resampled(profile: Profile, size: Size, numbers: Mapping[str, int]) -> Resampled | None:
+def resampled(profile: Profile, size: Size, record: LayoutRecord) -> Resampled | None:
     """What makes of all N features those that the prompt shows, where these are fewer by interpolation."""
     if _in_one_run(profile):
         return None
-    _, _, high, wide = _inside(profile, size, numbers)
-    if (weights := _resampling(high, wide, profile, numbers)) is None:
+    _, _, high, wide = _inside(profile, size, record)
+    if (weights := _resampling(high, wide, profile, record)) is None:
         return None
     down, across = weights
-    whole = block(profile, size, 1, {"unpad": numbers.get("unpad", 0)})
+    whole = block(
+        profile, size, record.model_copy(update={"numbers": {"unpad": record.numbers.get("unpad", 0)}})
+    )
     first = math.prod(profile.token_grid)
     cells = whole.visual[first:].reshape(high, wide + 1)[:, :-1]
 
@@ -195,12 +203,12 @@ def _fitted(size: Size, profile: Profile) -> Size:
     return min(math.ceil(width * (down / height)), across), down
 
 
-def _inside(profile: Profile, size: Size, numbers: Mapping[str, int]) -> tuple[int, int, int, int]:
+def _inside(profile: Profile, size: Size, record: LayoutRecord) -> tuple[int, int, int, int]:
     """Top, left, rows and columns of the grid's tokens that the prompt shows."""
     (tile_rows, tile_columns), (rows, columns) = profile.tile_grid, profile.token_grid
     high, wide = tile_rows * rows, tile_columns * columns
     top = left = 0
-    if numbers.get("unpad"):
+    if record.numbers.get("unpad"):
         width, height = size
         # transformers rounds to seven places first: what is a hair below a whole number counts as that.
         if width / height > wide / high:
@@ -210,23 +218,23 @@ def _inside(profile: Profile, size: Size, numbers: Mapping[str, int]) -> tuple[i
     return top, left, high - 2 * top, wide - 2 * left
 
 
-def _ratio(high: int, wide: int, profile: Profile, numbers: Mapping[str, int]) -> float:
-    most = numbers.get("most", 0) * math.prod(profile.token_grid)
+def _ratio(high: int, wide: int, profile: Profile, record: LayoutRecord) -> float:
+    most = record.numbers.get("most", 0) * math.prod(profile.token_grid)
     return math.sqrt(high * wide / most) if most else 0.0
 
 
-def _most(high: int, wide: int, profile: Profile, numbers: Mapping[str, int]) -> tuple[int, int]:
-    ratio = _ratio(high, wide, profile, numbers)
+def _most(high: int, wide: int, profile: Profile, record: LayoutRecord) -> tuple[int, int]:
+    ratio = _ratio(high, wide, profile, record)
     return int(high // ratio), int(wide // ratio)
 
 
 def _resampling(
-    high: int, wide: int, profile: Profile, numbers: Mapping[str, int]
+    high: int, wide: int, profile: Profile, record: LayoutRecord
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
     """Bilinear weights of the rows [h, H] and of the columns [w, W]; None where the grid is small enough."""
-    if _ratio(high, wide, profile, numbers) <= _SLACK:
+    if _ratio(high, wide, profile, record) <= _SLACK:
         return None
-    rows, columns = _most(high, wide, profile, numbers)
+    rows, columns = _most(high, wide, profile, record)
     return bilinear(rows, high), bilinear(columns, wide)
 
 

@@ -5,7 +5,7 @@ Letters: A axes of position ids, N visual tokens of an image, K of them kept, R 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal, NamedTuple
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fico_export.bundle.profiles import Profile
+from fico_export.bundle.profiles import LayoutRecord, Profile
 
 Index = npt.NDArray[np.int64]
 Size = tuple[int, int]
@@ -128,13 +128,11 @@ class Block:
         return replace(self, ids=self.ids[rows], visual=nth[rows], offsets=self.offsets[:, rows])
 
 
-def _all_stay(
-    profile: Profile, whole: Block, index: Index, numbers: Mapping[str, int]
-) -> npt.NDArray[np.bool_]:
+def _all_stay(profile: Profile, whole: Block, index: Index, record: LayoutRecord) -> npt.NDArray[np.bool_]:
     return whole.visual < 0
 
 
-def _all_beside(whole: Block, count: int, numbers: Mapping[str, int]) -> int:
+def _all_beside(whole: Block, count: int, record: LayoutRecord) -> int:
     return int((whole.visual < 0).sum())
 
 
@@ -142,11 +140,11 @@ def _all_valid(profile: Profile, size: Size) -> npt.NDArray[np.bool_]:
     return np.ones(profile.visual_tokens, np.bool_)
 
 
-def _as_they_are(profile: Profile, size: Size, numbers: Mapping[str, int]) -> None:
+def _as_they_are(profile: Profile, size: Size, record: LayoutRecord) -> None:
     return None
 
 
-def _all_alike(profiles: Sequence[Profile], numbers: Mapping[str, int], kind: Kind) -> Sequence[Profile]:
+def _all_alike(profiles: Sequence[Profile], record: LayoutRecord, kind: Kind) -> Sequence[Profile]:
     return [] if kind == "video" else profiles
 
 
@@ -156,38 +154,38 @@ def _each_at_its_beginning(total: int, count: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """A layout rule; all of it runs on the host, without torch. `numbers` are those of the manifest.
+    """A layout rule; all of it runs on the host, without torch. `record` is that of the manifest.
 
     Attributes:
-        problem: (profile, numbers) → what the rule cannot do with them, empty where it can.
-        choose: (profiles, size) → the one that an image of this size takes.
-        among: (profiles, numbers, kind) → those that what is shown can take; none of a kind that is not shown.
-        cut: (image, profile, filter to resize by) → what the tower is shown, T images in the order of the graph's input, each
+        problem: (profile, record) → what the rule cannot do with them, empty where it can.
+        choose: (profiles, size, record) → the one that an image of this size takes.
+        among: (profiles, record, kind) → those that what is shown can take; none of a kind that is not shown.
+        cut: (image, profile, record, filter to resize by) → what the tower is shown, T images in the order of the graph's input, each
             then prepared as the checkpoint's image processor does.
         tiles: (size, profile) → what these T images are of one of that size.
-        block: (profile, size, axes, numbers) → all visual tokens of the image that the prompt shows.
-        stays: (profile, whole block, kept index, numbers) → [R] which rows without a visual token stand for a reduced image.
-        beside: (whole block, K, numbers) → how many these are at most.
+        block: (profile, size, record) → all visual tokens of the image that the prompt shows.
+        stays: (profile, whole block, kept index, record) → [R] which rows without a visual token stand for a reduced image.
+        beside: (whole block, K, record) → how many these are at most.
         valid: (profile, size) → [N] which visual tokens show something of the image, and not padding.
-        resampled: (profile, size, numbers) → what makes of all N features those of the whole block; None where they are those.
+        resampled: (profile, size, record) → what makes of all N features those of the whole block; None where they are those.
         sample: (frames of a video, how many are taken) → which; by default the first of each of so many equal parts.
         time: seconds of the frames of a video's tile → the text that stands before it; None where none does.
     """
 
-    problem: Callable[[Profile, Mapping[str, int]], str]
-    choose: Callable[[Sequence[Profile], Size], Profile]
-    cut: Callable[[Image.Image, Profile, Image.Resampling], list[Image.Image]]
+    problem: Callable[[Profile, LayoutRecord], str]
+    choose: Callable[[Sequence[Profile], Size, LayoutRecord], Profile]
+    cut: Callable[[Image.Image, Profile, LayoutRecord, Image.Resampling], list[Image.Image]]
     tiles: Callable[[Size, Profile], list[Tile]]
-    block: Callable[[Profile, Size, int, Mapping[str, int]], Block]
-    stays: Callable[[Profile, Block, Index, Mapping[str, int]], npt.NDArray[np.bool_]] = _all_stay
-    beside: Callable[[Block, int, Mapping[str, int]], int] = _all_beside
+    block: Callable[[Profile, Size, LayoutRecord], Block]
+    stays: Callable[[Profile, Block, Index, LayoutRecord], npt.NDArray[np.bool_]] = _all_stay
+    beside: Callable[[Block, int, LayoutRecord], int] = _all_beside
     valid: Callable[[Profile, Size], npt.NDArray[np.bool_]] = _all_valid
-    resampled: Callable[[Profile, Size, Mapping[str, int]], Resampled | None] = _as_they_are
-    among: Callable[[Sequence[Profile], Mapping[str, int], Kind], Sequence[Profile]] = _all_alike
+    resampled: Callable[[Profile, Size, LayoutRecord], Resampled | None] = _as_they_are
+    among: Callable[[Sequence[Profile], LayoutRecord, Kind], Sequence[Profile]] = _all_alike
     sample: Callable[[int, int], list[int]] = _each_at_its_beginning
     time: Callable[[Sequence[float]], str] | None = None
 
 
-def first(profiles: Sequence[Profile], size: Size) -> Profile:
+def first(profiles: Sequence[Profile], size: Size, record: LayoutRecord) -> Profile:
     """The only one, or the one that a bundle is for."""
     return profiles[0]

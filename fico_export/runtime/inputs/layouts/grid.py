@@ -15,35 +15,35 @@ around the video that a chat template has. Before that, 4.57 put the tiles in th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from fico_export.bundle.profiles import VIDEO, Profile
+from fico_export.bundle.profiles import VIDEO, LayoutRecord, Profile
 from fico_export.runtime.inputs.layouts.base import NONE, Block, Clip, Kind, Rule, Size, Tile
 
 
-def problem(profile: Profile, numbers: Mapping[str, int]) -> str:
+def problem(profile: Profile, record: LayoutRecord) -> str:
     """Tiles or visual tokens beside the grid, or numbers of another rule."""
     rows, columns = profile.tile_grid
     if profile.tiles != rows * columns or profile.aside:
         return "it has tiles or visual tokens that are no part of its grid"
-    if unknown := numbers.keys() - {"newline", "start", "end"}:
+    if unknown := record.numbers.keys() - {"newline", "start", "end"}:
         return f"there is no number {min(unknown)}"
-    if profile.name == VIDEO and (rows > 1 or not numbers.keys() >= {"start", "end"}):
+    if profile.name == VIDEO and (rows > 1 or not record.numbers.keys() >= {"start", "end"}):
         return "a video has one row of tiles, between two tokens"
     return ""
 
 
-def among(profiles: Sequence[Profile], numbers: Mapping[str, int], kind: Kind) -> Sequence[Profile]:
+def among(profiles: Sequence[Profile], record: LayoutRecord, kind: Kind) -> Sequence[Profile]:
     """That of videos, or the others."""
     return [profile for profile in profiles if (profile.name == VIDEO) == (kind == "video")]
 
 
-def choose(profiles: Sequence[Profile], size: Size) -> Profile:
+def choose(profiles: Sequence[Profile], size: Size, record: LayoutRecord) -> Profile:
     """The profile whose whole grid has the shape nearest to the image's; of equal shapes the one nearest in size, then the first."""
 
     def distance(profile: Profile) -> tuple[float, float]:
@@ -54,7 +54,9 @@ def choose(profiles: Sequence[Profile], size: Size) -> Profile:
     return min(profiles, key=distance)
 
 
-def cut(image: Image.Image, profile: Profile, resample: Image.Resampling) -> list[Image.Image]:
+def cut(
+    image: Image.Image, profile: Profile, record: LayoutRecord, resample: Image.Resampling
+) -> list[Image.Image]:
     """T tiles of the resized image, row by row."""
     (rows, columns), (height, width) = profile.tile_grid, profile.size
     resized = image.resize((columns * width, rows * height), resample=resample)
@@ -75,10 +77,11 @@ def tiles(size: Size, profile: Profile) -> list[Tile]:
     ]
 
 
-def block(profile: Profile, size: Size, axes: int, numbers: Mapping[str, int]) -> Block:
+def block(profile: Profile, size: Size, record: LayoutRecord) -> Block:
     """All cells of the grid, row by row, each with its position ids; of a video tile by tile."""
     if profile.name == VIDEO:
-        return _of_video(profile, size, axes, numbers)
+        return _of_video(profile, size, record)
+    axes = record.axes
     (tile_rows, tile_columns), (rows, columns) = profile.tile_grid, profile.token_grid
     height, width = tile_rows * rows, tile_columns * columns
     row, column = np.divmod(np.arange(height * width), width)
@@ -86,7 +89,7 @@ def block(profile: Profile, size: Size, axes: int, numbers: Mapping[str, int]) -
     visual = (tile * rows + row % rows) * columns + column % columns
     ids = np.full((height, width), NONE)
     rows_of, columns_of, visual_of = (x.reshape(height, width) for x in (row, column, visual))
-    if (newline := numbers.get("newline")) is not None:
+    if (newline := record.numbers.get("newline")) is not None:
         ids, visual_of = (_with_column(x, fill) for x, fill in ((ids, newline), (visual_of, NONE)))
         rows_of, columns_of = _with_column(rows_of, rows_of[:, :1]), _with_column(columns_of, width)
     length = ids.shape[1]
@@ -98,11 +101,11 @@ def block(profile: Profile, size: Size, axes: int, numbers: Mapping[str, int]) -
     return Block(ids.ravel(), visual_of.ravel(), offsets, span)
 
 
-def _of_video(profile: Profile, size: Size, axes: int, numbers: Mapping[str, int]) -> Block:
+def _of_video(profile: Profile, size: Size, record: LayoutRecord) -> Block:
     """Each tile as an image alone, after its time, which is known of a `Clip`."""
     whole = profile.visual_tokens // profile.tiles
     still = profile.model_copy(update={"name": "", "tile_grid": (1, 1), "tiles": 1})
-    one = block(still, size, axes, {key: numbers[key] for key in numbers.keys() & {"newline"}})
+    one, axes, numbers = block(still, size, record), record.axes, record.numbers
     parts: list[Block] = []
     for tile, text in enumerate(size.texts if isinstance(size, Clip) else [()] * profile.tiles):
         visual = np.where(one.visual == NONE, NONE, one.visual + tile * whole)
