@@ -255,7 +255,7 @@ def test_a_file_that_only_quantizers_write_says_quantized(refused, checkpoint, n
         ({"architectures": ["LlavaMptForCausalLM"], "model_type": "llava_mpt"}, ["no conversion is known", "llava-hf/llava-1.5-7b-hf"]),
         ({"mm_projector_type": "linear"}, ["no conversion is known"]),
         ({"architectures": ["BunnyPhiForCausalLM"], "model_type": "bunny-phi"}, ["no conversion is known"]),
-        ({"mm_patch_merge_type": "spatial_unpad", "image_aspect_ratio": "anyres"}, ["LLaVA-NeXT (1.6)", "not supported yet"]),
+        ({"mm_patch_merge_type": "spatial_unpad", "image_aspect_ratio": "anyres"}, ["LLaVA-NeXT (1.6)", "llava-v1.6-mistral-7b-hf"]),
         ({"_name_or_path": "SkunkworksAI/BakLLaVA-1"}, ["if it is bakllava-1 itself: --model llava-hf/bakLlava-v1-hf", SCRIPT]),
         ({"architectures": 3, "_name_or_path": 3, "mm_vision_tower": None}, ["no conversion is known"]),
     ],
