@@ -52,6 +52,8 @@ FAMILIES = (
     Shown("LLaVA-OneVision", "llava-onevision-qwen2-0.5b"),
     Shown("Qwen2.5-VL", "qwen2.5-vl-3b"),
     Shown("Qwen3-VL", "qwen3-vl-2b"),
+    Shown("InternVL3", "internvl3-1b"),
+    Shown("SmolVLM", "smolvlm2-256m"),
 )
 Costs = dict[str, tuple[str, ...]]  # method → its cells of the table of costs
 
@@ -107,7 +109,7 @@ def _of_families() -> Iterator[str]:
     yield "\n## Families\n"
     yield _prose(
         "Which method can be exported with which model, as the code decides it: ✓, or a number that says below why not. Where a model "
-        "joins patches to one visual token, a method acts on what is joined: a token of 2×2 patches of a Qwen-VL has the mean of "
+        "joins patches to one visual token, a method acts on what is joined: a token of 2×2 patches of a Qwen-VL or an InternVL has the mean of "
         "their keys and attention, and stays or goes as a whole. What Qwen3-VL's decoder adds to its first layers is kept for the "
         "same tokens, or merged by the same weights."
     )

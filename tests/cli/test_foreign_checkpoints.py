@@ -288,7 +288,7 @@ def test_the_authors_checkpoint_on_the_hub_is_refused_by_its_config_alone(refuse
 
 @pytest.mark.parametrize(
     "model_type",
-    ["qwen2_vl", "internvl", "smolvlm", "vipllava", "mllama"],
+    ["qwen2_vl", "gemma3", "vipllava", "mllama"],
 )
 def test_other_families_say_so_and_what_is_supported(refused, tmp_path, model_type):
     (tmp_path / "config.json").write_text(json.dumps(AutoConfig.for_model(model_type).to_dict(), default=str))
@@ -301,6 +301,7 @@ def test_other_families_say_so_and_what_is_supported(refused, tmp_path, model_ty
         words=[
             f"model_type '{model_type}'",
             "another family of vision-language models",
-            "supported: llava (llava-1.5-7b, ",
+            "supported: ",
+            "llava (llava-1.5-7b, ",
         ],
     )

@@ -75,7 +75,9 @@ def test_the_tiles_of_the_grid_rule_are_the_parts_of_the_image_that_it_says():
 
 
 def test_the_square_rule_counts_a_cls_token_too():
-    block = layouts.get("square").block(square(112, (8, 8), aside=1, patch_size=14), (9, 9), LayoutRecord(rule="square"))
+    block = layouts.get("square").block(
+        square(112, (8, 8), aside=1, patch_size=14), (9, 9), LayoutRecord(rule="square")
+    )
 
     assert block.visual.tolist() == list(range(65))
     assert block.offsets.tolist() == [list(range(65))]
@@ -170,7 +172,7 @@ def test_a_rule_that_there_is_not_is_refused():
     manifest = manifest_of().model_copy(update={"layout": LayoutRecord(rule="spiral")})
 
     with pytest.raises(
-        BundleError, match="by the rule 'spiral'; this fico_export knows anyres, grid, square"
+        BundleError, match="by the rule 'spiral'; this fico_export knows anyres, grid, rowcol, square, tiles"
     ):
         Layout.of(manifest)
 
