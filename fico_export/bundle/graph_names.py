@@ -20,5 +20,11 @@ VALID = "valid"
 DEEPSTACK = "deepstack_features"
 """Output of a vision graph: what such a decoder adds for the visual tokens [1, L, K, D]."""
 
+VISUAL_ROWS = "visual_rows"
+"""Input of `PREFILL`: the rows of the prompt where the image's visual tokens stand [1, N], ascending."""
+
+VISUAL_START = "visual_start"
+"""In its place in bundles that were exported before: the first row of one run [1]."""
+
 PLANES = "deepstack_embeds"
 """Input of a decoder that adds something to its hidden states after its first layers [B, L, S, C]."""

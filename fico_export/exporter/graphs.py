@@ -122,9 +122,7 @@ def _decoders(
     with_past = maker.job(
         graph_names.WITH_PAST, lambda dtype: form.module(config, dtype, rows, True, batch), kind, opset=opset
     )
-    prefill = maker.job(
-        graph_names.PREFILL, lambda dtype: Prefill(config, inside, model.profile.token_grid, dtype), kind
-    )
+    prefill = maker.job(graph_names.PREFILL, lambda dtype: Prefill(config, inside, dtype), kind)
     return [with_past, replace(prefill, shares=with_past.file)]
 
 

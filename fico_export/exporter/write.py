@@ -17,7 +17,7 @@ import torch
 
 from fico_export.bundle import files, graph_names, manifest, newline
 from fico_export.bundle.output import written_folder
-from fico_export.bundle.profiles import Profile
+from fico_export.bundle.profiles import NEWLINES, Profile
 from fico_export.devices import catalog, targets
 from fico_export.errors import ConfigError
 from fico_export.exporter import awq, checks, context, precision, quantize, stream, trace, weights
@@ -79,7 +79,7 @@ def write_bundle(
     _require_clip(model, plan)
     rows = context.cache_rows(target, plan, model.decoder_config.context, options.max_context)
     context.require_batch(plan, options.max_batch)
-    _require_one_run(model, plan)
+    _require_one_image(model, plan)
     if options.positions == "compact" and plan.handed_over > plan.keep:
         raise ConfigError(
             f"--positions compact with --method {plan.method}, which removes tokens inside the decoder: "
@@ -202,13 +202,13 @@ def _weight_bytes(
     return written_bytes(model.checkpoint, model.shapes, _DTYPES[str(options.precision)], Links())
 
 
-def _require_one_run(model: SourceModel, plan: ReductionPlan) -> None:
-    """Refuse a plan that reduces inside the decoder what a prompt shows with others between, or of which K is not one number."""
+def _require_one_image(model: SourceModel, plan: ReductionPlan) -> None:
+    """Refuse a plan that reduces inside the decoder a video, or an image that the prompt does not show by one number of tokens."""
     if plan.handed_over == plan.keep:
         return
     if any(profile.frames > 1 for profile in model.profiles):
         raise ConfigError(
-            f"--method {plan.method} reduces inside the decoder, which takes visual tokens in one run, and a video has text between",
+            f"--method {plan.method} reduces inside the decoder, which takes one image, and --frames asks for a video",
             fix="drop --frames, or choose a method that acts before the decoder: `fico list methods --verbose`",
         )
     totals = {model.plan_for(plan, profile).handed_over for profile in model.profiles}
@@ -218,10 +218,18 @@ def _require_one_run(model: SourceModel, plan: ReductionPlan) -> None:
             + ", ".join(map(str, sorted(totals))),
             fix="give one --profile, and no --frames",
         )
-    if model.layout.numbers.get("newlines") or model.layout.numbers.get("unpad"):
+    numbers = model.layout.numbers
+    other = "choose a method that acts before the decoder: `fico list methods --verbose`"
+    if numbers.get("unpad"):
         raise ConfigError(
-            f"--method {plan.method} reduces inside the decoder, which takes an image's visual tokens in one run",
-            fix="drop --unpad and --newlines, or choose a method that acts before the decoder: `fico list methods --verbose`",
+            f"--method {plan.method} reduces inside the decoder, which takes one number of visual tokens, and with --unpad the shape "
+            "of an image says how many show it",
+            fix=f"drop --unpad, or {other}",
+        )
+    if numbers.get("newlines") == NEWLINES.index("rows"):
+        raise ConfigError(
+            f"--method {plan.method} reduces inside the decoder, where newlines stay whatever becomes of their rows' tokens",
+            fix=f"--newlines all, drop --newlines, or {other}",
         )
 
 

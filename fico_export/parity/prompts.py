@@ -12,7 +12,6 @@ from PIL import Image
 from fico_export.errors import InputError
 from fico_export.parity.int4 import StreamedReference
 from fico_export.parity.reference import AnyReference
-from fico_export.runtime.inputs.layouts.base import NONE
 from fico_export.runtime.inputs.prompt import Message
 from fico_export.runtime.vlm import Vlm
 
@@ -25,13 +24,13 @@ class Prompt(NamedTuple):
     Attributes:
         embeds: [S, C].
         positions: [A, S].
-        visual_start: row of the first visual token, 0 where there is none.
+        visual_rows: [N] rows of the visual tokens, ascending.
         planes: [L, S, C] what the decoder adds after its first L layers; None where it adds nothing.
     """
 
     embeds: npt.NDArray[np.float32]
     positions: npt.NDArray[np.int64]
-    visual_start: int
+    visual_rows: npt.NDArray[np.int64]
     planes: npt.NDArray[np.float32] | None = None
 
     def followed(self, embeds: npt.NDArray[np.float32], positions: npt.NDArray[np.int64]) -> Prompt:
@@ -42,7 +41,7 @@ class Prompt(NamedTuple):
         return Prompt(
             np.concatenate([self.embeds, embeds]),
             np.concatenate([self.positions, positions], axis=1),
-            self.visual_start,
+            self.visual_rows,
             planes,
         )
 
@@ -103,7 +102,7 @@ def lay_out(vlm: Vlm, shown: Sequence[Image.Image], reference: Embedder) -> Prom
     return Prompt(
         embeds.astype(np.float32, copy=False),
         positions,
-        int(np.argmax(laid_out.visual != NONE)),
+        laid_out.visual_rows,
         None if planes is None else planes.astype(np.float32, copy=False),
     )
 

@@ -168,7 +168,7 @@ class ReducedReference:
         step = plan.at(Site.DECODER_LAYER)
         assert step is not None
         with torch.device("meta"):
-            prefill = Prefill(checkpoint.decoder_config, step, checkpoint.profile.token_grid, torch.float32)
+            prefill = Prefill(checkpoint.decoder_config, step, torch.float32)
             after = WithPast(checkpoint.decoder_config, torch.float32)
         self._prefill = checkpoint.with_weights(prefill)
         after.load_state_dict(self._prefill.state_dict(), assign=True)
@@ -176,13 +176,16 @@ class ReducedReference:
         self._past: list[torch.Tensor] = []
 
     def begin(
-        self, embeds: npt.NDArray[Any], positions: Index, visual_start: int, planes: Planes = None
+        self, embeds: npt.NDArray[Any], positions: Index, visual_rows: Index, planes: Planes = None
     ) -> npt.NDArray[np.float32]:
-        """Logits [V] after a prompt of embeddings [S, C] at position ids [A, S], with planes [L, S, C] if any."""
+        """Logits [V] after a prompt of embeddings [S, C] at position ids [A, S], the image's tokens in rows [N], with planes [L, S, C] if any."""
         given = torch.from_numpy(np.ascontiguousarray(embeds, np.float32))[None]
         with torch.inference_mode():
             logits, kept, *self._past = self._prefill(
-                given, torch.from_numpy(as_input(positions)), torch.tensor([visual_start]), _batched(planes)
+                given,
+                torch.from_numpy(as_input(positions)),
+                torch.from_numpy(visual_rows)[None],
+                _batched(planes),
             )
         self.kept = np.asarray(kept[0])
         return np.asarray(logits[0, -1])

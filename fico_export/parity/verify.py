@@ -110,7 +110,7 @@ def _int4(report: Report, vlm: Vlm, exact: SourceModel, checkpoint: SourceModel,
     reference = StreamedReference(exact.checkpoint, checkpoint.checkpoint, exact.decoder_config)
     _embed(report, vlm, reference)
     ids = _token_ids(vlm.manifest, len(GAPPED))
-    prompts = [Prompt(reference.embed(ids), _gapped(vlm), 0)]
+    prompts = [Prompt(reference.embed(ids), _gapped(vlm), np.zeros(0, np.int64))]
     said, inside = [], vlm.manifest.reduction.in_decoder
     progress.stage("verify answers")
     for images in ([],) if inside else ([], asked_about(vlm, 1)):
@@ -190,8 +190,8 @@ def _prefill(report: Report, vlm: Vlm, reference: Embedder, reduced: ReducedRefe
     agreements, pairs = [], []
     for picture in asked_about(vlm, PICTURES):
         prompt = lay_out(vlm, [picture], reference)
-        embeds, positions, start, planes = prompt
-        logits, cache, kept = vlm.decoder.prefill(embeds, positions, start, planes)
+        embeds, positions, visual_rows, planes = prompt
+        logits, cache, kept = vlm.decoder.prefill(embeds, positions, visual_rows, planes)
         expected = reduced.begin(*prompt)
         agreements.append(len(np.intersect1d(kept, reduced.kept)) / len(kept))
         pairs.append((logits[None], expected[None]))

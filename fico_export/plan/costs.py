@@ -93,12 +93,12 @@ def prefill_flops(model: Architecture, plan: ReductionPlan, text_tokens: int) ->
     if step is None:
         return decoder_flops(config, length)
     with torch.device("meta"):
-        module = Prefill(config, step, model.profile.token_grid, torch.float16)
+        module = Prefill(config, step, torch.float16)
         counted = _count(
             module,
             torch.zeros(1, length, config.hidden_size, dtype=torch.float16),
             torch.zeros(config.position_axes(1, length), dtype=torch.int64),
-            torch.zeros(1, dtype=torch.int64),
+            torch.zeros(1, step.before, dtype=torch.int64),
         )
     reducer = sum(n for name, n in counted.items() if name.startswith("reduce.") and name.count(".") == 1)
     head = counted["lm_head"]

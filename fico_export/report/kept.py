@@ -58,7 +58,8 @@ def kept(vlm: Vlm, image: ImageSource, prompt: str | None = None) -> Kept:
         chat.ask(prompt, [features], max_new_tokens=1)
         assert chat.kept is not None
         # The decoder counts them as the prompt has them, which of several tiles is row by row of the whole.
-        index = np.sort(index[features.block.visual[chat.kept]])
+        visual = features.block.visual[features.block.visual >= 0]
+        index = np.sort(index[visual[chat.kept]])
     profile = vlm.layout.profile(picture.size)
     patches = patches_of(index, profile)
     return Kept(picture, view_of(vlm, picture), patches, len(patches) < len(index))

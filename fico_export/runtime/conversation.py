@@ -19,7 +19,6 @@ from fico_export.runtime.answer import Answer, Stream, Wish
 from fico_export.runtime.inputs.images import ImageFeatures, Images, Pixels, Range, image_list, is_video
 from fico_export.runtime.inputs.laid_out import LaidOut
 from fico_export.runtime.inputs.layout import require_room
-from fico_export.runtime.inputs.layouts.base import NONE
 from fico_export.runtime.inputs.prompt import Message
 from fico_export.runtime.open_bundle import OpenBundle
 from fico_export.runtime.prefix import Prefix
@@ -329,7 +328,7 @@ class Conversation:
             turn.stops,
             turn.limit,
             turn.answer,
-            visual_start=int(np.argmax(prompt.visual != NONE)),
+            visual_rows=prompt.visual_rows,
             together=turn.together if known < turn.together else 0,
         )
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from fico_export.errors import ConfigError, FicoError
 from fico_export.runtime.backends.base import Cache, Step
 from fico_export.runtime.inputs.laid_out import Rows
+from fico_export.runtime.inputs.layouts.base import Index
 from fico_export.runtime.open_bundle import OpenBundle
 
 
@@ -85,11 +86,11 @@ class Prefix:
             self.turn += 1
         return shared
 
-    def begin(self, keys: Sequence[Hashable], rows: Rows, visual_start: int) -> npt.NDArray[np.float32]:
-        """Logits [V] after tokens with one image, reduced together; their cache replaces the old."""
+    def begin(self, keys: Sequence[Hashable], rows: Rows, visual_rows: Index) -> npt.NDArray[np.float32]:
+        """Logits [V] after tokens with one image in rows [N], reduced together; their cache replaces the old."""
         with self._bundle.owned():
             self._sound = False
-            found = self._bundle.decoder.prefill(rows.embeds, rows.positions, visual_start, rows.planes)
+            found = self._bundle.decoder.prefill(rows.embeds, rows.positions, visual_rows, rows.planes)
             logits, self._cache, self.kept = found
             self._keys, self._together = [*keys], len(keys)
             self._sound = True

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fico_export.errors import FicoError
 from fico_export.runtime.answer import Answer
 from fico_export.runtime.inputs.laid_out import Rows
+from fico_export.runtime.inputs.layouts.base import Index
 from fico_export.runtime.open_bundle import OpenBundle
 from fico_export.runtime.prefix import Prefix
 from fico_export.runtime.sampling import Sampler
@@ -31,7 +32,7 @@ class Sequence:
         stops: strings that end it.
         limit: most tokens that it may have.
         answer: what it is so far.
-        visual_start: row of the first visual token, where the rows from the first on are to be reduced together.
+        visual_rows: [N] rows of the visual tokens in the prompt, where rows from its first on are to be reduced together.
         together: how many these are; 0 where none are.
         error: why it ended without an answer, such as logits that are no numbers; None where it did not.
     """
@@ -45,7 +46,7 @@ class Sequence:
     stops: StopStrings
     limit: int
     answer: Answer
-    visual_start: int = 0
+    visual_rows: Index = field(default_factory=lambda: np.zeros(0, np.int64))
     together: int = 0
     error: FicoError | None = None
     _text: StreamDecoder = field(init=False)
@@ -80,7 +81,7 @@ class Sequence:
         """Run the tokens that are reduced together, if any wait; whether others are left to run."""
         if self.together:
             keys, rows, together = *self.waiting, self.together
-            logits = self.prefix.begin(keys[:together], rows.part(0, together), self.visual_start)
+            logits = self.prefix.begin(keys[:together], rows.part(0, together), self.visual_rows)
             self.keys, self.rows, self.together = keys[together:], rows.part(together), 0
             self._logits = None if self.keys else logits
         return self._logits is None

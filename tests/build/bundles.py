@@ -18,7 +18,7 @@ GRAPHS = {
 PREFILL = {
     "inputs_embeds": ("float16", [1, "sequence_length", 64]),
     "position_ids": ("int64", [1, "sequence_length"]),
-    "visual_start": ("int64", [1]),
+    "visual_rows": ("int64", [1, 16]),
 }
 HASH = "0" * 64
 

@@ -205,7 +205,11 @@ def test_a_config_that_cannot_be_is_refused_by_name(tmp_path, checkpoint, change
         ),
         (
             {"keep": 20, "method": "fastv", "settings": {"layer": 1}, "newlines": "rows"},
-            ["fastv", "--newlines"],
+            ["fastv", "--newlines all"],
+        ),
+        (
+            {"keep": 20, "method": "fastv", "settings": {"layer": 1}, "tiling": "per-tile", "unpad": True},
+            ["fastv", "--unpad"],
         ),
         ({"keep": 20, "method": "random", "tiling": "split"}, ["--tiling split", "random"]),
     ],

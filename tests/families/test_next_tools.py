@@ -9,6 +9,8 @@ import torch
 from anyres_checkpoints import Theirs, picture
 from exhaustive import exhaustive
 from PIL import Image
+from reference.layer_by_layer import through_layers
+from transformers import LlavaNextForConditionalGeneration
 
 import fico_export
 from fico_export import models
@@ -23,7 +25,9 @@ from fico_export.options import ExportOptions
 from fico_export.plan.planner import PlanRequest, count
 from fico_export.report.kept import kept
 from fico_export.report.merges import encoder, trace
+from fico_export.runtime.inputs.layouts.base import NEWLINE
 from fico_export.runtime.inputs.preprocess import ImageProcessor
+from fico_export.runtime.inputs.prompt import Message
 from fico_export.runtime.sampling import GREEDY
 
 TILE = 16
@@ -86,6 +90,27 @@ def test_a_method_in_the_decoder_takes_all_tiles_of_an_image(make_bundle, checkp
     assert answer.visual_tokens == 5 * TILE
     assert len(found.patches) == 24
     assert (np.diff(found.patches) > 0).all()
+
+
+def test_a_method_in_the_decoder_leaves_newlines_where_they_stand(make_bundle, checkpoint, image):
+    """All rows of an image of five tiles but the visual tokens that are dropped, as transformers' layers have it."""
+    bundle = make_bundle(checkpoint, 24, method="fastv", settings={"layer": 1}, newlines="all", verify=False)
+    model = LlavaNextForConditionalGeneration.from_pretrained(
+        checkpoint, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with fico_export.load(bundle) as vlm:
+        shown = vlm.encode_image(image)
+        laid_out = vlm.layout.lay_out(vlm.formatter.encode([Message("user", "What is it?", 1)]), [shown])
+        embeds = torch.from_numpy(laid_out.rows(vlm.embed, [shown]).embeds)
+        logits, left, rows = through_layers(model, "fastv", embeds, laid_out.visual_rows, {0: 24})
+        chat = vlm.chat()
+        answer = chat.ask("What is it?", [shown], max_new_tokens=1, sampling=GREEDY)
+
+        assert (laid_out.visual == NEWLINE).sum() == 8
+        assert answer.token_ids == [int(logits.argmax())]
+        assert chat.kept.tolist() == left.tolist()
+        assert chat.cache_lengths == rows
+        assert len(kept(vlm, image, "What is it?").patches) == 24
 
 
 def test_the_graph_of_tiles_that_are_reduced_as_one_is_one_that_tensorrt_takes(checkpoint):

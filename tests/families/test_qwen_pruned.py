@@ -155,7 +155,7 @@ def test_a_method_in_the_decoder_leaves_what_transformers_layers_leave(qwen, ima
     embeds, places, added, after = prompt(qwen, [image], *everything, "original")
     visual = np.flatnonzero(qwen.theirs.inputs(([image], QUESTION))["input_ids"][0] == model.tokens.image_id)
     reduced = ReducedReference(model, model.plan("fastv", KEEP, {"layer": layer}))
-    logits = reduced.begin(embeds, places, int(visual[0]), added)
+    logits = reduced.begin(embeds, places, visual, added)
     expected, kept = qwen_reference.fastv(qwen.theirs, embeds, places, added, visual, layer, KEEP)
 
     assert reduced.kept.tolist() == kept.tolist()

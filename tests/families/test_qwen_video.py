@@ -297,7 +297,7 @@ def test_qwen2_5_sees_no_videos_here(qwens):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"keep": 7, "method": "fastv", "settings": {"layer": 1}}, ["inside the decoder", "text between", "drop --frames"]),
+        ({"keep": 7, "method": "fastv", "settings": {"layer": 1}}, ["inside the decoder", "takes one image", "drop --frames"]),
         ({"method": "divprune@9,fastv@7", "settings": {"layer": 1}}, ["inside the decoder", "drop --frames"]),
         ({"keep": 2, "method": "divprune"}, ["profile video", "3 … 45", "in 3 tiles", "drop --frames"]),
         ({"keep": 16, "method": "divprune"}, ["--keep 16", "1 … 15"]),

@@ -178,14 +178,14 @@ def test_a_decoder_that_reduces_takes_them_too(config, checkpoint, prompt, want)
     limits = Limits(9, 0, Depth(2, 2), Depth(4, 3))
     (step,) = make_plan("fastv", 4, {"layer": "2"}, limits).steps
     embeds, positions, planes = prompt
-    given = torch.from_numpy(embeds)[None], torch.from_numpy(positions)[:, None], torch.tensor([3])
+    given = torch.from_numpy(embeds)[None], torch.from_numpy(positions)[:, None], torch.arange(3, 12)[None]
     added = torch.from_numpy(planes)[None]
     idle = type(step)(**{**vars(step), "keep": 9, "schedule": dict.fromkeys(step.schedule, 9)})
     with torch.inference_mode():
-        logits, *_ = filled(Prefill(config, idle, (3, 3), torch.float32), checkpoint)(*given, added)
+        logits, *_ = filled(Prefill(config, idle, torch.float32), checkpoint)(*given, added)
         np.testing.assert_allclose(logits[0, -1].numpy(), want[-1], atol=5e-5)
 
-        module = filled(Prefill(config, step, (3, 3), torch.float32), checkpoint)
+        module = filled(Prefill(config, step, torch.float32), checkpoint)
         got, kept, *_ = module(*given, added)
         gone = np.setdiff1d(np.arange(9), kept[0].numpy())
         other = planes.copy()

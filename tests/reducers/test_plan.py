@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fico_export
+from fico_export import reducers
 from fico_export.errors import ConfigError
 from fico_export.reducers.base.plan import Limits, make_plan
 from fico_export.reducers.base.reducer import Depth, Site
@@ -121,6 +122,14 @@ def test_what_makes_no_sense_is_refused_with_the_reason(method, keep, settings, 
     said = f"{refused.value} {refused.value.fix}"
     for word in words:
         assert word in said
+
+
+def test_a_method_that_works_on_the_grid_is_refused_in_the_decoder(monkeypatch):
+    """There is none; nor does a decoder know where in an image, of several tiles perhaps, its tokens lie."""
+    moved = dataclasses.replace(reducers.get("fastv"), whole_grid=True)
+    monkeypatch.setattr(reducers, "get", lambda name: moved)
+    with pytest.raises(ConfigError, match="fastv works on the whole grid of patches, and a decoder knows"):
+        make_plan("fastv", 64, {}, LLAVA)
 
 
 def test_a_chain_in_the_graph_is_its_methods_one_after_the_other(

@@ -86,7 +86,9 @@ def test_answers_kept_tokens_and_caches_equal_the_reference(
     ):  # the reference takes seconds a token
         embeds, start, positions = prompt_of(vlm, shallow_model, picture)
         want = decoder_side.generate(shallow_model, embeds, start, 576, positions, method, 64, new_tokens)
-        logits, cache, kept = vlm.decoder.prefill(embeds.numpy(), np.asarray([positions]), start)
+        logits, cache, kept = vlm.decoder.prefill(
+            embeds.numpy(), np.asarray([positions]), np.arange(start, start + 576)
+        )
         text = len(positions) - 576
 
         np.testing.assert_allclose(logits, want.logits[0], atol=1e-3 * np.abs(want.logits).max())
@@ -105,14 +107,12 @@ def test_answers_kept_tokens_and_caches_equal_the_reference(
 def test_every_option_equals_the_reference(method, keep, options, checkpoint, model):
     opened = open_checkpoint(str(checkpoint), None)
     step = opened.plan(method, keep, options).steps[-1]
-    prefill = opened.with_weights(
-        Prefill(opened.decoder_config, step, opened.profile.token_grid, torch.float32)
-    )
+    prefill = opened.with_weights(Prefill(opened.decoder_config, step, torch.float32))
     embeds = torch.randn(1, 590, 64, generator=torch.Generator().manual_seed(1))
     asked = {k: [int(i) for i in v.split(",")] if k == "layers" else v for k, v in options.items()}
     want = decoder_side.generate(model, embeds[0], 5, 576, list(range(590)), method, keep, 1, **asked)
     with torch.inference_mode():
-        logits, kept, *present = prefill(embeds, torch.arange(590)[None], torch.tensor([5]))
+        logits, kept, *present = prefill(embeds, torch.arange(590)[None], torch.arange(5, 581)[None])
 
     np.testing.assert_array_equal(kept[0], want.kept[max(want.kept)])
     assert [t.shape[2] - 14 for t in present[::2]] == want.visual_per_layer
@@ -130,7 +130,7 @@ def test_a_wrong_budget_parts_from_the_reference(shallow, shallow_model, make_bu
     vlm = fico_export.load(make_bundle(shallow, 64, method="fastv", verify=False))
     embeds, start, positions = prompt_of(vlm, shallow_model, photographs[0])
     want = decoder_side.generate(shallow_model, embeds, start, 576, positions, "fastv", 16, 1)
-    logits, _, _ = vlm.decoder.prefill(embeds.numpy(), np.asarray([positions]), start)
+    logits, _, _ = vlm.decoder.prefill(embeds.numpy(), np.asarray([positions]), np.arange(start, start + 576))
 
     assert np.abs(logits - want.logits[0]).max() > 1e-3 * np.abs(want.logits).max()
 
@@ -141,14 +141,12 @@ def test_reducing_nothing_changes_nothing(method, checkpoint, model):
     opened = open_checkpoint(str(checkpoint), None)
     step = opened.plan(method, 64, {}).steps[-1]
     idle = dataclasses.replace(step, keep=576, schedule=dict.fromkeys(step.schedule, 576))
-    prefill = opened.with_weights(
-        Prefill(opened.decoder_config, idle, opened.profile.token_grid, torch.float32)
-    )
+    prefill = opened.with_weights(Prefill(opened.decoder_config, idle, torch.float32))
     after = opened.with_weights(WithPast(opened.decoder_config, torch.float32))
     generator = torch.Generator().manual_seed(0)
     embeds = torch.randn(1, 600, opened.decoder_config.hidden_size, generator=generator)
     with torch.inference_mode():
-        logits, kept, *past = prefill(embeds[:, :597], torch.arange(597)[None], torch.tensor([7]))
+        logits, kept, *past = prefill(embeds[:, :597], torch.arange(597)[None], torch.arange(7, 583)[None])
         more, *_ = after(embeds[:, 597:], torch.arange(597, 600)[None], past)
         mask = torch.ones(1, 600, dtype=torch.int64)
         want = model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).logits

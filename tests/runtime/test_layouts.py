@@ -222,12 +222,17 @@ def test_a_number_that_a_rule_does_not_know_is_refused(rule):
         Layout.of(manifest_of().model_copy(update={"layout": record}))
 
 
-def test_text_between_visual_tokens_is_refused_where_the_decoder_reduces():
+def test_text_between_visual_tokens_stays_where_the_decoder_reduces():
     record = LayoutRecord(rule="grid", numbers={"newline": 5})
-    manifest = manifest_of(keep=16, handed_over=64).model_copy(update={"layout": record})
+    layout = Layout.of(manifest_of(keep=16, handed_over=64).model_copy(update={"layout": record}))
+    laid_out = layout.lay_out([7, 8], [])
+    assert laid_out.visual_rows.tolist() == []
 
-    with pytest.raises(BundleError, match="takes an image's visual tokens in one run"):
-        Layout.of(manifest)
+    block = layout.place((1, 1), np.arange(64))
+    shown = ImageFeatures(np.zeros((64, 4)), np.arange(64), "digest", (1, 1), block)
+    laid_out = layout.lay_out([7, layout._image_id, 8], [shown])
+    assert laid_out.visual_rows.tolist() == [1 + row for row in range(72) if row % 9 < 8]
+    assert (laid_out.visual[laid_out.visual_rows] == np.arange(64)).all()
 
 
 def test_a_block_without_visual_tokens_is_text():

@@ -234,7 +234,7 @@ def test_layers_of_unequal_lengths(tmp_path, make_bundle, photographs):
     assert lengths[0] == lengths[1] == lengths[2]
     assert lengths[0][0] - lengths[0][1] == 48
     with pytest.raises(InputError, match=f"0 tokens and {ROWS + 1} more"):
-        vlm.decoder.prefill(rows(ROWS + 1), np.arange(ROWS + 1)[None], 0)
+        vlm.decoder.prefill(rows(ROWS + 1), np.arange(ROWS + 1)[None], np.arange(64))
 
 
 @pytest.mark.parametrize(("target", "precision"), [exhaustive("trt-10.3", "fp16"), ("trt-11", "int4")])

@@ -6,7 +6,7 @@
 |---|---|---|
 | inputs_embeds (in) | [1, S, C] | the bundle's precision |
 | position_ids (in) | [1, S] | int64 |
-| visual_start (in) | [1] | int64, the row where the image's tokens begin |
+| visual_rows (in) | [1, N] | int64, ascending: the rows where the image's N visual tokens stand, in one run or among others |
 | logits (out) | [1, 1, V] | float32, after the last token |
 | keep_index (out) | [1, K] | int64, ascending: which of the image's tokens the last layer's cache holds |
 | present.{i}.key / .value (out) | [1, kv heads, Sᵢ, D] | the bundle's precision |
@@ -21,7 +21,10 @@
 | logits (out) | [1, S, V] | float32 |
 | present.{i}.key / .value (out) | [1, kv heads, Pᵢ + S, D] | the bundle's precision |
 
-Tokens keep the position ids that they had in the whole prompt. Letters as in `base.py`; n live visual tokens.
+Tokens keep the position ids that they had in the whole prompt. Rows that hold no visual token are never dropped: text between the
+tiles of an image stays, and is no part of the prompt that a method reads, which follows the image's last visual token.
+
+Letters as in `base.py`; N visual tokens of the image, n of them live.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fico_export.bundle import graph_names
 from fico_export.models.decoders.base import (
     Decoder,
     DecoderConfig,
@@ -39,6 +43,7 @@ from fico_export.models.decoders.base import (
     causal_mask,
     with_plane,
 )
+from fico_export.models.decoders.rows_left import rows_left
 from fico_export.models.layers import join_heads
 from fico_export.models.ports import Inputs, Port, Ports
 from fico_export.models.vision import Reduce
@@ -50,15 +55,23 @@ from fico_export.reducers.stages.select import take
 class _Rows(NamedTuple):
     """The live rows of the sequence.
 
-    Hidden states and input embeddings [B, S, C], position ids [B, S] or [B, S, A], visual tokens [B, n], and what is to be added
-    after the first layers, [B, S, C] each.
+    Hidden states and input embeddings [B, S, C], position ids [B, S] or [B, S, A], visual tokens [B, n], the rows [B, n] where they
+    stand, and what is to be added after the first layers, [B, S, C] each.
     """
 
     hidden: Tensor
     embeds: Tensor
     positions: Tensor
     live: Tensor
+    visual: Tensor
     planes: tuple[Tensor, ...] = ()
+
+
+class _Image(NamedTuple):
+    """The image in the whole prompt: embeddings [B, N, C] of its visual tokens, and the row [B, 1] after the last of them."""
+
+    embeds: Tensor
+    end: Tensor
 
 
 class Prefill(Decoder):
@@ -67,13 +80,12 @@ class Prefill(Decoder):
     Args:
         config: of the decoder.
         step: what to reduce in which layers.
-        grid: rows and columns of patches.
         dtype: of weights and arithmetic.
     """
 
-    def __init__(self, config: DecoderConfig, step: Step, grid: tuple[int, int], dtype: torch.dtype) -> None:
+    def __init__(self, config: DecoderConfig, step: Step, dtype: torch.dtype) -> None:
         super().__init__(config, dtype)
-        self.step, self.grid = step, grid
+        self.step = step
         self.reduce = torch.nn.ModuleDict(
             {f"layer_{i}": Reduce(step, keep) for i, keep in step.schedule.items()}
         )
@@ -82,15 +94,15 @@ class Prefill(Decoder):
         self,
         inputs_embeds: Tensor,
         position_ids: Tensor,
-        visual_start: Tensor,
+        visual_rows: Tensor,
         planes: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Logits [1, 1, V], kept visual tokens [1, K], then key and value of each layer."""
         live = torch.arange(self.step.before, device=inputs_embeds.device).expand(inputs_embeds.shape[0], -1)
         positions = position_ids if self.config.axes == 1 else position_ids.movedim(0, -1)
         added = () if planes is None else planes.unbind(1)
-        rows = _Rows(inputs_embeds, inputs_embeds, positions, live, added)
-        pictured = take(inputs_embeds, visual_start + live)
+        rows = _Rows(inputs_embeds, inputs_embeds, positions, live, visual_rows, added)
+        image = _Image(take(inputs_embeds, visual_rows), visual_rows[:, -1:] + 1)
         present: list[Tensor] = []
         for i, layer in enumerate(self.language_model.layers):
             assert isinstance(layer, DecoderLayer)
@@ -98,7 +110,7 @@ class Prefill(Decoder):
             if acts and self.step.reducer.before_attention:
                 cos, sin = self._rotary(rows)
                 scores = layer.self_attn.rotated(layer.input_layernorm(rows.hidden), cos, sin)
-                rows = self._reduce(i, rows, *scores, visual_start, pictured)
+                rows = self._reduce(i, rows, *scores, image)
             cos, sin = self._rotary(rows)
             empty = rows.hidden.new_zeros(len(rows.hidden), self.config.kv_heads, 0, self.config.head_dim)
             allowed = causal_mask(rows.hidden.shape[1], rows.hidden)
@@ -106,7 +118,7 @@ class Prefill(Decoder):
             present += cache
             rows = rows._replace(hidden=hidden)
             if acts and not self.step.reducer.before_attention:
-                rows = self._reduce(i, rows, queries, cache[0], visual_start, pictured)
+                rows = self._reduce(i, rows, queries, cache[0], image)
             hidden = layer.feed_forward(rows.hidden)
             rows = rows._replace(hidden=hidden + rows.planes[i] if i < len(rows.planes) else hidden)
         return self.logits(rows.hidden[:, -1:]), rows.live, *present
@@ -117,7 +129,7 @@ class Prefill(Decoder):
         inputs: Inputs = (
             Port("inputs_embeds", (1, length, self.config.hidden_size), self.dtype),
             self.positions_port(1),
-            Port("visual_start", (1,)),
+            Port(graph_names.VISUAL_ROWS, (1, self.step.before)),
             *self.planes_port(1),
         )
         outputs = (
@@ -128,41 +140,32 @@ class Prefill(Decoder):
         before = self.step.before
         return Ports(inputs, outputs, lengths={length: before + 5}, least={length: before + 2})
 
-    def _reduce(
-        self, i: int, rows: _Rows, queries: Tensor, keys: Tensor, start: Tensor, pictured: Tensor
-    ) -> _Rows:
-        """Let the method act on the visual rows, by queries and keys of all rows, and close the gap that it leaves."""
-        (batch, n), total = rows.live.shape, rows.hidden.shape[1]
-        visual = (start + torch.arange(n, device=start.device)).expand(batch, -1)
+    def _reduce(self, i: int, rows: _Rows, queries: Tensor, keys: Tensor, image: _Image) -> _Rows:
+        """Let the method act on the visual rows, by queries and keys of all rows, and close the gaps that it leaves."""
+        n, total, reducer = rows.live.shape[1], rows.hidden.shape[1], self.step.reducer
         queries = join_heads(queries)
         keys = join_heads(keys.repeat_interleave(self.config.heads // self.config.kv_heads, dim=1))
-        after = torch.arange(total, device=start.device) >= start + n
-        prompt = Prompt(rows.embeds, after.expand(batch, -1), pictured, queries, keys, visual)
-        cues = Cues(
-            self.grid, rows.live, take(queries, visual), take(keys, visual), self.config.heads, prompt=prompt
-        )
-        waiting = [take(plane, visual) for plane in rows.planes[i:]]
-        reduced, left, planes = self.reduce[f"layer_{i}"](take(rows.hidden, visual), cues, waiting)
-
-        keep = reduced.indices.shape[1]
-        # Row t of what is left: before the image t itself, in it the kept token, after it the row n − keep further on.
-        t = torch.arange(total - (n - keep), device=start.device)
-        offset = t - start
-        inside = (offset >= 0) & (offset < keep)
-        nth = offset.clamp(0, keep - 1).expand(batch, -1)
-        source = torch.where(
-            inside, start + take(reduced.indices, nth), torch.where(offset < 0, t, t + n - keep)
-        )
+        end = image.end - (self.step.before - n)  # what is dropped stood before it
+        after = torch.arange(total, device=end.device) >= end
+        prompt = Prompt(rows.embeds, after, image.embeds, queries, keys, rows.visual)
+        # What is live is of several tiles, or left by another method: one row of N, where no token is above another.
+        grid = 1, self.step.before
+        mine = take(queries, rows.visual), take(keys, rows.visual)
+        cues = Cues(grid, rows.live, *mine, self.config.heads, prompt=prompt)
+        waiting = [take(plane, rows.visual) for plane in rows.planes[i:]]
+        reduced, cues_left, planes = self.reduce[f"layer_{i}"](take(rows.hidden, rows.visual), cues, waiting)
+        left = rows_left(rows.visual, reduced.indices, total)
 
         def closed(kept: Tensor, all_rows: Tensor) -> Tensor:
-            return torch.where(inside[:, None], take(kept, nth), take(all_rows, source))
+            return left.put(kept, all_rows) if reducer.merges else take(all_rows, left.source)
 
         later = (closed(kept, plane) for kept, plane in zip(planes, rows.planes[i:], strict=True))
         return _Rows(
             closed(reduced.tokens, rows.hidden),
-            take(rows.embeds, source),
-            take(rows.positions, source),
-            left.positions,
+            take(rows.embeds, left.source),
+            take(rows.positions, left.source),
+            cues_left.positions,
+            left.visual,
             (*rows.planes[:i], *later),
         )
 

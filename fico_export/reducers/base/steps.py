@@ -225,6 +225,11 @@ def _require_offered(name: str, reducer: Reducer[Any], limits: Limits, before: i
             f"--method {name} reads the layer after the features, and this model takes them from the last layer",
             fix="choose another method: `fico list methods`",
         )
+    if reducer.whole_grid and decoder:
+        raise ConfigError(
+            f"--method {name} works on the whole grid of patches, and a decoder knows the rows of a prompt, not where in an image their patches lie",
+            fix="let it act before the decoder",
+        )
     if reducer.whole_grid and before < limits.total:
         raise ConfigError(
             f"--method {name} works on the whole grid of patches, and here another method is to act before it",

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fico_export.bundle import graph_names
-from fico_export.bundle.manifest import Manifest
+from fico_export.bundle.manifest import Graph, Manifest
 from fico_export.devices.nvidia import Runtime
-from fico_export.errors import FicoError, InputError
+from fico_export.errors import BundleError, FicoError, InputError
 
 Array = npt.NDArray[np.generic]
 
@@ -85,10 +85,10 @@ class AnyDecoder(Protocol):
         self,
         embeds: Array,
         positions: npt.NDArray[np.int64],
-        visual_start: int,
+        visual_rows: npt.NDArray[np.int64],
         planes: Array | None = None,
     ) -> tuple[npt.NDArray[np.float32], Cache, npt.NDArray[np.int64]]:
-        """Logits [V], cache and kept tokens [K] of a prompt [S, C] at positions [A, S] with one image, whose tokens are reduced on the way."""
+        """Logits [V], cache and kept tokens [K] of a prompt [S, C] at positions [A, S] with one image in rows [N], reduced on the way."""
         ...
 
 
@@ -184,6 +184,35 @@ def require_rows(filled: int, count: int, rows: int) -> None:
             f"{filled} tokens and {count} more; this bundle's KV cache has {rows} rows",
             fix="shorten the prompt, start a new conversation, or export with a larger --max-context or a smaller --keep",
         )
+
+
+def visual_input(graph: Graph, rows: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
+    """What tells `decoder_prefill` where an image's visual tokens stand: `visual_rows` [1, N].
+
+    Bundles that were exported before take `visual_start` [1], the first row of one run.
+
+    Args:
+        graph: as the manifest has it.
+        rows: [N] of the prompt, ascending.
+
+    Raises:
+        BundleError: the graph takes one run, and the rows are none.
+        InputError: the graph takes another number of visual tokens.
+    """
+    shapes = graph.shapes()
+    if graph_names.VISUAL_ROWS in shapes:
+        if len(rows) != (count := shapes[graph_names.VISUAL_ROWS][1]):
+            raise InputError(
+                f"{len(rows)} visual tokens in the prompt; this bundle's decoder reduces {count}",
+                fix="encode the image with the bundle that is to answer",
+            )
+        return {graph_names.VISUAL_ROWS: rows[None]}
+    if (np.diff(rows) != 1).any():
+        raise BundleError(
+            f"{graph.file} takes {graph_names.VISUAL_START}, an image's visual tokens in one run, and this prompt has others between them",
+            fix="export the bundle again",
+        )
+    return {graph_names.VISUAL_START: rows[:1]}
 
 
 def present_of(name: str) -> str:

@@ -49,6 +49,11 @@ class LaidOut:
     positions: Index
     next_position: int
 
+    @property
+    def visual_rows(self) -> Index:
+        """[N] the rows where visual tokens stand, ascending; newline vectors are none."""
+        return np.flatnonzero(self.visual >= 0)
+
     def rows(
         self,
         embed: Callable[[list[int]], npt.NDArray[Any]],

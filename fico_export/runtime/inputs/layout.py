@@ -87,17 +87,6 @@ class Layout:
                     fix=fix,
                 )
             block = layout._whole(profile, (1, 1))
-            shown = (
-                layout.place((1, 1), np.arange(profile.handed_over))
-                if manifest.reduction.in_decoder
-                else block
-            )
-            if manifest.reduction.in_decoder and (shown.visual < 0).any():
-                raise BundleError(
-                    f"{manifest.name} reduces inside the decoder, which takes an image's visual tokens in one run, and the "
-                    f"layout of {profile.name} has others between them",
-                    fix="export with a method that acts before the decoder: `fico list methods --verbose`",
-                )
             if (largest := int(block.ids.max())) >= manifest.decoder.vocab_size:
                 raise BundleError(
                     f"{manifest.name} shows an image by the token {largest}, and its decoder has {manifest.decoder.vocab_size}",

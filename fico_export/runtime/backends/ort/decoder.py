@@ -12,7 +12,7 @@ import onnxruntime as ort
 from fico_export.bundle import graph_names
 from fico_export.bundle.manifest import Manifest
 from fico_export.errors import EngineError, InputError
-from fico_export.runtime.backends.base import Array, Cache, Step, present_of, require_rows
+from fico_export.runtime.backends.base import Array, Cache, Step, present_of, require_rows, visual_input
 from fico_export.runtime.backends.ort.cache import Store
 from fico_export.runtime.backends.ort.growing import GrowingStore
 from fico_export.runtime.backends.ort.pools import PoolStore, RowsPool, SharedPool, StaticPool
@@ -47,8 +47,8 @@ class Decoder:
         self._store = self._make_store(manifest)
         self._prefill: ort.InferenceSession | None = None
         if self.reduces:
-            file = manifest.graph(graph_names.PREFILL).file
-            self._prefill = open_session(folder / file, provider, threads)
+            self._starts = manifest.graph(graph_names.PREFILL)
+            self._prefill = open_session(folder / self._starts.file, provider, threads)
 
     def new_cache(self) -> Cache:
         """An empty cache."""
@@ -97,7 +97,7 @@ class Decoder:
         self,
         embeds: Array,
         positions: npt.NDArray[np.int64],
-        visual_start: int,
+        visual_rows: npt.NDArray[np.int64],
         planes: Array | None = None,
     ) -> tuple[npt.NDArray[np.float32], Cache, npt.NDArray[np.int64]]:
         """Run a prompt with one image, whose tokens are reduced on the way.
@@ -105,14 +105,15 @@ class Decoder:
         Args:
             embeds: [S, C] in the decoder's precision.
             positions: [A, S] position ids.
-            visual_start: the row where the image's tokens begin.
+            visual_rows: [N] the rows where the image's visual tokens stand, ascending.
             planes: [L, S, C], as of a `Step`.
 
         Returns:
             Logits [V] after the last token, the cache, and which of the image's tokens [K] its last layer holds.
 
         Raises:
-            InputError: more tokens than a static cache has room for.
+            BundleError: the graph was exported before, for tokens in one run, and these are not.
+            InputError: another number of visual tokens than the graph takes; or more tokens than a static cache has room for.
             EngineError: ONNX Runtime failed, such as for lack of memory.
         """
         assert self._prefill is not None, "this decoder does not reduce: step from an empty cache"
@@ -120,7 +121,8 @@ class Decoder:
             require_rows(0, len(embeds), self._rows)  # as many as in the first layer, before it is reduced
         binding = self._prefill.io_binding()
         self._bind_inputs(binding, [Step(None, embeds, positions, planes)], [0], 1)
-        binding.bind_cpu_input("visual_start", np.asarray([visual_start], np.int64))
+        for name, array in visual_input(self._starts, visual_rows).items():
+            binding.bind_cpu_input(name, array)
         for name in ("logits", "keep_index"):
             binding.bind_output(name, "cpu")
         for name in self._past:

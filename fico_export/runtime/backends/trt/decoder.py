@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fico_export.bundle import graph_names
 from fico_export.bundle.manifest import Manifest
 from fico_export.errors import EngineError, InputError
-from fico_export.runtime.backends.base import Array, Step, present_of, require_rows
+from fico_export.runtime.backends.base import Array, Step, present_of, require_rows, visual_input
 from fico_export.runtime.backends.slots import Slots, moves, starts, with_room
 from fico_export.runtime.backends.steps import Rows, inputs, require_logits, run_all, runs
 from fico_export.runtime.backends.trt.cuda import DeviceMemory, Stream
@@ -140,7 +140,12 @@ class EngineDecoder:
         self.reduces = manifest.reduction.in_decoder
         self._layers, self._planes, self._graphs = manifest.decoder.layers, manifest.planes, graphs
         self._engine = open_engine(manifest.decoder_name)
-        self._starter = open_engine(graph_names.PREFILL) if self.reduces else None
+        self._starter = None
+        if self.reduces:
+            self._starter, self._starts = (
+                open_engine(graph_names.PREFILL),
+                manifest.graph(graph_names.PREFILL),
+            )
         self._past = manifest.graph(manifest.decoder_name).past
         self._layout = cache_layout(manifest)
         self.max_batch = self._layout.batch
@@ -175,7 +180,8 @@ class EngineDecoder:
             Logits [V] of each sequence, or [S, V].
 
         Raises:
-            InputError: more tokens than a cache has rows.
+            BundleError: the graph was exported before, for tokens in one run, and these are not.
+            InputError: another number of visual tokens than the graph takes; or more tokens than a cache has rows.
             ConfigError: logits after all tokens, and the engine gives those after the last alone.
             EngineError: the engine failed, such as for lack of memory.
         """
@@ -192,7 +198,7 @@ class EngineDecoder:
         self,
         embeds: Array,
         positions: npt.NDArray[np.int64],
-        visual_start: int,
+        visual_rows: npt.NDArray[np.int64],
         planes: Array | None = None,
     ) -> tuple[npt.NDArray[np.float32], EngineCache, npt.NDArray[np.int64]]:
         """Run a prompt with one image, whose tokens are reduced on the way.
@@ -200,14 +206,15 @@ class EngineDecoder:
         Args:
             embeds: [S, C] in the decoder's precision.
             positions: [A, S] position ids.
-            visual_start: the row where the image's tokens begin.
+            visual_rows: [N] the rows where the image's visual tokens stand, ascending.
             planes: [L, S, C], as of a `Step`.
 
         Returns:
             Logits [V] after the last token, the cache, and which of the image's tokens [K] its last layer holds.
 
         Raises:
-            InputError: more tokens than the engine or the cache takes.
+            BundleError: the graph was exported before, for tokens in one run, and these are not.
+            InputError: another number of visual tokens than the graph takes; or more tokens than the engine or the cache takes.
             EngineError: the engine failed, such as for lack of memory.
         """
         assert self._starter is not None, "this decoder does not reduce: step from an empty cache"
@@ -219,7 +226,7 @@ class EngineDecoder:
                 fix="shorten the prompt, or build the engines again with `fico build`",
             )
         feeds = inputs([Step(None, embeds, positions, planes)], [0], 1, self.dtype, self._planes)
-        feeds["visual_start"] = np.asarray([visual_start], np.int64)
+        feeds.update(visual_input(self._starts, visual_rows))
         profile = self._starter.profile_of({name: array.shape for name, array in feeds.items()})
         lane = self._lane(self._starter, profile, (), graphs=False)
         cache = self.new_cache()
