@@ -15,18 +15,26 @@ from fico_export.models.vision import VisionEncoder
 from fico_export.options import ExportOptions
 from fico_export.runtime.inputs.images import ImageFeatures, Pixels
 from fico_export.runtime.inputs.layout import Layout
-from fico_export.runtime.inputs.layouts.base import NEWLINE
+from fico_export.runtime.inputs.layouts.base import NEWLINE, NONE
 from fico_export.runtime.inputs.tile_runs import run_tiles
 
 
 def in_full(checkpoint: SourceModel) -> tuple[Layout, Callable[[Pixels], ImageFeatures]]:
     """The layout of a checkpoint as it was trained, and what makes of an image's pixels its features in FP32.
 
-    Of a model that sees images of any size, those are the resolutions that the checkpoint was shaped for.
+    Of a model that sees images of any size or in any tiles, those are the ones that the checkpoint was shaped for; but a model that
+    leaves padding out takes the grid that it was trained on for each image, as transformers computes what padding is from it.
     """
     names = tuple(profile.name for profile in checkpoint.profiles if profile.name != VIDEO)
-    sizes = names if "resolution" in checkpoint.choices else None
-    whole = checkpoint.shaped(ExportOptions(method="none", resolution=sizes))
+    choices = set(checkpoint.choices)
+    shaped = names if "unpad" not in choices else None
+    whole = checkpoint.shaped(
+        ExportOptions(
+            method="none",
+            resolution=shaped if "resolution" in choices else None,
+            profile=shaped if "profile" in choices else None,
+        )
+    )
     layout = Layout(whole.layout, whole.profiles, "original", whole.tokens.image_id)
     newline = whole.checkpoint.load(whole.newline).to(torch.float32).numpy() if whole.newline else None
     module_of = _Modules(whole)
@@ -71,8 +79,9 @@ class _Modules:
 
 
 def rows_of(image: ImageFeatures) -> npt.NDArray[np.float32]:
-    """[R, D] what stands for an image in a prompt of visual tokens and newline vectors alone."""
-    rows: npt.NDArray[np.float32] = image.features[image.block.visual]
+    """[n, D] the visual tokens and newline vectors that stand for an image in a prompt, without the text between them."""
+    visual = image.block.visual[image.block.visual != NONE]
+    rows: npt.NDArray[np.float32] = image.features[visual]
     if image.newline is not None:
-        rows[image.block.visual == NEWLINE] = image.newline
+        rows[visual == NEWLINE] = image.newline
     return rows

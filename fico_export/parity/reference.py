@@ -58,6 +58,8 @@ class Reference:
         asked = inspect.signature(self._model.get_image_features).parameters
         if "image_sizes" in asked:
             values, given = values[None], {"image_sizes": torch.tensor([pixels.size[::-1]])}
+        if "pixel_attention_mask" in asked:  # tiles of images, of which none shows padding
+            values = values[None]
         if "image_grid_thw" in asked:
             values, grid = _patches(values, self._model.config.vision_config)
             given = {"image_grid_thw": torch.tensor([grid])}
@@ -66,8 +68,9 @@ class Reference:
         # transformers has returned a tensor, a list of tensors, and an output object over its versions.
         features = getattr(output, "pooler_output", output)
         planes = getattr(output, "deepstack_features", None)
+        of_image = features if torch.is_tensor(features) else features[0]  # [T, n, D], or an image's of a list
         return (
-            np.asarray(features[0]).reshape(-1, features[0].shape[-1]),
+            np.asarray(of_image).reshape(-1, of_image.shape[-1]),
             np.stack([np.asarray(plane) for plane in planes]) if planes else None,
         )
 
