@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--method", default="divprune")
     parser.add_argument("--keep", type=int, default=64)
     parser.add_argument("--profile", default="1", help="of engines")
+    parser.add_argument("--quantize-vision", choices=["int8"], help="of answers; FP16 by default")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0 for one per physical core")
@@ -73,6 +74,7 @@ def answers(checkpoint: Path, work: Path, arguments: argparse.Namespace) -> dict
         say(f"export {name}")
         bundle = fico_export.export(
             checkpoint, request.pop("keep"), precision="int4", block=32, quantize_head="int8", target="ort",
+            quantize_vision=arguments.quantize_vision,
             out=work / name.replace(" ", "-"), verify=False, **request,
         )  # fmt: skip
         stored = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())

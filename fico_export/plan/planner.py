@@ -21,6 +21,7 @@ from fico_export.plan.costs import Flops, Storage
 from fico_export.plan.roofline import Kind, Range
 from fico_export.reducers.base.plan import ReductionPlan
 from fico_export.reducers.base.reducer import Site
+from fico_export.runtime.inputs.layout import Layout
 
 Verdict = Literal["fits", "may fit", "does not fit"]
 _KINDS: dict[str, tuple[Kind, Kind]] = {  # of the tower and of the decoder
@@ -42,10 +43,12 @@ class PlanRequest(ExportOptions):
 class Work:
     """A request's plan, and the FLOPs of an image and of the prompt, which no precision and no device changes.
 
-    Bytes of the vision graph depend only on how weights are stored, and most devices store them alike.
+    `others` are the tokens of the prompt that are no visual ones: its text, and what the model puts around an image's tiles. Bytes of the
+    vision graph depend only on how weights are stored, and most devices store them alike.
     """
 
     plan: ReductionPlan
+    others: int
     vision: Flops
     prefill: Flops
     vision_weights: Callable[[Storage], int]
@@ -145,13 +148,23 @@ def count(model: Architecture, request: PlanRequest) -> Work:
     assert request.method is not None
     model = model.shaped(request)
     made = model.plan(request.method, request.keep, request.settings)
+    others = request.text_tokens + _around(model)
     return Work(
         made,
+        others,
         costs.vision_flops(model, made),
-        costs.prefill_flops(model, made, request.text_tokens),
+        costs.prefill_flops(model, made, others),
         cache(partial(costs.vision_weights, model, made)),
         cache(partial(costs.vision_activations, model, made)),
     )
+
+
+def _around(model: Architecture) -> int:
+    """Rows of a prompt that stand around the visual tokens of an image of the first profile."""
+    layout = Layout(model.layout, model.profiles, "original", 0)
+    (rows, columns), (height, width) = model.profile.tile_grid, model.profile.size
+    shown = columns * width, rows * height
+    return layout.rows(shown) - layout.features(shown)
 
 
 def estimate(model: Architecture, request: PlanRequest, device: Device | None, work: Work) -> Estimate:
@@ -164,7 +177,7 @@ def estimate(model: Architecture, request: PlanRequest, device: Device | None, w
     record = quantization(replace(request, precision=precision), target, model.shapes)
     storage = Storage(precision, record)
     made = work.plan
-    rows = _rows(model, made, request, target)
+    rows = _rows(model, work, request, target)
     decoder, head = costs.decoder_weights(model.decoder_config, storage)
     weights = Weights(work.vision_weights(storage), decoder, head)
     stages = _stages(model, work, target, storage, weights, rows)
@@ -178,7 +191,7 @@ def estimate(model: Architecture, request: PlanRequest, device: Device | None, w
         method=made.method,
         visual_tokens=made.visual_tokens,
         keep=made.keep,
-        prompt_tokens=made.handed_over + request.text_tokens,
+        prompt_tokens=made.handed_over + work.others,
         rows=max(rows),
         stages=stages,
         memory=memory,
@@ -190,16 +203,16 @@ def estimate(model: Architecture, request: PlanRequest, device: Device | None, w
     )
 
 
-def _rows(model: Architecture, made: ReductionPlan, request: PlanRequest, target: Target) -> list[int]:
+def _rows(model: Architecture, work: Work, request: PlanRequest, target: Target) -> list[int]:
     """Rows of each layer's cache at the end of the answer, or all there are of a static one."""
-    config = model.decoder_config
+    config, made = model.decoder_config, work.plan
     static = context.cache_rows(target, made, config.context, request.max_context)
     context.require_batch(made, request.max_batch)
-    longest, most = made.handed_over + request.text_tokens + request.new_tokens, static or config.context
+    longest, most = made.handed_over + work.others + request.new_tokens, static or config.context
     if longest > most:
         larger = f"--max-context {longest}, or " if static and longest <= config.context else ""
         raise ConfigError(
-            f"{made.handed_over} visual tokens, {request.text_tokens} of text and {request.new_tokens} new ones are "
+            f"{made.handed_over} visual tokens, {work.others} of text and {request.new_tokens} new ones are "
             f"{longest}, and the cache ends at {most}",
             fix=f"{larger}a smaller --keep, --text-tokens or --new-tokens",
         )
@@ -239,7 +252,7 @@ def _memory(
     device: Device | None,
 ) -> tuple[Part, ...]:
     config, made = model.decoder_config, work.plan
-    prompt = made.handed_over + request.text_tokens
+    prompt = made.handed_over + work.others
     # One of each sequence; one that grows by Concat is there twice while it does.
     copies = request.max_batch * (1 if _in_place(target, made) else 2)
     cache = copies * costs.cache_bytes_per_row(config, storage) * sum(rows) // config.layers

@@ -134,7 +134,7 @@ def test_what_cannot_be_planned_is_refused(fico, folder, tmp_path, monkeypatch, 
 def test_a_model_of_another_type_is_refused(fico, folder):
     edit_json(folder / "config.json", model_type="mllama")
 
-    fico("plan", "--model", folder).refuses("model_type 'mllama'", "supported: llava")
+    fico("plan", "--model", folder).refuses("model_type 'mllama'", "supported: ", "llava (llava-1.5-7b, ")
 
 
 def test_a_plot_without_matplotlib_says_what_to_install(fico, folder, monkeypatch):
@@ -171,7 +171,8 @@ def test_every_alias_has_its_config():
         config = AutoConfig.from_pretrained(models.packaged(alias))
         assert config.image_token_id < config.text_config.vocab_size
         side = getattr(config.vision_config, "image_size", 448)  # a Qwen-VL takes any: its usual one
-        assert models.describe(models.packaged(alias)).profile.size[0] == side
+        sides = tuple(side) if isinstance(side, (list, tuple)) else (side, side)
+        assert models.describe(models.packaged(alias)).profile.size == sides
 
 
 def test_a_folder_called_as_an_alias_is_that_folder(folder, monkeypatch, tmp_path):
