@@ -27,7 +27,7 @@ LONGEST = 1200
 def model(tmp_path_factory):
     """576 visual tokens; stacks no deeper than the methods' schedules need, for each layer takes time to trace."""
     folder = tmp_path_factory.mktemp("checkpoint") / "grid24-shallow"
-    vision, text = GRID24 | {"num_hidden_layers": 3}, {"num_hidden_layers": 3}
+    vision, text = GRID24 | {"num_hidden_layers": 4}, {"num_hidden_layers": 3}
     return models.load(write_tiny(folder, vision=vision, text=text))
 
 
