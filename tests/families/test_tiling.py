@@ -52,7 +52,7 @@ def features_of(theirs, pixels):
         return model.multi_modal_projector(states[-2][:, 1:]).numpy().astype(np.float64)
 
 
-@pytest.mark.parametrize("method", [exhaustive(m) if m == "divprune" else m for m in OF_FEATURES])
+@pytest.mark.parametrize("method", [exhaustive(m) if m == "g-prune" else m for m in OF_FEATURES])
 def test_each_tile_keeps_its_share_as_numpy_does_over_fifty_seeds(
     make_bundle, checkpoint, theirs, images, method
 ):
