@@ -71,7 +71,10 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory, worker_id):
-    """shared(name, make) → a folder that `make(folder)` fills once for all workers; nobody changes it."""
+    """shared(name, make) → a folder that `make(folder)` fills once for all workers; nobody changes it.
+
+    `shared.made(name)` says whether one of them has filled it.
+    """
     own = tmp_path_factory.getbasetemp()
     root = (own if worker_id == "master" else own.parent) / "shared"
     root.mkdir(exist_ok=True)
@@ -84,6 +87,7 @@ def shared(tmp_path_factory, worker_id):
                 whole.touch()
         return folder
 
+    once.made = lambda name: (root / f"{name}.whole").exists()
     return once
 
 
@@ -128,9 +132,8 @@ def make_bundle(shared):
     """Exports once per set of arguments, for all workers: make_bundle(checkpoint, keep, **options) → folder of the bundle.
 
     Whether an argument is left out or given as its default makes no other bundle; nor does `verify=False`, where one was
-    verified before in this process.
+    verified before.
     """
-    verified = set()
 
     def key_of(given, options):
         arguments = inspect.signature(fico_export.export).bind(*given, **options)
@@ -139,9 +142,7 @@ def make_bundle(shared):
 
     def make(*given, **options):
         key = key_of(given, options | {"verify": True})
-        if options.get("verify", True):
-            verified.add(key)
-        if key not in verified:
+        if not shared.made(key):
             key = key_of(given, options)
         folder = shared(key, lambda folder: fico_export.export(*given, out=folder / "bundle", **options))
         return folder / "bundle"

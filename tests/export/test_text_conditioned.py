@@ -10,6 +10,7 @@ import pytest
 import torch
 from checkpoints import write_siglip, write_tiny
 from clip_checkpoints import write_clip
+from exhaustive import exhaustive
 from reducer_cases import computed, expected, random_inputs
 from reference import greedy, text_conditioned
 from transformers import AutoTokenizer, CLIPModel
@@ -103,7 +104,7 @@ def projected_rows(clip, features):
         ).numpy()
 
 
-@pytest.mark.parametrize("keep", [16, 64])
+@pytest.mark.parametrize("keep", [exhaustive(16), 64])
 def test_words_and_patches_are_covered_as_the_reference_covers_them(
     keep, model, photographs_as_pixels, tmp_path
 ):
@@ -150,7 +151,9 @@ def test_another_text_keeps_other_tokens_and_what_fills_up_the_rows_does_not_cou
     np.testing.assert_array_equal(without[1][0], alone)
 
 
-@pytest.mark.parametrize("keep", [16, 48])  # below the 64 channels: beyond their rank nothing is left to span
+@pytest.mark.parametrize(
+    "keep", [exhaustive(16), 48]
+)  # below the 64 channels: beyond their rank nothing is left to span
 def test_the_volume_weighted_by_relevance_equals_the_reference(
     keep, with_clip, transformers_clip, photographs_as_pixels, tmp_path
 ):

@@ -87,7 +87,7 @@ def test_a_decoder_that_is_run_layer_by_layer_adds_planes_too(qwen):
     np.testing.assert_allclose(logits, qwen.theirs.logits(given.embeds, given.positions, planes), atol=1e-4)
 
 
-@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("calibrated", [exhaustive(False), True])
 def test_int4_is_what_torch_makes_of_the_rounded_weights(qwens, image, data, tmp_path, calibrated):
     """The export verifies it, layer by layer, planes and all."""
     qwen = qwens("qwen3_vl")

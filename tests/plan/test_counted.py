@@ -157,7 +157,7 @@ def test_a_decoder_that_reduces_costs_what_was_planned(tiny_checkpoint, make_bun
 
 
 def test_a_static_cache_is_counted_whole_where_the_decoder_reduces(tiny_checkpoint, make_bundle):
-    asked = {"settings": {"layer": 1}, "precision": "fp16", "target": "trt-10.3", "max_context": 256}
+    asked = {"settings": {"layer": 1}, "precision": "fp16", "target": "trt-10.3", "max_context": 512}
     bundle = make_bundle(tiny_checkpoint, 16, method="fastv", verify=False, **asked)
     planned = advice.plan(
         open_architecture(str(tiny_checkpoint)),

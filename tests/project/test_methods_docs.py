@@ -12,6 +12,7 @@ import hollow
 import pytest
 import write_methods
 from cli_tools import command_line
+from exhaustive import exhaustive
 
 from fico_export import reducers
 from fico_export.cli.listing import describe_method
@@ -61,7 +62,9 @@ def test_every_method_says_what_a_reader_needs(method):
             assert option.range not in option.says
 
 
-def test_the_example_can_be_pasted_listed_tested_exported_and_run(tmp_path):
+@pytest.mark.parametrize("whole", [exhaustive(True), False], ids=["exported and run", "listed and tested"])
+def test_the_example_can_be_pasted_and_the_lines_of_the_page_run(whole, tmp_path):
+    """Its tests export it too, alone; of the demo a bundle is exported and run in the exhaustive run."""
     page = PASTE.read_text(encoding="utf-8")
     example = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
     path = re.search(r"Save this as `(\S+)`", page)[1]
@@ -73,13 +76,13 @@ def test_the_example_can_be_pasted_listed_tested_exported_and_run(tmp_path):
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / path).write_text(example, encoding="utf-8")
 
-    outputs = [run(line, tmp_path) for line in lines]
+    outputs = [run(line, tmp_path) for line in (lines if whole else lines[:2])]
 
     name = Path(path).stem
     assert f"{name}  " in outputs[0]
     assert "--set share=…  float 0 … 1, default 0.5: " in outputs[0]
     assert re.search(r"\d passed", outputs[1])
-    assert (tmp_path / "engines" / f"demo-{name}-k64-fp32" / "manifest.json").exists()
+    assert (tmp_path / "engines" / f"demo-{name}-k64-fp32" / "manifest.json").exists() == whole
 
 
 def run(line: str, folder: Path) -> str:
