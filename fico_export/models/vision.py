@@ -280,7 +280,8 @@ class VisionEncoder(GraphModule):
             if i + 1 in self.feature_layers:
                 states[i + 1] = hidden
             planes += [merger.plane(n, hidden) for n, after in enumerate(merger.planes) if after == i]
-        return states, cues, planes
+        # The earlier layer of a shallow tower can be the last itself.
+        return states, replace(cues, earlier=earlier), planes
 
     def _jointly(self, features: Tensor, index: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """All tokens [1, n, D] with their places [1, n] → what is left of each part that is reduced as one."""
