@@ -13,7 +13,7 @@ def test_the_earlier_layer_can_be_the_last(tmp_path, monkeypatch):
     monkeypatch.setattr(Cues, "received", lambda cues: seen.append(received(cues)) or seen[-1])
     model = models.load(write_tiny(tmp_path, vision={"num_hidden_layers": 3}))
     with torch.device("meta"):
-        module = model.vision(model.plan("hiprune", 16, {}), torch.float32)
+        module = model.vision(model.plan("hiprune", 16, {"alpha": 0.5}), torch.float32)
 
     with torch.inference_mode():
         features, index = model.with_weights(module)(torch.randn(1, *model.profile.input_shape[1:]))
