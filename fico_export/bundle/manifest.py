@@ -28,7 +28,7 @@ from fico_export.bundle.bounds import (
     require_distinct,
 )
 from fico_export.bundle.consistency import first_contradiction
-from fico_export.bundle.profiles import LayoutRecord, Profile, with_profile
+from fico_export.bundle.profiles import MAX_PROFILES, LayoutRecord, Profile, with_profile
 from fico_export.errors import BundleError
 
 SCHEMA_VERSION = 5
@@ -228,7 +228,7 @@ class Manifest(Record):
     reduction: Reduction
     decoder: Decoder
     tokens: Tokens
-    profiles: list[Profile] = Field(min_length=1, max_length=64)
+    profiles: list[Profile] = Field(min_length=1, max_length=MAX_PROFILES)
     layout: LayoutRecord
     max_batch: int = Field(1, strict=True, ge=1, le=MOST_BATCH)
     precision: Literal["fp32", "fp16", "int4"]

@@ -13,6 +13,9 @@ MAX_AXES = 4
 """Axes of position ids: three are the most that a model has."""
 
 MAX_TILES = 256
+MAX_PROFILES = 2**11
+"""More than there are grids of at most `MAX_TILES` tiles."""
+
 MAX_TOKENS = 2**20
 """Visual tokens of an image at most: a hundred times those of the largest that a model takes."""
 

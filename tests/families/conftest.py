@@ -1,8 +1,9 @@
-"""The checkpoints that several of these tests have: LLaVA-NeXT, and both Qwen-VL."""
+"""The checkpoints that several of these tests have: LLaVA-NeXT, both Qwen-VL, and the families of equal tiles."""
 
 import pytest
 from anyres_checkpoints import Theirs, write_next
 from qwen_checkpoints import KINDS, Qwen, write_qwen
+from tiled_checkpoints import Tiled, write_tiled
 
 
 @pytest.fixture(scope="module")
@@ -32,3 +33,22 @@ def qwens(shared):
 def qwen(request, qwens):
     """Qwen2.5-VL, then Qwen3-VL."""
     return qwens(request.param)
+
+
+@pytest.fixture(scope="session")
+def tileds(shared):
+    """tileds(name) → what `Tiled` has of a SmolVLM, an Idefics3 or an InternVL."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made[name] = Tiled(name, shared(name, lambda folder: write_tiled(folder, name)))
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session", params=["smolvlm", "internvl"])
+def tiled(request, tileds):
+    """SmolVLM, then InternVL."""
+    return tileds(request.param)

@@ -30,15 +30,15 @@ WORDS = [
 
 
 @cache
-def tokenizer(special=SPECIAL):
-    """Of Qwen2's kind: bytes, and nothing in front."""
+def tokenizer(special=SPECIAL, more=()):
+    """Of Qwen2's kind: bytes, and nothing in front; trained on a few words, and on `more` texts."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    made.train_from_iterator(WORDS, trainer)
+    made.train_from_iterator([*WORDS, *more], trainer)
     made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return made
 
@@ -99,6 +99,8 @@ def write_onevision(folder, **config):
 
 class NoVideo(VideoProcessorMixin):
     """Stands where the processor wants its video processor, which needs torchvision."""
+
+    num_frames, fps = 8, 1  # SmolVLM's template asks for them, of images too
 
 
 class _Processor(transformers.LlavaOnevisionProcessor):

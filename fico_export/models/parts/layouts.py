@@ -31,7 +31,13 @@ TWINS = {
     "llava-next-interleave-qwen-0.5b": "llava-hf/llava-interleave-qwen-0.5b-hf",
     "llava-next-interleave-qwen-7b": "llava-hf/llava-interleave-qwen-7b-hf",
 }
-"""Checkpoint in its authors' layout, by the last part of its name in lower case → the same one in transformers' layout."""
+"""LLaVA in its authors' layout, by the last part of its name in lower case → the same one in transformers' layout."""
+
+_INTERNVL = {
+    **{f"internvl3-{size}b": f"OpenGVLab/InternVL3-{size}B-hf" for size in (1, 2, 8)},
+    **{f"internvl3_5-{size}b": f"OpenGVLab/InternVL3_5-{size}B-HF" for size in (1, 2, 8)},
+}
+"""Likewise InternVL."""
 
 _TEXT_MODELS = {
     "llama": "lmsys/vicuna-7b-v1.5",
@@ -40,7 +46,9 @@ _TEXT_MODELS = {
 }
 """Decoder in the name of a LLaVA's class → the model that the script takes the config and tokenizer of, as an example."""
 
-_AUTHORS = re.compile(r"^(llava_|bunny|tinyllava|mobilevlm|imp$|llava-|mipha|vila)", re.IGNORECASE)
+_AUTHORS = re.compile(
+    r"^(llava_|bunny|tinyllava|mobilevlm|imp$|llava-|mipha|vila|internvl_chat$)", re.IGNORECASE
+)
 _CLASS = re.compile(r"^Llava(\w*?)ForCausalLM$")
 
 
@@ -149,9 +157,15 @@ def _authors(config: Mapping[str, Any], folder: Path) -> CheckpointError:
             f"{what}; it is a LLaVA-NeXT (1.6)",
             fix="take one in that layout, such as --model llava-hf/llava-v1.6-mistral-7b-hf",
         )
-    twin = TWINS.get(_last(folder.name)) or TWINS.get(_last(folder.parent.parent.name))
+    twins = {**TWINS, **_INTERNVL}
+    twin = twins.get(_last(folder.name)) or twins.get(_last(folder.parent.parent.name))
     if twin is not None:
         return CheckpointError(what, fix=f"the same model in that layout: --model {twin}")
+    if config.get("model_type") == "internvl_chat":
+        return CheckpointError(
+            what,
+            fix="take one in that layout, whose name ends in -hf, such as --model OpenGVLab/InternVL3-1B-hf",
+        )
     itself = "llava-v1.5-7b"  # its config.json names it; that of a fine-tune may keep the name
     itself = last if (last := _last(str(config.get("_name_or_path")))) in TWINS else itself
     text = _TEXT_MODELS.get(re.sub(r"\d.*", "", _decoder(config) or ""))

@@ -105,9 +105,10 @@ def load(variety: Variety, folder: Path, revision: str | None) -> SourceModel:
     """
     raw = read_json(folder / "config.json")
     config = _parsed(variety, raw)
-    files = partial(_files, variety, variety.shape(config))
+    tower = _tower(variety, config)
+    files = partial(_files, variety, tower)
     found = files(texts.files(folder, raw, config))
-    tiles = variety.tiles(found.preprocessor, variety.shape(config).image_size)
+    tiles = variety.tiles(found.preprocessor, tower.image_size)
     path = folder / "tokenizer.json"
     bounded = tokenizer.read(
         found.tokenizer, str(path), error=CheckpointError, fix="use the tokenizer.json of this checkpoint"
@@ -129,20 +130,16 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         CheckpointError: it asks for something that is not supported.
     """
     config = _parsed(variety, raw)
-    tiles = variety.tiles({}, variety.shape(config).image_size)
+    tiles = variety.tiles({}, _tower(variety, config).image_size)
     return _described(
         variety, config, tiles, {name: [0] if text else [] for name, text in tiles.texts.items()}
     )
 
 
 def _described(variety: Variety, config: Any, tiles: Tiles, ids: Mapping[str, Sequence[int]]) -> Architecture:
+    tower = _tower(variety, config)
     with config_check.reading(variety.name):
-        tower, decoder = variety.shape(config), decoder_config(config.text_config)
-        if tower.grid[0] % tower.side:
-            raise CheckpointError(
-                f"config.json: a tile of {tower.grid[0]} patches a side does not consist of cells of {tower.side}",
-                fix=config_check.FIX,
-            )
+        decoder = decoder_config(config.text_config)
     known = {profile.name: profile for profile in (_profile(grid, tower) for grid in [(1, 1), *tiles.grids])}
     own = tuple(known[_name(grid)] for grid in tiles.grids)
     layout = LayoutRecord(
@@ -191,6 +188,17 @@ def _described(variety: Variety, config: Any, tiles: Tiles, ids: Mapping[str, Se
         shape=partial(_shape, known, own, layout),
         choices=("profile", "tiling"),
     )
+
+
+def _tower(variety: Variety, config: Any) -> ClipConfig:
+    with config_check.reading(variety.name):
+        tower = variety.shape(config)
+        if tower.grid[0] % tower.side:
+            raise CheckpointError(
+                f"config.json: a tile of {tower.grid[0]} patches a side does not consist of cells of {tower.side}",
+                fix=config_check.FIX,
+            )
+    return tower
 
 
 def _has_cls(variety: Variety, shape: ClipConfig) -> bool:

@@ -73,6 +73,7 @@ _SWITCHES = (
     "do_pad",
     "do_resize",
     "do_center_crop",
+    "do_image_splitting",
     "do_rescale",
     "do_normalize",
     "do_convert_rgb",
