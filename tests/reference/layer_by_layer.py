@@ -22,7 +22,7 @@ def through_layers(model, method, embeds, visual, left, recycle=0.3):
     Returns:
         Logits [V] after the last row, kept tokens [K], rows of each layer.
     """
-    language = model.model.language_model
+    language = model.get_decoder()
     x, places = embeds.clone(), torch.arange(len(embeds))
     is_visual, is_prompt = np.zeros(len(x), bool), np.zeros(len(x), bool)
     is_visual[visual], is_prompt[visual[-1] + 1 :] = True, True
