@@ -56,9 +56,7 @@ def test_each_method_keeps_just_its_budget_or_is_refused(tiled, tiling):
     "alias", ["smolvlm-256m", "smolvlm2-2.2b", "idefics3-8b", "internvl3-1b", "internvl3.5-8b"]
 )
 def test_which_methods_the_public_models_take(alias):
-    if (folder := models.packaged(alias)) is None:
-        pytest.skip(f"no config.json of {alias} is packaged")
-    model, taken = models.describe(folder), set()
+    model, taken = models.describe(models.packaged(alias)), set()
     for method in reducers.names():
         with suppress(ConfigError):
             model.plan(method, None if method == "none" else 36, {})

@@ -214,6 +214,46 @@ def test_a_profile_that_a_rule_cannot_show_is_refused(rule, change, words):
         Layout.of(manifest)
 
 
+AROUND = {"start": [5], "end": [6]}
+ROWCOL = {"tile": [5], "global": [6], "end": [5]}
+
+
+@pytest.mark.parametrize(
+    ("record", "change", "words"),
+    [
+        ({"rule": "tiles", "texts": AROUND}, {"tiles": 2}, "not one, nor a grid and a thumbnail"),
+        ({"rule": "tiles", "texts": AROUND}, {"tile_grid": (2, 1)}, "not one, nor a grid and a thumbnail"),
+        ({"rule": "tiles", "texts": AROUND}, {"visual_tokens": 65}, "no part of a grid"),
+        ({"rule": "tiles", "texts": ROWCOL}, {}, "its texts are not start and end"),
+        ({"rule": "tiles", "texts": AROUND, "numbers": {"longest": 3}}, {}, "there is no number longest"),
+        ({"rule": "rowcol", "texts": ROWCOL}, {}, "its numbers are not longest alone"),
+        ({"rule": "rowcol", "texts": ROWCOL, "numbers": {"longest": 0}}, {}, "of 1 … 8192"),
+        ({"rule": "rowcol", "texts": ROWCOL, "numbers": {"longest": 8193}}, {}, "of 1 … 8192"),
+        ({"rule": "rowcol", "texts": AROUND, "numbers": {"longest": 64}}, {}, "there is no text global"),
+        (
+            {"rule": "rowcol", "texts": ROWCOL, "numbers": {"longest": 64}},
+            {"tile_grid": (1, 2), "tiles": 3, "visual_tokens": 192},
+            "there is no text blank",
+        ),
+        ({"rule": "rowcol", "texts": ROWCOL | {"end": [512]}, "numbers": {"longest": 64}}, {}, "by the token 512"),
+    ],
+)  # fmt: skip
+def test_equal_tiles_that_a_rule_cannot_show_are_refused(record, change, words):
+    profile = square(112, (8, 8), aside=0, patch_size=14).model_copy(update=change)
+    given = {"profiles": [profile], "layout": LayoutRecord(**record)}
+
+    with pytest.raises(BundleError, match=words):
+        Layout.of(manifest_of().model_copy(update=given))
+
+
+def test_a_text_of_no_tokens_is_none():
+    record = LayoutRecord(rule="tiles", texts={"start": [], "end": [6]})
+    ids = Layout.of(manifest_of(keep=64).model_copy(update={"layout": record})).whole_ids([3], [(9, 9)])
+
+    assert ids == [3] * 64 + [6]
+    assert all(type(token) is int for token in ids)
+
+
 @pytest.mark.parametrize("rule", ["square", "grid"])
 def test_a_number_that_a_rule_does_not_know_is_refused(rule):
     record = LayoutRecord(rule=rule, numbers={"newlines": 5})

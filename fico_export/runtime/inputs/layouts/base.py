@@ -88,7 +88,7 @@ class Block:
     def of_text(cls, ids: Sequence[int], axes: int) -> Block:
         """Text tokens: one position id each, the same on every axis."""
         counted = np.arange(len(ids))
-        return cls(np.asarray(ids), np.full(len(ids), NONE), np.tile(counted, (axes, 1)), len(ids))
+        return cls(np.asarray(ids, np.int64), np.full(len(ids), NONE), np.tile(counted, (axes, 1)), len(ids))
 
     @classmethod
     def joined(cls, parts: Sequence[Block]) -> Block:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from fico_export.bundle.profiles import LayoutRecord, Profile
+from fico_export.bundle.profiles import MAX_SIDE, LayoutRecord, Profile
 from fico_export.runtime.inputs.layouts.base import Block, Rule, Size
 from fico_export.runtime.inputs.layouts.tiles import not_a_grid, parts, tiles
 
@@ -30,8 +30,8 @@ def problem(profile: Profile, record: LayoutRecord) -> str:
     """Tiles that are no grid with one for the whole image, or numbers and texts of another rule."""
     if found := not_a_grid(profile):
         return found
-    if record.numbers.keys() != {"longest"} or not record.numbers["longest"]:
-        return "its numbers are not longest alone"
+    if record.numbers.keys() != {"longest"} or not 1 <= record.numbers["longest"] <= MAX_SIDE:
+        return f"its numbers are not longest alone, of 1 … {MAX_SIDE}"
     rows, columns = profile.tile_grid
     places = {place(row, column) for row in range(rows) for column in range(columns)}
     wanted = _SPLIT | places if profile.tiles > 1 else _SINGLE
