@@ -61,7 +61,7 @@ def test_config_json_may_name_the_processor(checkpoint):
 @pytest.mark.parametrize(
     ("config", "what", "fix"),
     [
-        ({}, "names no image processor: it has no image_processor_type", "CLIPImageProcessor, LlavaImageProcessor"),
+        ({}, "names no image processor: it has no image_processor_type", "LlavaImageProcessor, LlavaNextImageProcessor"),
         ({"video_processor_type": "LlavaOnevisionVideoProcessor"}, "of a video processor ('Llava", "CLIPImageProcessor"),
         ({"image_processor_type": ["CLIPImageProcessor"]}, "image_processor_type is ['CLIPImageProcessor'], not a name", "correct image_processor_type"),
         ({"image_processor_type": 3}, "image_processor_type is 3", "correct image_processor_type"),

@@ -162,7 +162,7 @@ def test_published_configs_are_described_with_transformers_sizes(path):
         getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     )
     side = getattr(theirs.vision_config, "image_size", 448)  # a Qwen-VL takes any: its usual one
-    assert described.profile.size == (side, side)
+    assert described.profile.size == (tuple(side) if isinstance(side, list) else (side, side))
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ def test_the_crop_box_of_a_padded_picture_reaches_outside():
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        ({"image_processor_type": "Idefics3ImageProcessor"}, "Idefics3ImageProcessor"),
+        ({"image_processor_type": "MllamaImageProcessor"}, "MllamaImageProcessor"),
         ({"image_processor_type": None}, "image processor"),
         ({"size": {"longest_edge": 3}}, "size"),
         ({"size": {"shortest_edge": 0}}, "size"),
@@ -279,7 +279,7 @@ def test_a_config_that_cannot_be_followed_is_refused(wrong, named):
 def test_the_supported_processors_are_listed():
     with pytest.raises(ConfigError) as caught:
         ImageProcessor.from_config({"image_processor_type": "PixtralImageProcessor"})
-    assert "CLIPImageProcessor, LlavaImageProcessor," in caught.value.fix
+    assert "LlavaImageProcessor, LlavaNextImageProcessor," in caught.value.fix
 
 
 def refusal(source):
