@@ -270,3 +270,12 @@ def test_a_tower_of_other_norms_is_transformers_tower(tmp_path, bias):
     torch.testing.assert_close(found, torch.from_numpy(tiled.theirs.features(tiles)), atol=2e-5, rtol=0)
     assert index[0].tolist() == cells.tolist()
     torch.testing.assert_close(merged[0], torch.from_numpy(expected), atol=5e-5, rtol=0)
+
+
+def test_a_tokenizer_without_a_token_around_tiles_is_refused(tiled, copy):
+    token = {"smolvlm": "<row_1_col_2>", "internvl": "</img>"}[tiled.name]
+    path = copy / "tokenizer.json"
+    path.write_text(path.read_text().replace(token, "<another>"))
+
+    with pytest.raises(CheckpointError, match=f"has no token '{token}', which the model puts around"):
+        models.load(copy)

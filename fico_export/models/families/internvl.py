@@ -89,6 +89,7 @@ _INTERNVL = Variety(
     decoders=("qwen2", "qwen3", "llama", "mistral"),
     shape=_shape,
     tower=InternVit,
+    has_cls=True,
     merger=_merger,
     tiles=_tiles,
     length="image_seq_length",

@@ -123,6 +123,7 @@ SMOLVLM = Variety(
     decoders=("llama", "mistral", "qwen2", "qwen3"),
     shape=_shape,
     tower=SiglipTower,
+    has_cls=False,
     merger=_merger,
     tiles=_tiles,
     length="image_seq_len",

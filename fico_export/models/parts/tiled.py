@@ -74,6 +74,7 @@ class Variety:
         decoders: model types of the decoders that it has.
         shape: config → shape of the tower, `side` that of a cell.
         tower: (shape, dtype) → the tower.
+        has_cls: whether it has a CLS token.
         merger: (config, shape, dtype) → the merger.
         tiles: (content of preprocessor_config.json, side of a tile) → how it shows an image; raises CheckpointError.
         length: key of processor_config.json that says how many tokens a tile has.
@@ -90,6 +91,7 @@ class Variety:
     decoders: tuple[str, ...]
     shape: Callable[[Any], ClipConfig]
     tower: Callable[[Any, torch.dtype], Tower]
+    has_cls: bool
     merger: Callable[[Any, ClipConfig, torch.dtype], Merger]
     tiles: Callable[[Mapping[str, Any], int], Tiles]
     length: str
@@ -109,15 +111,7 @@ def load(variety: Variety, folder: Path, revision: str | None) -> SourceModel:
     files = partial(_files, variety, tower)
     found = files(texts.files(folder, raw, config))
     tiles = variety.tiles(found.preprocessor, tower.image_size)
-    path = folder / "tokenizer.json"
-    bounded = tokenizer.read(
-        found.tokenizer, str(path), error=CheckpointError, fix="use the tokenizer.json of this checkpoint"
-    )
-    ids = {
-        name: bounded.encode(text, add_special_tokens=False) if text else []
-        for name, text in tiles.texts.items()
-    }
-    described = _described(variety, config, tiles, ids)
+    described = _described(variety, config, tiles, _ids(found.tokenizer, folder, tiles.texts))
     return opened(
         folder, revision, raw, config, described, unread=variety.unread, renames=variety.renames, files=files
     )
@@ -131,9 +125,24 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
     """
     config = _parsed(variety, raw)
     tiles = variety.tiles({}, _tower(variety, config).image_size)
-    return _described(
-        variety, config, tiles, {name: [0] if text else [] for name, text in tiles.texts.items()}
-    )
+    return _described(variety, config, tiles, dict.fromkeys(tiles.texts, [0]))
+
+
+def _ids(content: str, folder: Path, words: Mapping[str, str]) -> dict[str, list[int]]:
+    """Token ids of the texts around tiles.
+
+    Raises:
+        CheckpointError: one that is no white space is no token of its own.
+    """
+    path, fix = folder / "tokenizer.json", "use the tokenizer.json of this checkpoint"
+    bounded = tokenizer.read(content, str(path), error=CheckpointError, fix=fix)
+    found = {name: bounded.encode(word, add_special_tokens=False) for name, word in words.items()}
+    for name, word in words.items():
+        if word.strip() and len(found[name]) != 1:
+            raise CheckpointError(
+                f"{path} has no token {word!r}, which the model puts around the tiles of an image", fix=fix
+            )
+    return found
 
 
 def _described(variety: Variety, config: Any, tiles: Tiles, ids: Mapping[str, Sequence[int]]) -> Architecture:
@@ -151,7 +160,7 @@ def _described(variety: Variety, config: Any, tiles: Tiles, ids: Mapping[str, Se
         0,
         Depth(tower.layers, tower.layers),
         Depth(decoder.layers, decoder.layers - 1),
-        has_cls=_has_cls(variety, tower),
+        has_cls=variety.has_cls,
         lacks=_LACKS,
     )
 
@@ -199,11 +208,6 @@ def _tower(variety: Variety, config: Any) -> ClipConfig:
                 fix=config_check.FIX,
             )
     return tower
-
-
-def _has_cls(variety: Variety, shape: ClipConfig) -> bool:
-    with torch.device("meta"):
-        return variety.tower(shape, torch.float32).cls_tokens > 0
 
 
 def _name(grid: Grid) -> str:
