@@ -9,6 +9,7 @@ import time
 
 import pytest
 from cli_tools import command_line, in_own_process, started
+from exhaustive import exhaustive
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
@@ -108,8 +109,9 @@ def test_a_signal_during_an_import_ends_as_interrupted(bundle, name):
     assert "Traceback" not in stopped.err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
-def test_a_signal_at_any_moment_of_an_answer_ends_as_interrupted(bundle, number):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", exhaustive("SIGHUP")])
+def test_a_signal_at_any_moment_of_an_answer_ends_as_interrupted(bundle, name):
+    number = signal.Signals[name]
     line = _patched(
         "print('begun', file=sys.stderr, flush=True)",
         "run",

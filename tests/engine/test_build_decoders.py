@@ -1,7 +1,7 @@
 """Every graph of a bundle with a static cache becomes an engine, in either dialect, with one profile or two."""
 
 import pytest
-from cli_tools import in_this_process
+from cli_tools import copied, in_this_process
 
 from fico_export.bundle.engines import Build
 from fico_export.bundle.manifest import Manifest
@@ -10,11 +10,12 @@ pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[r
 
 
 @pytest.fixture
-def build(make_bundle, tiny_checkpoint, capsys):
+def build(make_bundle, tiny_checkpoint, tmp_path, capsys):
     """build(target, *arguments, **export) → build.json of all the graphs of a bundle, by TensorRT-RTX."""
 
     def run(target, *arguments, **options):
-        bundle = make_bundle(tiny_checkpoint, 16, precision="fp16", target=target, verify=False, **options)
+        shared = make_bundle(tiny_checkpoint, 16, precision="fp16", target=target, verify=False, **options)
+        bundle = copied(shared, tmp_path / "bundle")
         done = in_this_process(capsys, "fico", "build", bundle, "--target", "rtx", *arguments, "--json")
         assert done.code == 0, done.err
         made = Build.load(bundle, "rtx")

@@ -20,6 +20,7 @@ def operators(bundle, graph):
     return [node.op_type for node in onnx.load(str(file), load_external_data=False).graph.node]
 
 
+@pytest.mark.exhaustive
 def test_a_decoder_that_reduces_shares_its_int4_weights(tiny_checkpoint, tmp_path):
     bundle = fico_export.export(
         tiny_checkpoint, 16, method="fastv", settings={"layer": 1}, precision="int4", block=32,

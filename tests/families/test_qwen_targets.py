@@ -31,7 +31,7 @@ def image(qwens):
     return picture(*qwens("qwen3_vl").kind.size(*CELLS), 2)
 
 
-@pytest.mark.parametrize("target", ["ort", exhaustive("trt-10.3"), "trt-11"])
+@pytest.mark.parametrize("target", ["ort", exhaustive("trt-10.3"), exhaustive("trt-11")])
 def test_answers_are_those_of_transformers_whatever_the_target(make_bundle, qwens, image, target):
     """Of the model with planes, which each kind of decoder adds to a prompt's rows and to none after."""
     qwen = qwens("qwen3_vl")

@@ -137,7 +137,7 @@ def test_frames_and_times_are_those_of_transformers(theirs, total, count, fps):
     ("keep", "positions"),
     [
         (14, "original"),
-        (3, "compact"),
+        exhaustive(3, "compact"),
         exhaustive(15, "original"),
         exhaustive(15, "compact"),
         exhaustive(14, "compact"),
@@ -192,7 +192,7 @@ def left_of(qwen, theirs, features, planes, index):
     return embeds[stays], theirs.positions(fed)[:, stays], added[:, stays]
 
 
-@pytest.mark.parametrize("method", ["tome", "visionzip"])
+@pytest.mark.parametrize("method", ["tome", exhaustive("visionzip")])
 def test_a_pair_of_equal_frames_is_reduced_in_the_tower_as_a_still_image(make_bundle, qwen, method):
     images, options = [NINE[0], NINE[7]], {"method": method, "resolution": qwen.kind.resolution(*CELLS)}
     with fico_export.load(make_bundle(qwen.folder, 7, verify=False, **options)) as vlm:

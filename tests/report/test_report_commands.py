@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import report_records as records
 from cli_tools import copied, edit_json, flip_a_bit, in_own_process, in_this_process
+from exhaustive import exhaustive
 from pages import Page
 from PIL import Image
 
@@ -102,14 +103,16 @@ def test_show_runs_prefill_where_the_decoder_chooses(fico, inside, photograph, t
     assert len(said["patches"]) == 16
 
 
-def test_show_offers_no_merges_that_it_cannot_draw(fico, make_bundle, tiny_checkpoint, photograph, tmp_path):
-    for method, options, offered in (
-        ("ficoco-l", {"settings": {"first_layer": 0}}, False),
-        ("tome", {}, True),
-    ):
-        bundle = make_bundle(tiny_checkpoint, 16, method=method, verify=False, **options)
-        said = fico("show", bundle, "--image", photograph, "--out", tmp_path / "out.png", "--prompt", "hi")
-        assert ("--merges draws which" in said.err) == offered
+@pytest.mark.parametrize(
+    ("method", "options", "offered"),
+    [exhaustive("ficoco-l", {"settings": {"first_layer": 0}}, False), ("tome", {}, True)],
+)
+def test_show_offers_no_merges_that_it_cannot_draw(
+    fico, make_bundle, tiny_checkpoint, photograph, tmp_path, method, options, offered
+):
+    bundle = make_bundle(tiny_checkpoint, 16, method=method, verify=False, **options)
+    said = fico("show", bundle, "--image", photograph, "--out", tmp_path / "out.png", "--prompt", "hi")
+    assert ("--merges draws which" in said.err) == offered
 
 
 def test_show_draws_merges_only_where_there_are_some(fico, inside, photograph, tmp_path):

@@ -215,6 +215,7 @@ def test_a_conversation_equals_that_of_the_portable_form(tiny_checkpoint, make_b
     assert turns[0] == turns[1]
 
 
+@pytest.mark.exhaustive
 def test_a_method_inside_the_decoder_keeps_the_plain_form(tiny_checkpoint, make_bundle, photographs):
     options = {"method": "fastv", "settings": {"layer": 1}, "target": "ort"}
     bundle = make_bundle(tiny_checkpoint, 16, verify=False, **options)

@@ -171,7 +171,7 @@ def test_the_commands_answer_and_verify(bundle, fico, photographs, tmp_path):
     assert ("clip_text" in graphs) == (bundle / "clip_tokenizer.json").exists()
 
 
-@pytest.mark.parametrize("method", [exhaustive("mmtok"), "cdpruner"])
+@pytest.mark.parametrize("method", [exhaustive("mmtok"), exhaustive("cdpruner")])
 def test_an_fp16_bundle_is_verified_and_answers(
     method, tiny_checkpoint, clip_checkpoint, make_bundle, photographs
 ):
