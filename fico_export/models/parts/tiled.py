@@ -125,7 +125,7 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
     """
     config = _parsed(variety, raw)
     tiles = variety.tiles({}, _tower(variety, config).image_size)
-    return _described(variety, config, tiles, dict.fromkeys(tiles.texts, [0]))
+    return _described(variety, config, tiles, {name: [0] for name in tiles.texts})
 
 
 def _ids(content: str, folder: Path, words: Mapping[str, str]) -> dict[str, list[int]]:
