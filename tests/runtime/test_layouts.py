@@ -254,6 +254,14 @@ def test_a_text_of_no_tokens_is_none():
     assert all(type(token) is int for token in ids)
 
 
+@pytest.mark.parametrize("rule", ["square", "grid", "anyres"])
+def test_a_text_of_a_rule_that_reads_none_is_refused(rule):
+    profile = square(112, (8, 8), aside=0, patch_size=14)
+    record = LayoutRecord(rule=rule, texts={"start": [5]})
+
+    assert layouts.get(rule).problem(profile, record) == "there is no text start"
+
+
 @pytest.mark.parametrize("rule", ["square", "grid"])
 def test_a_number_that_a_rule_does_not_know_is_refused(rule):
     record = LayoutRecord(rule=rule, numbers={"newlines": 5})

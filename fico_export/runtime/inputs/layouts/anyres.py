@@ -33,6 +33,8 @@ from fico_export.runtime.inputs.layouts.base import (
     Rule,
     Size,
     Tile,
+    cut_up,
+    unknown,
 )
 
 _NUMBERS = {"unpad", "newlines", "most", "single"}
@@ -49,8 +51,8 @@ def problem(profile: Profile, record: LayoutRecord) -> str:
         return "it has tiles beside a grid and one before it"
     if profile.tiles == rows * columns and rows > 1:
         return "it has a grid of tiles without one before it"
-    if unknown := record.numbers.keys() - _NUMBERS:
-        return f"there is no number {min(unknown)}"
+    if found := unknown(record, _NUMBERS):
+        return found
     return "" if record.numbers.get("newlines", 0) < len(NEWLINES) else "there is no such kind of newlines"
 
 
@@ -88,9 +90,7 @@ def cut(
     resized = image.resize(_fitted(image.size, profile), resample=resample)
     canvas = Image.new("RGB", (across, down))
     canvas.paste(resized, ((across - resized.width) // 2, (down - resized.height) // 2))
-    corners = [(left, top) for top in range(0, down, height) for left in range(0, across, width)]
-    tiles = [canvas.crop((left, top, left + width, top + height)) for left, top in corners]
-    return [image.resize((width, height), resample=resample), *tiles]
+    return [image.resize((width, height), resample=resample), *cut_up(canvas, profile)]
 
 
 def tiles(size: Size, profile: Profile) -> list[Tile]:

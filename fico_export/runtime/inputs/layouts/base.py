@@ -6,6 +6,7 @@ Letters: A axes of position ids, N visual tokens of an image, K of them kept, R 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal, NamedTuple
@@ -189,3 +190,34 @@ class Rule:
 def first(profiles: Sequence[Profile], size: Size, record: LayoutRecord) -> Profile:
     """The only one, or the one that a bundle is for."""
     return profiles[0]
+
+
+def cut_up(image: Image.Image, profile: Profile) -> list[Image.Image]:
+    """The tiles of an image that is as large as the profile's grid, row by row."""
+    (rows, columns), (height, width) = profile.tile_grid, profile.size
+    corners = [(column * width, row * height) for row in range(rows) for column in range(columns)]
+    return [image.crop((left, top, left + width, top + height)) for left, top in corners]
+
+
+def equal_parts(size: Size, profile: Profile) -> list[Tile]:
+    """What the tiles of the profile's grid show of an image that is stretched to it, row by row."""
+    (rows, columns), (height, width) = profile.tile_grid, profile.size
+    across, down = size[0] / columns, size[1] / rows
+    return [
+        Tile((column * across, row * down, (column + 1) * across, (row + 1) * down), (width, height))
+        for row in range(rows)
+        for column in range(columns)
+    ]
+
+
+def unknown(record: LayoutRecord, numbers: AbstractSet[str] = frozenset(), texts: bool = False) -> str:
+    """What a manifest's record has that a rule does not read, empty where there is nothing.
+
+    Args:
+        record: of the manifest.
+        numbers: names of those that the rule reads.
+        texts: whether it reads any.
+    """
+    if others := record.numbers.keys() - numbers:
+        return f"there is no number {min(others)}"
+    return f"there is no text {min(record.texts)}" if record.texts and not texts else ""

@@ -23,7 +23,18 @@ import numpy as np
 from PIL import Image
 
 from fico_export.bundle.profiles import VIDEO, LayoutRecord, Profile
-from fico_export.runtime.inputs.layouts.base import NONE, Block, Clip, Kind, Rule, Size, Tile
+from fico_export.runtime.inputs.layouts.base import (
+    NONE,
+    Block,
+    Clip,
+    Kind,
+    Rule,
+    Size,
+    Tile,
+    cut_up,
+    equal_parts,
+    unknown,
+)
 
 
 def problem(profile: Profile, record: LayoutRecord) -> str:
@@ -31,8 +42,8 @@ def problem(profile: Profile, record: LayoutRecord) -> str:
     rows, columns = profile.tile_grid
     if profile.tiles != rows * columns or profile.aside:
         return "it has tiles or visual tokens that are no part of its grid"
-    if unknown := record.numbers.keys() - {"newline", "start", "end"}:
-        return f"there is no number {min(unknown)}"
+    if found := unknown(record, {"newline", "start", "end"}):
+        return found
     if profile.name == VIDEO and (rows > 1 or not record.numbers.keys() >= {"start", "end"}):
         return "a video has one row of tiles, between two tokens"
     return ""
@@ -60,21 +71,14 @@ def cut(
     """T tiles of the resized image, row by row."""
     (rows, columns), (height, width) = profile.tile_grid, profile.size
     resized = image.resize((columns * width, rows * height), resample=resample)
-    corners = [(column * width, row * height) for row in range(rows) for column in range(columns)]
-    return [resized.crop((left, top, left + width, top + height)) for left, top in corners]
+    return cut_up(resized, profile)
 
 
 def tiles(size: Size, profile: Profile) -> list[Tile]:
     """Equal parts of the image, row by row; of a video all of it each time."""
     if profile.name == VIDEO:
         return [Tile((0, 0, *size), profile.size[::-1])] * profile.tiles
-    (rows, columns), (height, width) = profile.tile_grid, profile.size
-    across, down = size[0] / columns, size[1] / rows
-    return [
-        Tile((column * across, row * down, (column + 1) * across, (row + 1) * down), (width, height))
-        for row in range(rows)
-        for column in range(columns)
-    ]
+    return equal_parts(size, profile)
 
 
 def block(profile: Profile, size: Size, record: LayoutRecord) -> Block:

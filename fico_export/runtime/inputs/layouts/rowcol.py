@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 
 from fico_export.bundle.profiles import MAX_SIDE, LayoutRecord, Profile
-from fico_export.runtime.inputs.layouts.base import Block, Rule, Size
-from fico_export.runtime.inputs.layouts.tiles import not_a_grid, parts, tiles
+from fico_export.runtime.inputs.layouts.base import Block, Rule, Size, cut_up
+from fico_export.runtime.inputs.layouts.tiles import not_a_grid, tiles
 
 _SINGLE = {"tile", "global", "end"}
 _SPLIT = {*_SINGLE, "line", "blank"}
@@ -65,7 +65,7 @@ def cut(
     (rows, columns), (height, width) = profile.tile_grid, profile.size
     enlarged = image.resize(_enlarged(image.size, record), resample=resample)
     whole = enlarged.resize((columns * width, rows * height), resample=resample)
-    found = parts(whole, profile)
+    found = cut_up(whole, profile)
     return found if len(found) == 1 else [*found, whole.resize((width, height), resample=resample)]
 
 
@@ -73,24 +73,19 @@ def block(profile: Profile, size: Size, record: LayoutRecord) -> Block:
     """Tile by tile, each after its texts."""
     (rows, columns), texts, axes = profile.tile_grid, record.texts, record.axes
     tokens = profile.visual_tokens // profile.tiles
+    counted = np.arange(tokens)
+
+    def shown(tile: int, where: str, after: Sequence[int]) -> list[Block]:
+        cells = Block.of_cells(tile * tokens + counted, np.tile(counted, (axes, 1)), tokens)
+        return [Block.of_text([*texts["tile"], *texts[where]], axes), cells, Block.of_text(after, axes)]
+
     found: list[Block] = []
-
-    def shown(where: str) -> None:
-        first = sum((part.visual >= 0).sum() for part in found)
-        counted = np.arange(tokens)
-        cells = Block.of_cells(first + counted, np.tile(counted, (axes, 1)), tokens)
-        found.extend([Block.of_text([*texts["tile"], *texts[where]], axes), cells])
-
-    if profile.tiles > 1:
-        for row in range(rows):
-            for column in range(columns):
-                shown(place(row, column))
-            ends = (
-                "line" if row + 1 < rows else "blank"
-            )  # one text with what follows, which has a line break of its own
-            found.append(Block.of_text(texts[ends], axes))
-    shown("global")
-    return Block.joined([*found, Block.of_text(texts["end"], axes)])
+    for tile in range(profile.tiles - 1):
+        row, column = divmod(tile, columns)
+        # The last row's line break and the one before the whole image are one text.
+        ends = texts["line" if row + 1 < rows else "blank"] if column + 1 == columns else ()
+        found += shown(tile, place(row, column), ends)
+    return Block.joined([*found, *shown(profile.tiles - 1, "global", texts["end"])])
 
 
 def _enlarged(size: Size, record: LayoutRecord) -> Size:

@@ -6,14 +6,14 @@ import numpy as np
 from PIL import Image
 
 from fico_export.bundle.profiles import LayoutRecord, Profile
-from fico_export.runtime.inputs.layouts.base import Block, Rule, Size, Tile, first
+from fico_export.runtime.inputs.layouts.base import Block, Rule, Size, Tile, first, unknown
 
 
 def problem(profile: Profile, record: LayoutRecord) -> str:
-    """More than one tile, or any number."""
+    """More than one tile, or any number or text."""
     if profile.tiles != 1:
         return f"it has {profile.tiles} tiles, not one"
-    return f"there is no number {min(record.numbers)}" if record.numbers else ""
+    return unknown(record)
 
 
 def cut(

@@ -17,15 +17,13 @@ import numpy as np
 from PIL import Image
 
 from fico_export.bundle.profiles import LayoutRecord, Profile
-from fico_export.runtime.inputs.layouts.base import Block, Rule, Size, Tile
+from fico_export.runtime.inputs.layouts.base import Block, Rule, Size, Tile, cut_up, equal_parts, unknown
 
 
 def problem(profile: Profile, record: LayoutRecord) -> str:
     """Tiles that are no grid with a thumbnail, or numbers and texts of another rule."""
-    if found := not_a_grid(profile):
+    if found := not_a_grid(profile) or unknown(record, texts=True):
         return found
-    if record.numbers:
-        return f"there is no number {min(record.numbers)}"
     return "" if record.texts.keys() == {"start", "end"} else "its texts are not start and end"
 
 
@@ -54,27 +52,14 @@ def cut(
 ) -> list[Image.Image]:
     """The grid's tiles, row by row, then the thumbnail."""
     (rows, columns), (height, width) = profile.tile_grid, profile.size
-    found = parts(image.resize((columns * width, rows * height), resample=resample), profile)
+    found = cut_up(image.resize((columns * width, rows * height), resample=resample), profile)
     return found if len(found) == 1 else [*found, image.resize((width, height), resample=resample)]
-
-
-def parts(image: Image.Image, profile: Profile) -> list[Image.Image]:
-    """The tiles of an image that is as large as the grid, row by row."""
-    (rows, columns), (height, width) = profile.tile_grid, profile.size
-    corners = [(column * width, row * height) for row in range(rows) for column in range(columns)]
-    return [image.crop((left, top, left + width, top + height)) for left, top in corners]
 
 
 def tiles(size: Size, profile: Profile) -> list[Tile]:
     """Equal parts of the image, row by row, then all of it."""
-    (rows, columns), (height, width) = profile.tile_grid, profile.size
-    across, down = size[0] / columns, size[1] / rows
-    found = [
-        Tile((column * across, row * down, (column + 1) * across, (row + 1) * down), (width, height))
-        for row in range(rows)
-        for column in range(columns)
-    ]
-    return found if len(found) == 1 else [*found, Tile((0, 0, *size), (width, height))]
+    found = equal_parts(size, profile)
+    return found if len(found) == 1 else [*found, Tile((0, 0, *size), profile.size[::-1])]
 
 
 def block(profile: Profile, size: Size, record: LayoutRecord) -> Block:
