@@ -68,9 +68,8 @@ class Reference:
         # transformers has returned a tensor, a list of tensors, and an output object over its versions.
         features = getattr(output, "pooler_output", output)
         planes = getattr(output, "deepstack_features", None)
-        of_image = (
-            features if torch.is_tensor(features) else features[0]
-        )  # [T, n, D], or an image's of a list
+        # Of all tiles [T, n, D], or of each image in a list.
+        of_image = features if torch.is_tensor(features) else features[0]
         return (
             np.asarray(of_image).reshape(-1, of_image.shape[-1]),
             np.stack([np.asarray(plane) for plane in planes]) if planes else None,

@@ -16,6 +16,7 @@ from fico_export.errors import CheckpointError
 from fico_export.models.mergers.joined_projector import JoinedProjector
 from fico_export.models.parts import config_check, tiled
 from fico_export.models.parts.tiled import Tiles, Variety
+from fico_export.models.parts.tower_shape import tower_shape
 from fico_export.models.source import Family
 from fico_export.models.towers.clip import ClipConfig
 from fico_export.models.towers.internvit import NORMS, InternVit, InternVitConfig
@@ -36,16 +37,9 @@ def _shape(config: Any) -> InternVitConfig:
                 f"config.json: {key} {value!r:.60} is not supported",
                 fix=f"supported: {', '.join(map(str, expected))}; {config_check.FIX}",
             )
-    return InternVitConfig(
-        hidden_size=vision.hidden_size,
-        intermediate_size=vision.intermediate_size,
-        layers=vision.num_hidden_layers,
-        total_layers=vision.num_hidden_layers,
-        heads=vision.num_attention_heads,
-        image_size=vision.image_size[0],
-        patch_size=vision.patch_size[0],
-        activation=vision.hidden_act,
-        norm_eps=vision.layer_norm_eps,
+    return tower_shape(
+        InternVitConfig,
+        vision,
         side=round(1 / config.downsample_ratio),
         norm=vision.norm_type,
         qk_norm=vision.use_qk_norm,

@@ -17,6 +17,7 @@ from fico_export.errors import CheckpointError
 from fico_export.models.mergers.joined_linear import JoinedLinear
 from fico_export.models.parts import config_check, tiled
 from fico_export.models.parts.tiled import Tiles, Variety
+from fico_export.models.parts.tower_shape import tower_shape
 from fico_export.models.source import Family
 from fico_export.models.towers.clip import ClipConfig
 from fico_export.models.towers.siglip import SiglipTower
@@ -28,20 +29,7 @@ _MOST = 4096  # pixels of a side, beyond which transformers scales an image down
 
 
 def _shape(config: Any) -> ClipConfig:
-    vision = config.vision_config
-    image, patch = vision.image_size, vision.patch_size
-    shape = ClipConfig(
-        hidden_size=vision.hidden_size,
-        intermediate_size=vision.intermediate_size,
-        layers=vision.num_hidden_layers,
-        total_layers=vision.num_hidden_layers,
-        heads=vision.num_attention_heads,
-        image_size=image[0] if isinstance(image, (list, tuple)) else image,
-        patch_size=patch[0] if isinstance(patch, (list, tuple)) else patch,
-        activation=vision.hidden_act,
-        norm_eps=vision.layer_norm_eps,
-        side=config.scale_factor,
-    )
+    shape = tower_shape(ClipConfig, config.vision_config, side=config.scale_factor)
     if not _in_raster_order(shape.grid[0]):
         raise CheckpointError(
             f"config.json: transformers numbers the positions of {shape.grid[0]} patches a side otherwise than row by row",
@@ -53,9 +41,8 @@ def _shape(config: Any) -> ClipConfig:
 def _in_raster_order(side: int) -> bool:
     """Whether transformers, which finds a patch's position by comparing fractions, finds each row its own."""
     bounds = torch.arange(1 / side, 1.0, 1 / side, device="cpu")
-    fractions = torch.arange(side, dtype=torch.float32, device="cpu") * (
-        1.0 / torch.tensor(side, device="cpu")
-    )
+    step = 1.0 / torch.tensor(side, device="cpu")
+    fractions = torch.arange(side, dtype=torch.float32, device="cpu") * step
     found = torch.bucketize(fractions.clamp(max=1.0 - 1e-6), bounds, right=True)
     return found.tolist() == list(range(side))
 
@@ -92,12 +79,10 @@ def _tiles(given: Mapping[str, Any], side: int) -> Tiles:
     ]
     # First that of a photograph, by whose numbers a bundle is described.
     grids.sort(key=lambda grid: abs(grid[0] / grid[1] - 3 / 4))
-    places = {
-        f"row_{r + 1}_col_{c + 1}": f"<row_{r + 1}_col_{c + 1}>" for r in range(most) for c in range(most)
-    }
+    places = [f"row_{row + 1}_col_{column + 1}" for row in range(most) for column in range(most)]
     texts = {"tile": _FAKE, "global": "<global-img>", "end": _FAKE}
     if most > 1:
-        texts |= {**places, "line": "\n", "blank": "\n\n"}
+        texts |= {**{name: f"<{name}>" for name in places}, "line": "\n", "blank": "\n\n"}
     return Tiles(tiled.at_most(grids, "size"), {"longest": longest}, texts)
 
 

@@ -9,16 +9,16 @@ from typing import Any
 from fico_export import reducers
 from fico_export.bundle import graph_names
 from fico_export.bundle.profiles import MAX_TILES, NEWLINES, VIDEO, LayoutRecord, Profile
-from fico_export.errors import CheckpointError, ConfigError, unknown_name
-from fico_export.models.parts import config_check
+from fico_export.errors import CheckpointError, ConfigError
+from fico_export.models.parts import config_check, tile_graphs
 from fico_export.models.parts.llava_like import Images
+from fico_export.models.parts.tile_graphs import ALL
 from fico_export.models.source import Files
 from fico_export.models.towers.clip import ClipConfig
 from fico_export.options import ExportOptions
 from fico_export.reducers.base.reducer import Composite, Reducer, Site
 from fico_export.reducers.base.tiling import EQUAL, Tiling
 
-ALL = "all"
 USUAL = "2x2"
 """The grid to which published reducers resize every image."""
 
@@ -113,7 +113,10 @@ def _shape(
     """The grids that a request asks for, each with the graph of its number of tiles."""
     whole = options.method == "none"
     if whole:
-        _refuse_contradictions(options)
+        others = None if options.newlines == "all" else options.newlines  # than the model's own
+        tile_graphs.require_a_method(
+            {"--tiling": options.tiling, "--base-keep": options.base_keep, "--newlines": others}
+        )
     chosen = _chosen(profiles, options.profile or ((ALL,) if whole else ()), options.method)
     videos = () if options.frames is None else (_video(options.frames, of_videos),)
     newlines = options.newlines or ("all" if whole else "rows" if options.unpad else "drop")
@@ -124,15 +127,10 @@ def _shape(
     if profiles[-1].name == SINGLE:
         numbers["single"] = 1
     record = LayoutRecord(rule="anyres", numbers=numbers)
-    if whole:  # all tiles are treated alike, whatever the grid: one graph of one tile serves all
-        return tuple(_tile_by_tile(profile) for profile in (*chosen, *videos)), record, EQUAL
+    if whole:
+        return tile_graphs.tile_by_tile((*chosen, *videos)), record, EQUAL
     tiling = Tiling(options.tiling or "per-tile", options.base_keep, masked=options.unpad)
-    first = chosen[0].tiles
-    named = (
-        profile if profile.tiles == first else profile.model_copy(update={"graph": _graph(profile)})
-        for profile in chosen
-    )
-    return (*named, *videos), record, tiling
+    return (*tile_graphs.by_count(chosen), *videos), record, tiling
 
 
 def _video(frames: int, tower: ClipConfig | None) -> Profile:
@@ -147,22 +145,6 @@ def _video(frames: int, tower: ClipConfig | None) -> Profile:
     return base.model_copy(update={**changed, "graph": f"{graph_names.VISION}_{VIDEO}"})
 
 
-def _graph(profile: Profile) -> str:
-    return f"{graph_names.VISION}_{profile.tiles}_tile{'s' if profile.tiles > 1 else ''}"
-
-
-def _refuse_contradictions(options: ExportOptions) -> None:
-    """Refuse what says how to share a budget, and other newlines than the model's own, where nothing is reduced."""
-    newlines = None if options.newlines == "all" else options.newlines
-    given = {"--tiling": options.tiling, "--base-keep": options.base_keep, "--newlines": newlines}
-    for flag, value in given.items():
-        if value is not None:
-            raise ConfigError(
-                f"{flag} {value} with --method none, which keeps all that the model was trained on",
-                fix=f"drop {flag}, or choose a method: `fico list methods`",
-            )
-
-
 def _chosen(profiles: tuple[Profile, ...], names: tuple[str, ...], method: str | None) -> tuple[Profile, ...]:
     """The profiles of these names; the usual one first, as a bundle's numbers are those of its first.
 
@@ -173,9 +155,7 @@ def _chosen(profiles: tuple[Profile, ...], names: tuple[str, ...], method: str |
     known = {profile.name: profile for profile in profiles}
     if ALL in names:
         return profiles
-    for name in names:
-        if name not in known:
-            raise unknown_name("profile", name, (*known, ALL))
+    tile_graphs.require_known(names, known)
     if names:
         return tuple(profile for profile in profiles if profile.name in names)
     grids = [profile for profile in profiles if profile.name != SINGLE]
@@ -188,7 +168,3 @@ def _in_decoder(method: str) -> bool:
     record = reducers.get(method.split(",")[-1].partition("@")[0].strip())
     parts = [reducers.get(part) for part in record.parts] if isinstance(record, Composite) else [record]
     return any(isinstance(part, Reducer) and part.site is Site.DECODER_LAYER for part in parts)
-
-
-def _tile_by_tile(profile: Profile) -> Profile:
-    return profile.model_copy(update={"input_shape": (1, *profile.input_shape[1:])})

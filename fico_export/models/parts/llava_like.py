@@ -19,9 +19,10 @@ from fico_export.bundle.profiles import LayoutRecord, Profile
 from fico_export.errors import CheckpointError
 from fico_export.models.mergers.mlp import Projector
 from fico_export.models.mergers.pooled import Pooled
-from fico_export.models.parts import config_check
+from fico_export.models.parts import config_check, texts
 from fico_export.models.parts.opened import opened
 from fico_export.models.parts.text_config import decoder_config
+from fico_export.models.parts.tower_shape import tower_shape
 from fico_export.models.source import Architecture, Files, Shape, SourceModel, parameter_shapes
 from fico_export.models.towers.clip import ClipConfig, ClipTower
 from fico_export.models.towers.siglip import SiglipTower
@@ -102,7 +103,7 @@ def load(variety: Variety, folder: Path, revision: str | None) -> SourceModel:
     unread = _unread(_tower_config(config)[0], described.shapes)
 
     def files(files: Files) -> Files:
-        return variety.files(_with_processor_named(files, variety.image_processor), config)
+        return variety.files(texts.with_processor_named(files, variety.image_processor), config)
 
     return opened(folder, revision, raw, config, described, unread=unread, files=files)
 
@@ -119,17 +120,6 @@ def _unread(tower: ClipConfig, shapes: Mapping[str, tuple[int, ...]]) -> Callabl
         return _AFTER_TOWER.fullmatch(name) is not None
 
     return unread
-
-
-def _with_processor_named(files: Files, name: str) -> Files:
-    """The texts, with the image processor that transformers takes for this model type where none is named."""
-    named, config = files.preprocessor, files.config
-    if any(
-        named.get(key) for key in ("image_processor_type", "feature_extractor_type", "video_processor_type")
-    ):
-        return files
-    name = config.get("image_processor_type") or name
-    return replace(files, preprocessor={**named, "image_processor_type": name})
 
 
 def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
@@ -250,16 +240,6 @@ def _tower_config(config: Any) -> tuple[ClipConfig, tuple[int, ...]]:
             fix="use the config.json of this checkpoint",
         )
     return (
-        ClipConfig(
-            hidden_size=vision.hidden_size,
-            intermediate_size=vision.intermediate_size,
-            layers=max(feature_layers),
-            total_layers=total,
-            heads=vision.num_attention_heads,
-            image_size=vision.image_size,
-            patch_size=vision.patch_size,
-            activation=vision.hidden_act,
-            norm_eps=vision.layer_norm_eps,
-        ),
+        tower_shape(ClipConfig, vision, layers=max(feature_layers)),
         feature_layers,
     )

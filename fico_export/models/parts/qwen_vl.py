@@ -19,7 +19,7 @@ from fico_export.bundle import graph_names
 from fico_export.bundle.profiles import MAX_SIDE, MAX_TILES, VIDEO, LayoutRecord, Profile
 from fico_export.errors import CheckpointError, ConfigError
 from fico_export.models.mergers.joined import Joined
-from fico_export.models.parts import config_check, qwen_check
+from fico_export.models.parts import config_check, lacks, qwen_check, texts
 from fico_export.models.parts.opened import opened
 from fico_export.models.parts.text_config import decoder_config
 from fico_export.models.source import Architecture, EqualLayers, Files, SourceModel, parameter_shapes
@@ -34,11 +34,6 @@ from fico_export.reducers.base.tiling import EQUAL, Tiling
 _USUAL = 448
 """Side of the square that a bundle is for by default, in pixels; the nearest multiple of a cell."""
 
-_LACKS = {
-    "clip_text": "the prompt in the space of a CLIP model, of whose tower this model's is none",
-    "clip_tokens": "the tokens in the space of a CLIP model, of whose tower this model's is none",
-    "sensitivity": "how far the projector moves a token, which is not known where it joins several",
-}
 _RESOLUTION = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.IGNORECASE)
 
 RENAMES: tuple[Rename, ...] = (
@@ -171,7 +166,7 @@ def _limits(tower: QwenVisionConfig, layers: int, profile: Profile) -> Limits:
         has_cls=False,
         tiles=profile.tiles,
         windowed=frozenset(layer for layer in range(tower.layers) if tower.windowed(layer)),
-        lacks=_LACKS,
+        lacks=lacks.OF_JOINED,
     )
 
 
@@ -306,9 +301,7 @@ def _files(variety: Variety, seen: Any, files: Files) -> Files:
                 f"preprocessor_config.json: {key} is {named[key]!r:.40}, and config.json makes it {value}",
                 fix="use the preprocessor_config.json and config.json of one checkpoint",
             )
-    if named.get("image_processor_type"):
-        return files
-    return replace(files, preprocessor={**named, "image_processor_type": variety.image_processor})
+    return texts.with_processor_named(files, variety.image_processor)
 
 
 def _parsed(variety: Variety, raw: dict[str, Any]) -> Any:

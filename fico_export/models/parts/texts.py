@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,6 +104,17 @@ def files(folder: Path, raw: dict[str, Any], config: Any) -> Files:
         warnings=(*chat.warnings, *warnings),
         other_template=chat.instead,
     )
+
+
+def with_processor_named(files: Files, name: str) -> Files:
+    """The texts, with the image processor that transformers takes for this model type where none is named."""
+    named, config = files.preprocessor, files.config
+    if any(
+        named.get(key) for key in ("image_processor_type", "feature_extractor_type", "video_processor_type")
+    ):
+        return files
+    name = config.get("image_processor_type") or name
+    return replace(files, preprocessor={**named, "image_processor_type": name})
 
 
 def _tokenizer_file(folder: Path) -> Path:

@@ -18,11 +18,12 @@ import torch
 from fico_export import tokenizer
 from fico_export.bundle import graph_names
 from fico_export.bundle.profiles import MAX_TILES, LayoutRecord, Profile
-from fico_export.errors import CheckpointError, ConfigError, unknown_name
+from fico_export.errors import CheckpointError, ConfigError
 from fico_export.models.mergers.base import Merger
-from fico_export.models.parts import config_check, texts, tiled_check
+from fico_export.models.parts import config_check, lacks, texts, tile_graphs, tiled_check
 from fico_export.models.parts.opened import opened
 from fico_export.models.parts.text_config import decoder_config
+from fico_export.models.parts.tile_graphs import ALL
 from fico_export.models.source import Architecture, Files, SourceModel, parameter_shapes
 from fico_export.models.towers.base import Tower
 from fico_export.models.towers.clip import ClipConfig
@@ -36,13 +37,8 @@ from fico_export.reducers.base.tiling import EQUAL, Tiling
 Grid = tuple[int, int]
 """Rows and columns of tiles."""
 
-ALL, ONE = "all", "1"
-_LACKS = {
-    "clip_text": "the prompt in the space of a CLIP model, of whose tower this model's is none",
-    "clip_tokens": "the tokens in the space of a CLIP model, of whose tower this model's is none",
-    "sensitivity": "how far the projector moves a token, which is not known where it joins several",
-    "following": "the layer after those that feed the merger, of which this model has none",
-}
+ONE = "1"
+"""Name of the profile of one tile."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +107,8 @@ def load(variety: Variety, folder: Path, revision: str | None) -> SourceModel:
     files = partial(_files, variety, tower)
     found = files(texts.files(folder, raw, config))
     tiles = variety.tiles(found.preprocessor, tower.image_size)
-    described = _described(variety, config, tiles, _ids(found.tokenizer, folder, tiles.texts))
+    ids = _ids(found.tokenizer, folder, tiles.texts)
+    described = _described(variety, config, tower, tiles, ids)
     return opened(
         folder, revision, raw, config, described, unread=variety.unread, renames=variety.renames, files=files
     )
@@ -124,8 +121,9 @@ def describe(variety: Variety, raw: dict[str, Any]) -> Architecture:
         CheckpointError: it asks for something that is not supported.
     """
     config = _parsed(variety, raw)
-    tiles = variety.tiles({}, _tower(variety, config).image_size)
-    return _described(variety, config, tiles, {name: [0] for name in tiles.texts})
+    tower = _tower(variety, config)
+    tiles = variety.tiles({}, tower.image_size)
+    return _described(variety, config, tower, tiles, {name: [0] for name in tiles.texts})
 
 
 def _ids(content: str, folder: Path, words: Mapping[str, str]) -> dict[str, list[int]]:
@@ -145,15 +143,14 @@ def _ids(content: str, folder: Path, words: Mapping[str, str]) -> dict[str, list
     return found
 
 
-def _described(variety: Variety, config: Any, tiles: Tiles, ids: Mapping[str, Sequence[int]]) -> Architecture:
-    tower = _tower(variety, config)
+def _described(
+    variety: Variety, config: Any, tower: ClipConfig, tiles: Tiles, ids: dict[str, list[int]]
+) -> Architecture:
     with config_check.reading(variety.name):
         decoder = decoder_config(config.text_config)
     known = {profile.name: profile for profile in (_profile(grid, tower) for grid in [(1, 1), *tiles.grids])}
     own = tuple(known[_name(grid)] for grid in tiles.grids)
-    layout = LayoutRecord(
-        rule=variety.rule, numbers=dict(tiles.numbers), texts={n: list(i) for n, i in ids.items()}
-    )
+    layout = LayoutRecord(rule=variety.rule, numbers=dict(tiles.numbers), texts=ids)
     first = known[ONE]
     of_one = Limits(
         first.visual_tokens,
@@ -161,7 +158,7 @@ def _described(variety: Variety, config: Any, tiles: Tiles, ids: Mapping[str, Se
         Depth(tower.layers, tower.layers),
         Depth(decoder.layers, decoder.layers - 1),
         has_cls=variety.has_cls,
-        lacks=_LACKS,
+        lacks=lacks.OF_JOINED,
     )
 
     def plan(
@@ -238,34 +235,17 @@ def _shape(
     """The grids that a request asks for, each with the graph of its number of tiles."""
     whole = options.method == "none"
     names = options.profile or ((ALL,) if whole else (ONE,))
-    for name in names:
-        if name not in known and name != ALL:
-            raise unknown_name("profile", name, (*known, ALL))
+    tile_graphs.require_known(names, known)
     chosen = own if ALL in names else tuple(profile for name, profile in known.items() if name in names)
     if options.tiling == "split":
         raise ConfigError(
             "--tiling split reduces the first tile by itself, which here shows no whole image",
             fix="--tiling joint, or --tiling per-tile",
         )
-    if whole:  # all tiles are treated alike, whatever the grid: one graph of one tile serves all
-        if options.tiling is not None:
-            raise ConfigError(
-                f"--tiling {options.tiling} with --method none, which keeps all that the model was trained on",
-                fix="drop --tiling, or choose a method: `fico list methods`",
-            )
-        one = (
-            profile.model_copy(update={"input_shape": (1, *profile.input_shape[1:])}) for profile in chosen
-        )
-        return tuple(one), layout, EQUAL
-    named = (
-        profile if profile.tiles == chosen[0].tiles else profile.model_copy(update={"graph": _graph(profile)})
-        for profile in chosen
-    )
-    return tuple(named), layout, Tiling(options.tiling or "per-tile")
-
-
-def _graph(profile: Profile) -> str:
-    return f"{graph_names.VISION}_{profile.tiles}_tile{'s' if profile.tiles > 1 else ''}"
+    if whole:
+        tile_graphs.require_a_method({"--tiling": options.tiling})
+        return tile_graphs.tile_by_tile(chosen), layout, EQUAL
+    return tile_graphs.by_count(chosen), layout, Tiling(options.tiling or "per-tile")
 
 
 def at_most(grids: Iterable[Grid], what: str) -> tuple[Grid, ...]:
@@ -310,10 +290,7 @@ def _files(variety: Variety, tower: ClipConfig, files: Files) -> Files:
             f"processor_config.json: {variety.length} is {given!r:.40}, and config.json makes it {tokens}",
             fix="use the processor_config.json and config.json of one checkpoint",
         )
-    named = files.preprocessor
-    if named.get("image_processor_type") or named.get("feature_extractor_type"):
-        return files
-    return replace(files, preprocessor={**named, "image_processor_type": variety.image_processor})
+    return texts.with_processor_named(files, variety.image_processor)
 
 
 def _parsed(variety: Variety, raw: dict[str, Any]) -> Any:

@@ -27,6 +27,7 @@ from fico_export.models.parts.config_check import (
     must_be,
     whole,
 )
+from fico_export.models.parts.tower_shape import side_of
 
 
 def _square(value: Any) -> bool:
@@ -81,9 +82,9 @@ def check(raw: Mapping[str, Any], decoders: tuple[str, ...]) -> None:
     """
     config_check.check_parts(raw)
     config_check.check_values(_TILED, raw)
-    vision = {key: value[0] if key in ("image_size", "patch_size") and isinstance(value, list) else value
-              for key, value in (raw.get("vision_config") or {}).items()}  # fmt: skip
-    config_check.check_fit({**raw, "vision_config": vision})
+    vision = dict(raw.get("vision_config") or {})
+    sides = {key: side_of(vision[key]) for key in ("image_size", "patch_size") if key in vision}
+    config_check.check_fit({**raw, "vision_config": vision | sides})
     decoder = (raw.get("text_config") or {}).get("model_type", decoders[0])
     if decoder not in decoders:
         kind = ", a mixture of experts," if "moe" in str(decoder) else ""

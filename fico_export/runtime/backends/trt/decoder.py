@@ -142,10 +142,8 @@ class EngineDecoder:
         self._engine = open_engine(manifest.decoder_name)
         self._starter = None
         if self.reduces:
-            self._starter, self._starts = (
-                open_engine(graph_names.PREFILL),
-                manifest.graph(graph_names.PREFILL),
-            )
+            self._starter = open_engine(graph_names.PREFILL)
+            self._starts = manifest.graph(graph_names.PREFILL)
         self._past = manifest.graph(manifest.decoder_name).past
         self._layout = cache_layout(manifest)
         self.max_batch = self._layout.batch
