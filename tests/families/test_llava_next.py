@@ -193,6 +193,7 @@ def test_a_config_that_cannot_be_is_refused_by_name(tmp_path, checkpoint, change
     [
         ({"keep": 4}, ["4", "5 … 80", "tiles"]),
         ({"keep": 20, "profile": ["2x3"]}, ["2x3", "1x2, 1x3, 2x1, 2x2, 3x1, all"]),
+        ({"keep": 20, "profile": ["all", "2x3"]}, ["2x3", "1x2, 1x3, 2x1, 2x2, 3x1, all"]),
         ({"keep": 20, "method": "cls-topk", "tiling": "joint"}, ["--tiling joint", "cls-topk"]),
         ({"keep": 20, "method": "visionzip", "unpad": True}, ["--unpad", "visionzip", "g-prune"]),
         ({"keep": 20, "base_keep": 17}, ["--base-keep 17"]),

@@ -10,7 +10,8 @@ from anyres_checkpoints import rename
 from cli_tools import edit_json, edit_weights
 
 from fico_export import models
-from fico_export.errors import CheckpointError
+from fico_export.errors import CheckpointError, ConfigError
+from fico_export.runtime.inputs.preprocess import ImageProcessor
 
 
 @pytest.fixture
@@ -174,3 +175,18 @@ def test_a_processor_without_a_name_is_the_one_that_transformers_takes(qwen, cop
     edit_json(copy / "preprocessor_config.json", image_processor_type=...)
 
     assert models.load(copy).files().preprocessor["image_processor_type"] == "Qwen2VLImageProcessor"
+
+
+def test_config_json_may_name_the_processor(qwen, copy):
+    edit_json(copy / "preprocessor_config.json", image_processor_type=...)
+    edit_json(copy / "config.json", image_processor_type="Qwen2VLImageProcessorFast")
+
+    assert models.load(copy).files().preprocessor["image_processor_type"] == "Qwen2VLImageProcessorFast"
+
+
+def test_the_settings_of_a_video_processor_are_not_taken_for_an_images(qwen, copy):
+    edit_json(copy / "preprocessor_config.json", image_processor_type=..., video_processor_type="Qwen3VLVideoProcessor")  # fmt: skip
+
+    with pytest.raises(ConfigError, match=r"is of a video processor \('Qwen3VL") as raised:
+        ImageProcessor.from_config(models.load(copy).files().preprocessor)
+    assert "Qwen2VLImageProcessor" in raised.value.fix

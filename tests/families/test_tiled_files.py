@@ -14,7 +14,7 @@ from tiled_checkpoints import Tiled, write_tiled
 
 from fico_export import models
 from fico_export.bundle.profiles import MAX_PROFILES
-from fico_export.errors import CheckpointError, FicoError
+from fico_export.errors import CheckpointError, ConfigError, FicoError
 from fico_export.runtime.inputs.preprocess import ImageProcessor
 
 NAN = float("nan")
@@ -72,6 +72,13 @@ def test_a_processor_without_a_name_is_the_one_that_transformers_takes(tiled, co
     expected = {"smolvlm": "SmolVLMImageProcessor", "internvl": "GotOcr2ImageProcessor"}[tiled.name]
 
     assert models.load(copy).files().preprocessor["image_processor_type"] == expected
+
+
+def test_the_settings_of_a_video_processor_are_not_taken_for_an_images(tiled, copy):
+    edit_json(copy / "preprocessor_config.json", image_processor_type=..., video_processor_type="SmolVLMVideoProcessor")  # fmt: skip
+
+    with pytest.raises(ConfigError, match=r"is of a video processor \('SmolVLM"):
+        ImageProcessor.from_config(models.load(copy).files().preprocessor)
 
 
 @pytest.mark.parametrize(

@@ -153,9 +153,9 @@ def _chosen(profiles: tuple[Profile, ...], names: tuple[str, ...], method: str |
     """
     profiles = tuple(sorted(profiles, key=lambda profile: profile.name != USUAL))
     known = {profile.name: profile for profile in profiles}
+    tile_graphs.require_known(names, known)
     if ALL in names:
         return profiles
-    tile_graphs.require_known(names, known)
     if names:
         return tuple(profile for profile in profiles if profile.name in names)
     grids = [profile for profile in profiles if profile.name != SINGLE]

@@ -1,7 +1,8 @@
-"""Cues that no model gives whose merger joins patches and whose tower is of no CLIP model, each with the reason."""
+"""Cues that a model lacks, each with the reason that a refusal gives."""
 
 from __future__ import annotations
 
+# The merger joins patches, and the tower belongs to no CLIP model: Qwen-VL, SmolVLM, Idefics3, InternVL.
 OF_JOINED = {
     "clip_text": "the prompt in the space of a CLIP model, of whose tower this model's is none",
     "clip_tokens": "the tokens in the space of a CLIP model, of whose tower this model's is none",

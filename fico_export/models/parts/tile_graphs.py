@@ -1,4 +1,4 @@
-"""Which graph serves which grid of tiles, and what a request may say of grids, of every family that shows an image in tiles."""
+"""Families that show an image in tiles: which graph serves which grid, and what a request may say of grids."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from fico_export.bundle.profiles import Profile
 from fico_export.errors import ConfigError, unknown_name
 
 ALL = "all"
-"""In the place of a profile's name: all of them."""
+"""The name that stands for all profiles."""
 
 
 def tile_by_tile(profiles: Iterable[Profile]) -> tuple[Profile, ...]:
-    """Where nothing is reduced, all tiles are treated alike, whatever the grid: one graph of one tile serves all."""
+    """The profiles where nothing is reduced: one graph of one tile serves every grid, since all tiles are treated alike."""
     return tuple(
         profile.model_copy(update={"input_shape": (1, *profile.input_shape[1:])}) for profile in profiles
     )
 
 
 def by_count(profiles: tuple[Profile, ...]) -> tuple[Profile, ...]:
-    """Where tokens are reduced, there is a graph for each number of tiles; that of the first profile has the plain name."""
+    """The profiles where tokens are reduced: a graph for each number of tiles. The first profile's has the plain name."""
     return tuple(
         profile
         if profile.tiles == profiles[0].tiles
@@ -37,7 +37,7 @@ def require_known(names: Iterable[str], known: Mapping[str, Profile]) -> None:
     """Refuse a profile that the model does not have.
 
     Raises:
-        ConfigError: naming it, and the nearest.
+        ConfigError: a name is unknown; the fix names the nearest.
     """
     for name in names:
         if name not in (*known, ALL):
@@ -45,7 +45,10 @@ def require_known(names: Iterable[str], known: Mapping[str, Profile]) -> None:
 
 
 def require_a_method(given: Mapping[str, object]) -> None:
-    """Refuse flags that say how to share a budget, or other values than the model's own, where nothing is reduced.
+    """Refuse flags that only a reduction has a use for, under --method none.
+
+    Args:
+        given: Value of each flag; None is not given.
 
     Raises:
         ConfigError: one is given.

@@ -1,4 +1,4 @@
-"""The shape of a square tower in a config.json, of every family that has one: CLIP, SigLIP, InternViT."""
+"""The shape of a square tower (CLIP, SigLIP, InternViT) as config.json describes it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ ShapeT = TypeVar("ShapeT", bound=ClipConfig)
 
 
 def tower_shape(kind: type[ShapeT], vision: Any, *, layers: int | None = None, **own: Any) -> ShapeT:
-    """Shape of the tower that a `vision_config` of transformers describes.
+    """The shape that transformers' `vision_config` gives.
 
     Args:
-        kind: of the shape.
-        vision: the `vision_config`.
-        layers: how many feed the merger; all by default.
-        own: what only this tower has.
+        kind: Class of the shape.
+        vision: The `vision_config`.
+        layers: Number of layers that feed the merger; all by default.
+        own: Fields of the shape that only this kind of tower has.
     """
     total = vision.num_hidden_layers
     return kind(
@@ -34,5 +34,5 @@ def tower_shape(kind: type[ShapeT], vision: Any, *, layers: int | None = None, *
 
 
 def side_of(value: Any) -> Any:
-    """The side of a square, which some families give as two equal ones."""
+    """Side of a square, which some families write as a pair: `[448, 448]`."""
     return value[0] if isinstance(value, (list, tuple)) else value

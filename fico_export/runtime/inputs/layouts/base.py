@@ -211,12 +211,12 @@ def equal_parts(size: Size, profile: Profile) -> list[Tile]:
 
 
 def unknown(record: LayoutRecord, numbers: AbstractSet[str] = frozenset(), texts: bool = False) -> str:
-    """What a manifest's record has that a rule does not read, empty where there is nothing.
+    """The first number or text of a record that its rule does not read, as a problem; empty where there is none.
 
     Args:
-        record: of the manifest.
-        numbers: names of those that the rule reads.
-        texts: whether it reads any.
+        record: The manifest's layout.
+        numbers: Names of the numbers that the rule reads.
+        texts: Whether the rule reads texts.
     """
     if others := record.numbers.keys() - numbers:
         return f"there is no number {min(others)}"
